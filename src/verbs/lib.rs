@@ -1,0 +1,1 @@
+//! Placeholder until its content lands in the next commits.
