@@ -1,0 +1,255 @@
+//! The border between the control side and the data path.
+//!
+//! The shim implements [`DataPath`]; the agent is its only caller. Everything here is plain data: no verbs pointer
+//! crosses the border, a QP is named by the number of its life in this process. The other direction is a channel
+//! of [`Event`]s that application threads fill and never wait on.
+//!
+//! Rules that hold for every method: it is called on the agent's thread only, it never blocks on an application thread
+//! or on the network, and after it failed the data path is as it was before the call unless its text says otherwise.
+
+use shift_proto::id::{Epoch, Mtu, PathId, Psn, WrSeq};
+use shift_proto::ledger::{IncarnationReport, Ledger, Plan};
+
+/// One life of one QP in this process, from RESET to RESET; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QpLife(pub u32);
+
+/// A device as the shim knows it: index into its table of opened devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(pub u16);
+
+/// A probe QP of the shim's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeId(pub u32);
+
+/// A GID, network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Gid(pub [u8; 16]);
+
+/// An errno of the provider, kept as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("errno {0}")]
+pub struct Errno(pub i32);
+
+/// What identifies the application's connection and what a standby has to match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionFacts {
+    /// Device of the primary path.
+    pub device: DeviceId,
+    /// The application's QP number.
+    pub qpn: u32,
+    /// Source GID of the primary path, by value.
+    pub gid: Gid,
+    /// Network interface behind `gid` ("eth1"), for link-local scope; empty if unknown.
+    pub netdev: String,
+    /// The remote QP number given at RTR.
+    pub peer_qpn: u32,
+    /// The remote GID given at RTR.
+    pub peer_gid: Gid,
+    /// Path MTU of the primary.
+    pub mtu: Mtu,
+}
+
+/// One end of a path, as the other end has to know it to connect to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathEnd {
+    /// QP number.
+    pub qpn: u32,
+    /// GID, by value.
+    pub gid: Gid,
+    /// Largest path MTU this end can use there, bytes.
+    pub mtu: Mtu,
+    /// Base of the PSNs this end sends with on that path; the PSN of an epoch derives from it.
+    pub psn_base: Psn,
+}
+
+/// Why a QP is not protected, in words for the operator. The first line names the variable or the reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unprotected(pub String);
+
+/// What a fence found so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceProgress {
+    /// Work is still out; ask again.
+    Pending,
+    /// The recipe completed: one report per incarnation since the last `forget`, newest last.
+    Fenced(Vec<IncarnationReport>),
+    /// The recipe cannot complete (the provider refused); the successes drained are in the reports, nothing else is proven.
+    Failed(Vec<IncarnationReport>),
+}
+
+/// Answer of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeState {
+    /// Not answered yet.
+    Pending,
+    /// The data round trip completed.
+    Answered,
+    /// The probe QP reported an error (a `wc.status`); it must be connected anew before the next probe.
+    Failed(u32),
+}
+
+/// Answer of the peer's key table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteKey {
+    /// The key on the standby.
+    Known(u32),
+    /// Not known here: the peer has to be asked.
+    Unknown,
+    /// The peer said that there is no such key.
+    Absent,
+}
+
+/// How the data path finds the peer's standby keys while it replays.
+pub trait RemoteKeys {
+    /// The key by which the peer's standby knows the memory that `rkey` names on the primary.
+    fn remote(&self, rkey: u32) -> RemoteKey;
+}
+
+/// What became of a replay or of held posts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayProgress {
+    /// Everything is posted; the QP posts directly on its new path.
+    Done,
+    /// The queue of the new path is full, or the entry needs the key named here; call again when it is known.
+    NeedsKey(u32),
+    /// The new path's queue is full; call again after completions.
+    Full,
+    /// The provider refused (errno).
+    Refused(Errno),
+}
+
+/// What the agent asks of the shim. See the module's rules.
+pub trait DataPath: Send + Sync {
+    /// The standby device chosen for `primary`, or why there is none.
+    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected>;
+    /// Name of a device ("rxe0").
+    fn device_name(&self, device: DeviceId) -> String;
+
+    /// Makes the QP's standby objects (PD, CQs, QP in RESET) on the standby device. Idempotent.
+    /// Returns the two ends (primary, standby) to offer to the peer.
+    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected>;
+    /// Brings `path` of the QP to RTS towards `peer` for `epoch`: own first PSN and expected PSN as given. Idempotent per epoch.
+    fn connect(&self, qp: QpLife, path: PathId, epoch: Epoch, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno>;
+    /// From now on faults of the QP are masked (true) or the application's (false).
+    fn set_armed(&self, qp: QpLife, armed: bool);
+
+    /// Stops posting on the current path: later posts are recorded and held. `false`: a poster is inside; ask again.
+    fn exclude(&self, qp: QpLife) -> bool;
+    /// Ends an exclusion before any fence: held posts go to the current path, in order.
+    fn release(&self, qp: QpLife);
+    /// Begins the fence of the current incarnation (excluded before). Errors that it causes are kept from the application.
+    fn fence(&self, qp: QpLife);
+    /// Drains; to be asked until it is not pending.
+    fn poll_fence(&self, qp: QpLife) -> FenceProgress;
+    /// Writes the outstanding send entries and the incarnations they were posted on into the ledger (those it does not have yet),
+    /// and what landed since.
+    fn admit(&self, qp: QpLife, ledger: &mut Ledger);
+    /// Posts the receives that were not consumed on `path`, in order, once per epoch.
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno>;
+    /// Executes the plan on `path` for `epoch`, as far as it gets, and after it the held posts; records the new postings in the ledger.
+    /// Idempotent: goes on where it stopped. With a stop in the plan, held posts stay held.
+    fn replay(&self, qp: QpLife, path: PathId, epoch: Epoch, plan: &Plan, ledger: &mut Ledger, keys: &dyn RemoteKeys) -> ReplayProgress;
+    /// Posts what is held because of an unknown key or a full queue, in order.
+    fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress;
+    /// Completes the first entry that is not retired with `status` and flushes it and all behind it, receives too; the QP stays in error.
+    /// `status` is a `wc.status`; `None`: the error the NIC gave first, else RETRY_EXC_ERR.
+    fn surface(&self, qp: QpLife, status: Option<u32>);
+    /// Every entry below this sequence number is retired (its completion was given out or is ready to be).
+    fn retired_below(&self, qp: QpLife) -> WrSeq;
+    /// Every entry below this sequence number was posted.
+    fn next_seq(&self, qp: QpLife) -> WrSeq;
+    /// Something outstanding could end in an error (atomics, WRITEs under policy error).
+    fn could_end_in_error(&self, qp: QpLife) -> bool;
+    /// The application's own QP object is in ERR or beyond (a fatal completion was seen).
+    fn in_error(&self, qp: QpLife) -> bool;
+    /// Evidence of incarnations below this epoch is not needed any more.
+    fn forget(&self, qp: QpLife, below: Epoch);
+    /// Looks at every CQ with outstanding work of protected QPs that the application has not polled lately; may send events.
+    fn sweep(&self);
+    /// Reads what the async fd of the shim's own context of that device has (see [`Event::DeviceOpened`]); sends [`Event::Port`]. Never blocks.
+    fn read_async(&self, device: DeviceId);
+
+    /// A probe QP on the device that is the given path of that QP. Both ends open one.
+    fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno>;
+    /// (Re)connects a probe QP.
+    fn probe_connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno>;
+    /// Posts one probe: a zero-length WRITE on the shim's own QP.
+    fn probe_start(&self, probe: ProbeId) -> Result<(), Errno>;
+    /// Asks for the answer.
+    fn probe_poll(&self, probe: ProbeId) -> ProbeState;
+    /// Destroys the probe QP, off this thread if it may block.
+    fn probe_close(&self, probe: ProbeId);
+}
+
+/// What the data path tells the agent.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The shim opened a device for itself; `async_fd` is non-blocking and readable when `DataPath::read_async` has something to do.
+    DeviceOpened {
+        /// The device.
+        device: DeviceId,
+        /// Of the shim's own context; stays open as long as the process lives.
+        async_fd: std::os::fd::RawFd,
+    },
+    /// The QP reached RTS (both RTR and RTS attributes known): it may be armed.
+    Connected {
+        /// The QP.
+        qp: QpLife,
+        /// Its connection.
+        facts: ConnectionFacts,
+    },
+    /// The QP uses something that is not protected; it was reported already.
+    Unprotected {
+        /// The QP.
+        qp: QpLife,
+        /// The reason.
+        reason: Unprotected,
+    },
+    /// A completion or flush that is a fault of the path; it is kept from the application.
+    Fatal {
+        /// The QP.
+        qp: QpLife,
+        /// `wc.status` of the first error.
+        status: u32,
+    },
+    /// An error that is the application's own (RNR, REM_*, LOC_*, its own ERR or RESET): passed on, no migration from now on.
+    ApplicationError {
+        /// The QP.
+        qp: QpLife,
+    },
+    /// The application destroyed the QP.
+    Destroyed {
+        /// The QP.
+        qp: QpLife,
+    },
+    /// Posts are held because of an unknown key or a full queue: `post_held` is wanted.
+    Held {
+        /// The QP.
+        qp: QpLife,
+    },
+    /// A memory region exists on primary and standby.
+    KeyAdded {
+        /// Device of the application's registration.
+        device: DeviceId,
+        /// rkey there.
+        rkey: u32,
+        /// rkey on the standby.
+        standby_rkey: u32,
+    },
+    /// A memory region is gone (its standby registration already is).
+    KeyRemoved {
+        /// Device of the application's registration.
+        device: DeviceId,
+        /// rkey there.
+        rkey: u32,
+    },
+    /// The port of a device changed, as its async events say.
+    Port {
+        /// The device.
+        device: DeviceId,
+        /// Up again, or down.
+        up: bool,
+    },
+}
