@@ -1,0 +1,156 @@
+//! Every wait of the protocol has a deadline and a stated outcome. This is the table: the documentation is generated from it.
+
+use alloc::string::String;
+use core::fmt;
+
+use crate::id::Micros;
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadlineRow {
+    /// Which one.
+    pub name: &'static str,
+    /// The environment variable that sets it, in milliseconds.
+    pub variable: &'static str,
+    /// The default.
+    pub default: Micros,
+    /// What it bounds.
+    pub bounds: &'static str,
+    /// What happens when it passes.
+    pub outcome: &'static str,
+    /// Why the default is what it is.
+    pub reason: &'static str,
+}
+
+macro_rules! deadlines {
+    ($($field:ident, $variable:literal, $millis:literal, $bounds:literal, $outcome:literal, $reason:literal;)*) => {
+        /// All deadlines. Made by [`Deadlines::default`] and [`Deadlines::set`], to be checked by [`Deadlines::check`] before use.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Deadlines {
+            $(#[doc = $bounds] #[doc = ""] #[doc = concat!("When it passes: ", $outcome, ". `", $variable, "`.")] pub $field: Micros,)*
+        }
+
+        impl Default for Deadlines {
+            fn default() -> Self {
+                Self { $($field: Micros::from_millis($millis),)* }
+            }
+        }
+
+        /// The table of deadlines.
+        pub static DEADLINES: &[DeadlineRow] = &[$(DeadlineRow {
+            name: stringify!($field),
+            variable: $variable,
+            default: Micros::from_millis($millis),
+            bounds: $bounds,
+            outcome: $outcome,
+            reason: $reason,
+        },)*];
+
+        impl Deadlines {
+            /// Sets the deadline of that variable. `None`: no deadline has that variable.
+            pub fn set(&mut self, variable: &str, value: Micros) -> Option<()> {
+                match variable {
+                    $($variable => self.$field = value,)*
+                    _ => return None,
+                }
+                Some(())
+            }
+
+            /// The deadline of that variable.
+            #[must_use]
+            pub fn get(&self, variable: &str) -> Option<Micros> {
+                match variable {
+                    $($variable => Some(self.$field),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+deadlines! {
+    stall, "SHIFT_STALL_MS", 200,
+        "outstanding work without progress",
+        "probe the path",
+        "well above the tail of a loaded fabric's round trips, well below the first NIC time-out of common settings";
+    probe, "SHIFT_PROBE_MS", 200,
+        "one probe of a path; the agent raises it to a multiple of the path's measured round trip",
+        "the path counts as dead: trigger",
+        "a slow path is no dead one";
+    hold, "SHIFT_HOLD_MS", 2000,
+        "waiting for the NIC's own retries while something outstanding could end in an error",
+        "claim, or accept instead of waiting",
+        "a link that flaps for a second heals by retransmission; the agent lowers it to the QP's retry budget where that is shorter";
+    claim, "SHIFT_CLAIM_MS", 500,
+        "the answer to a claim; COMMIT after an acceptance",
+        "before COMMIT: CANCEL or lapse, and claim again until patience ends",
+        "several control round trips, with room for one lost frame";
+    exclude, "SHIFT_EXCLUDE_MS", 100,
+        "a poster or poller inside an open wr_start or start_poll",
+        "before ACCEPT: WAIT; before COMMIT: CANCEL",
+        "an open post takes microseconds; a thread that lost its CPU comes back within a few time slices";
+    fence, "SHIFT_FENCE_MS", 1000,
+        "the provider's recipe for a fence",
+        "the other end fences, both wait the packet lifetime, no PSN proof from the end that could not; neither can: surface",
+        "flushing a full queue takes milliseconds; a firmware that is busy takes some hundred";
+    packet_lifetime, "SHIFT_PACKET_LIFETIME_MS", 500,
+        "how long a packet of an incarnation that is not fenced may still arrive",
+        "the end that could not fence drains once more and reports",
+        "switch buffers hold milliseconds; pause storms some hundred";
+    exchange, "SHIFT_EXCHANGE_MS", 3000,
+        "reports, receives reposted, replay posted",
+        "surface",
+        "a fence and a packet lifetime at each end, and lost frames besides";
+    key_lookup, "SHIFT_KEY_LOOKUP_MS", 1000,
+        "an unknown remote key asked of the peer",
+        "the request ends with RETRY_EXC_ERR and the QP flushes behind it",
+        "one control round trip, with room for lost frames";
+    patience, "SHIFT_PATIENCE_MS", 10000,
+        "from the first masked error or the fence, whichever is first, to the first success, all waits together",
+        "surface",
+        "well below the watchdogs of collective libraries, well above the reboot of a switch port";
+    hold_down, "SHIFT_HOLD_DOWN_MS", 5000,
+        "how long a path must be good before the connection goes back to it; doubles for a flapping link up to a bound",
+        "probe again",
+        "longer than link training and route convergence";
+    heartbeat, "SHIFT_HEARTBEAT_MS", 1000,
+        "silence on a control connection",
+        "try the next network; none: the peer counts as unreachable",
+        "several intervals of keep-alive frames";
+    resend, "SHIFT_RESEND_MS", 20,
+        "an answer to a handshake message; doubles with each repetition up to a bound",
+        "send again",
+        "a few control round trips";
+    control_round_trip, "SHIFT_CONTROL_ROUND_TRIP_MS", 100,
+        "the longest round trip that the control connection is trusted to have; the checks of the others rest on it",
+        "nothing by itself",
+        "a management network under load";
+}
+
+/// The longest hold-down of a path that keeps flapping.
+pub const MAX_HOLD_DOWN: Micros = Micros::from_millis(300_000);
+
+/// How often the interval of re-sends doubles: 20 ms becomes 320 ms, still several tries within a claim deadline.
+pub const MAX_RESEND_DOUBLINGS: u32 = 4;
+
+/// A relation between two deadlines does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadlineError(String);
+
+impl fmt::Display for DeadlineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl core::error::Error for DeadlineError {}
+
+impl Deadlines {
+    /// Checks the relations between the deadlines.
+    ///
+    /// # Errors
+    /// One does not hold; the text names it and the variables.
+    pub fn check(&self) -> Result<(), DeadlineError> {
+        todo!()
+    }
+}

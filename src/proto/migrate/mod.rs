@@ -1,0 +1,307 @@
+//! How the two ends of a connection move to another path together: one state machine per end, driven by inputs, giving
+//! effects.
+//!
+//! It owns the order of things: who claims, when nobody posts, when the old incarnation is fenced, when receives are
+//! posted again, when the replay may start, when either end may forget. It refuses to own what is done at each of these
+//! points: that is the data path's, and what is replayed is the ledger's.
+//!
+//! What must hold: both ends never replay in different epochs before the other is ready; after COMMIT nothing resumes on
+//! the old path; every wait ends.
+
+mod deadlines;
+mod message;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+pub use deadlines::{DeadlineError, DeadlineRow, Deadlines, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS};
+pub use message::{Cause, Handshake, MAX_REPORTS};
+
+use crate::id::{EndpointId, Epoch, Micros, PathId, Tuple};
+use crate::ledger::IncarnationReport;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A message of the peer's.
+    Frame(Handshake),
+    /// That path could carry the connection: both ends have it in RTS, keys are exchanged, a probe was answered.
+    PathArmed(PathId),
+    /// Not any more.
+    PathDisarmed(PathId),
+    /// The current path is suspect. `fatal`: a completion says that the current incarnation is in ERR.
+    Fault {
+        /// What was seen.
+        cause: Cause,
+        /// The QP of the current incarnation is in ERR; the error is kept from the application.
+        fatal: bool,
+    },
+    /// A probe that was sent after [`Effect::Seek`] was answered. For the current path with its QP not in ERR: the fault is over.
+    PathAnswered(PathId),
+    /// Answer to [`Effect::Exclude`]: nobody posts or polls. If [`Input::Hold`] changed, that comes first.
+    Excluded,
+    /// Answer to [`Effect::Exclude`]: somebody is inside and will not leave soon. The exclude deadline says the same.
+    NotExcluded,
+    /// The own ledger holds work that could end in an error, or does not any more. To be given whenever it changes.
+    Hold(bool),
+    /// Answer to [`Effect::Fence`].
+    Fenced {
+        /// One per incarnation since the last [`Effect::Forget`], newest last; never empty, at most [`MAX_REPORTS`].
+        reports: Vec<IncarnationReport>,
+        /// The provider's recipe completed.
+        complete: bool,
+    },
+    /// Answer to [`Effect::Repost`]: the target is connected for the epoch, the receives are posted.
+    Reposted,
+    /// Answer to [`Effect::Repost`]: the provider refused.
+    RepostFailed,
+    /// All of the plan is posted, held posts follow. Not for a plan with a stop.
+    Replayed,
+    /// The provider refused, or the reports contradict the ledger.
+    ReplayFailed,
+    /// A success came from the new incarnation: patience starts anew. Optional: [`Input::Retired`] says it too.
+    Progress,
+    /// Every entry that the plan completed or replayed is retired.
+    Retired,
+    /// The plan has a stop and every entry before it is retired.
+    StopReached,
+    /// The application put the QP into ERR or RESET, or an error came that is the application's. It has it already.
+    ApplicationError,
+    /// The application destroyed the QP.
+    Destroyed,
+    /// The peer cannot be reached: its process ended without a word, or all networks are silent.
+    PeerGone,
+    /// Time passed.
+    Tick,
+}
+
+/// What has to be done, in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send that to the peer.
+    Send(Handshake),
+    /// Probe every path, the current one too, again and again, and give [`Input::PathAnswered`] for each answer.
+    Seek,
+    /// Stop that.
+    StopSeek,
+    /// Stop posting on the current path, also a replay that is under way; later posts are held. Answer when nobody is inside.
+    Exclude,
+    /// Posting goes on where it stopped: on the current path, held posts first; a replay that was interrupted goes on.
+    Release,
+    /// Fence every incarnation that is not fenced, drain, and report all of them. Also asked of an end whose fence failed,
+    /// when the packet lifetime is over.
+    Fence,
+    /// Connect the target for the epoch if it is not, and post there the receives that were not consumed.
+    Repost {
+        /// The migration.
+        tuple: Tuple,
+    },
+    /// Apply the peer's reports to the ledger, decide, and replay on the target; held posts follow.
+    Replay {
+        /// The migration.
+        tuple: Tuple,
+        /// The peer's reports.
+        reports: Vec<IncarnationReport>,
+    },
+    /// The peer needs no report of an incarnation below that one any more: drop them.
+    Forget {
+        /// The first one to keep.
+        below: Epoch,
+    },
+    /// Both ends confirmed: the migration is over.
+    Confirmed {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Complete the first entry that is not retired with the error the NIC gave first, else RETRY_EXC_ERR, and flush it and
+    /// all behind it. The connection is over.
+    Surface {
+        /// Why.
+        why: Surfaced,
+    },
+    /// A point on the time line, for the log.
+    Phase(Phase),
+}
+
+/// Why an error reaches the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Surfaced {
+    /// No path carried anything within the patience deadline.
+    PatienceOver,
+    /// The exchange deadline passed.
+    ExchangeOver,
+    /// Neither end could fence.
+    NeitherFenced,
+    /// The target could not be connected or the receives not be posted.
+    RepostFailed,
+    /// The provider refused the replay, or the reports contradict the ledger.
+    ReplayFailed,
+    /// The ledger holds an entry that must not be posted again and cannot be called complete.
+    StopReached,
+    /// The peer surfaced an error first.
+    PeerSurfaced,
+    /// The peer is gone, and this end cannot go on without it.
+    PeerGone,
+    /// More incarnations than a report can name.
+    TooManyIncarnations,
+    /// The application's own error came in mid-migration.
+    ApplicationError,
+}
+
+impl fmt::Display for Surfaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PatienceOver => "no path carried anything within the patience deadline",
+            Self::ExchangeOver => "the exchange deadline passed",
+            Self::NeitherFenced => "neither end could fence",
+            Self::RepostFailed => "the receives could not be posted on the new path",
+            Self::ReplayFailed => "the replay was refused or the two ends do not agree",
+            Self::StopReached => "a request must not be posted again and cannot be called complete",
+            Self::PeerSurfaced => "the peer surfaced an error",
+            Self::PeerGone => "the peer is gone",
+            Self::TooManyIncarnations => "too many migrations without a confirmation",
+            Self::ApplicationError => "the application put the queue pair into error",
+        })
+    }
+}
+
+/// The points of a migration that the log stamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// A fault was seen.
+    Trigger,
+    /// The own claim went out.
+    ClaimSent,
+    /// The peer's claim was accepted, or the peer accepted the own one.
+    Accepted,
+    /// COMMIT was sent or came in.
+    Committed,
+    /// The own fence is done.
+    Fenced,
+    /// The peer's report is in.
+    ReportIn,
+    /// The own receives are posted on the new path.
+    Reposted,
+    /// The peer's receives are posted: the replay starts.
+    Ready,
+    /// The plan is posted.
+    Replayed,
+    /// The replay has retired: the connection runs on the new path.
+    Resumed,
+    /// Both ends confirmed.
+    Confirmed,
+}
+
+/// Where an end is in a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// On its path.
+    Running,
+    /// COMMIT is said; the fence runs.
+    Fencing,
+    /// The fence is done; the peer's report is missing.
+    Fenced,
+    /// One end could not fence; the packet lifetime runs.
+    Settling,
+    /// The receives are being posted on the new path.
+    Reposting,
+    /// They are posted; the peer's READY is missing.
+    Ready,
+    /// The replay is being posted or has not retired.
+    Replaying,
+    /// An error was surfaced, or is the application's.
+    Dead,
+    /// The application destroyed the QP.
+    Gone,
+}
+
+/// What an end is about to do next to its stage: the life of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Attempt {
+    /// Nothing.
+    Idle,
+    /// A fault is known, no claim is out: a path is sought.
+    Seeking,
+    /// The own claim is out.
+    Claiming,
+    /// It was accepted; the posters are being excluded.
+    Committing,
+    /// The peer's claim was answered with WAIT.
+    Holding,
+    /// The posters are being excluded before the peer's claim is accepted.
+    Accepting,
+    /// The peer's claim is accepted.
+    Accepted,
+}
+
+/// The state as the log shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateName {
+    /// Where the end is in a migration.
+    pub stage: Stage,
+    /// What it is about to do.
+    pub attempt: Attempt,
+}
+
+/// One end of one connection.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    me: EndpointId,
+    peer: EndpointId,
+    deadlines: Deadlines,
+}
+
+impl Machine {
+    /// One end of a connection that runs on its primary path, not armed.
+    #[must_use]
+    pub const fn new(me: EndpointId, peer: EndpointId, deadlines: Deadlines) -> Self {
+        Self { me, peer, deadlines }
+    }
+
+    /// Takes an input. `now` must not go back. Then [`Machine::poll_effect`] until it is empty.
+    pub fn handle(&mut self, now: Micros, input: Input) {
+        let _ = (now, input, self.me, self.peer, self.deadlines);
+        todo!()
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        todo!()
+    }
+
+    /// When [`Input::Tick`] is wanted at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Micros> {
+        todo!()
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> StateName {
+        todo!()
+    }
+
+    /// The epoch in which it is.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        todo!()
+    }
+
+    /// The path that it is on, or moves to.
+    #[must_use]
+    pub fn path(&self) -> PathId {
+        todo!()
+    }
+
+    /// The migration that made the current epoch.
+    #[must_use]
+    pub fn tuple(&self) -> Option<Tuple> {
+        todo!()
+    }
+
+    /// Whether a fault of the current path would be migrated.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        todo!()
+    }
+}
