@@ -1,2 +1,158 @@
-//! Placeholder until its content lands in the next commits.
-fn main() {}
+//! The command line of the lab; `scripts/lab` builds it and passes everything on.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+
+use shift_lab::boot::leash;
+use shift_lab::pair::Setup;
+use shift_lab::place::Host;
+use shift_lab::runner::{boot, say, Runner};
+use shift_lab::trouble::Result;
+use shift_lab::{scenarios, shell, wire};
+
+/// Two guests with two RDMA rails each, the wires between them, and scenarios.
+///
+/// Each scenario prints one JSON object on standard output; progress goes to standard error. The exit status is 0 only if all passed.
+/// Variables: SHIFT_LAB_CACHE (where kernel and image are kept), SHIFT_LAB_ACCEL (tcg or kvm; default: kvm where it works),
+/// SHIFT_LAB_KEEP (any value: keep the directory with logs of this run).
+#[derive(Parser)]
+#[command(name = "scripts/lab", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Names all scenarios.
+    List,
+    /// Runs scenarios; `*` stands for any letters, `all` for all of them.
+    Run {
+        /// Which.
+        #[arg(required = true)]
+        scenarios: Vec<String>,
+        /// What random choices come from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Boots the pair and makes this terminal the console of a guest.
+    Shell {
+        /// Which guest.
+        #[arg(value_enum, default_value = "a")]
+        host: Name,
+        /// Processors of each guest.
+        #[arg(long, default_value_t = 1)]
+        smp: u8,
+    },
+    /// The wire, a process of its own.
+    #[command(hide = true)]
+    Wire {
+        #[arg(long)]
+        control: PathBuf,
+        #[arg(long)]
+        log: PathBuf,
+    },
+    /// Becomes another program that dies with its parent.
+    #[command(hide = true)]
+    Leash {
+        #[arg(long)]
+        parent: u32,
+        #[arg(last = true)]
+        program: Vec<String>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    A,
+    B,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::List => list(),
+        Command::Run { scenarios, seed } => with_setup(|setup| run(setup, &scenarios, seed)),
+        Command::Shell { host, smp } => with_setup(|setup| interact(setup, host, smp)),
+        Command::Wire { control, log } => wire::control::serve(&control, &log, std::io::stdout())
+            .map(|()| true)
+            .map_err(Into::into),
+        Command::Leash { parent, program } => Err(leash::become_program(parent, &program).into()),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&error.to_string());
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn list() -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    for scenario in scenarios::all() {
+        writeln!(out, "{:36} {}", scenario.name, scenario.about)?;
+    }
+    Ok(true)
+}
+
+fn run(setup: &Setup, patterns: &[String], seed: u64) -> Result<bool> {
+    let all = scenarios::all();
+    match scenarios::select(&all, patterns) {
+        Ok(selected) => Runner::new(setup.clone(), std::io::stdout()).run_all(&selected, seed),
+        Err(why) => {
+            say(&why);
+            Ok(false)
+        }
+    }
+}
+
+fn interact(setup: &Setup, host: Name, smp: u8) -> Result<bool> {
+    let host = match host {
+        Name::A => Host::A,
+        Name::B => Host::B,
+    };
+    let mut lab = boot(setup, smp, 0)?;
+    shell::attach(&mut lab, host).map(|()| true)
+}
+
+/// The directory of the run goes away however the run ends, but for SIGKILL.
+fn with_setup(work: impl FnOnce(&Setup) -> Result<bool>) -> Result<bool> {
+    let setup = Setup::new()?;
+    let run = setup.run.clone();
+    let clean = move || {
+        if std::env::var_os("SHIFT_LAB_KEEP").is_some() {
+            say(&format!("kept: {}", run.display()));
+        } else {
+            let _ = std::fs::remove_dir_all(&run);
+        }
+    };
+    end_on_signal(clean.clone())?;
+    let result = work(&setup);
+    clean();
+    result
+}
+
+/// Guests are on a leash: when this process ends, they do.
+fn end_on_signal(clean: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(std::io::Error::from)?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Ok(signal) = signals.wait() {
+                say(&format!("{signal}: ending the guests"));
+                clean();
+                std::process::exit(128 + signal as i32);
+            }
+        })?;
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! What a scenario holds in its hands: two guests, the wire, and the faults.
+
+use std::time::Duration;
+
+use crate::clock::{monotonic_ns, until};
+use crate::guest::{Guest, Program, Running};
+use crate::pair::{Pair, Setup};
+use crate::place::{Host, Link, Rail};
+use crate::trouble::{Result, Trouble};
+use crate::wire::control::Control;
+
+/// Both rails and the management link are up within this after a reset, or the pair is given up.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// Destroying a queue pair of a dead link may take soft-RoCE a minute (`rxe_destroy_qp: cleanup failed`).
+const QUIET_LIMIT: Duration = Duration::from_secs(90);
+
+/// A pair of guests, and what can be done to it.
+#[derive(Debug)]
+pub struct Lab {
+    setup: Setup,
+    pair: Pair,
+    spoiled: bool,
+}
+
+impl Lab {
+    /// A lab around a booted pair.
+    pub fn new(setup: Setup, pair: Pair) -> Lab {
+        Lab {
+            setup,
+            pair,
+            spoiled: false,
+        }
+    }
+
+    /// Host A, by custom the client.
+    pub fn a(&self) -> &Guest {
+        self.pair.guest(Host::A)
+    }
+
+    /// Host B, by custom the server.
+    pub fn b(&self) -> &Guest {
+        self.pair.guest(Host::B)
+    }
+
+    /// Either host.
+    pub fn guest(&self, host: Host) -> &Guest {
+        self.pair.guest(host)
+    }
+
+    /// The wire: rules, counts, log.
+    pub fn wire(&self) -> &Control {
+        &self.pair.wire
+    }
+
+    /// Where things are on this machine.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The pair itself.
+    pub fn pair(&self) -> &Pair {
+        &self.pair
+    }
+
+    /// A guest that died or panicked.
+    pub fn death(&mut self) -> Option<Trouble> {
+        self.pair.death()
+    }
+
+    /// The guests are not to be used by another scenario.
+    pub fn spoil(&mut self) {
+        self.spoiled = true;
+    }
+
+    /// Whether they are.
+    pub fn is_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
+    /// Takes the interface of `rail` down inside `host`; returns when it was, host-monotonic.
+    ///
+    /// # Errors
+    /// The guest is lost.
+    pub fn cut(&self, host: Host, rail: Rail) -> Result<u64> {
+        self.set_interface(host, rail, "down")
+    }
+
+    /// Takes it up again.
+    ///
+    /// # Errors
+    /// The guest is lost.
+    pub fn mend(&self, host: Host, rail: Rail) -> Result<u64> {
+        self.set_interface(host, rail, "up")
+    }
+
+    fn set_interface(&self, host: Host, rail: Rail, state: &str) -> Result<u64> {
+        let at_ns = monotonic_ns();
+        let command = format!("/sbin/ip link set {} {state}", rail.link().interface());
+        let ended = self
+            .guest(host)
+            .run(&Program::words(&command), Duration::from_secs(60))?;
+        if ended.succeeded() {
+            Ok(at_ns)
+        } else {
+            Err(Trouble::setup(format!(
+                "{command} on {}: {}",
+                host.name(),
+                ended.brief()
+            )))
+        }
+    }
+
+    /// Takes the carrier of `rail` away from `host` alone, or gives it back: a fault that this host sees.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn set_carrier(&mut self, host: Host, rail: Rail, up: bool) -> Result<u64> {
+        let at_ns = monotonic_ns();
+        self.pair
+            .monitor(host)
+            .set_link(&rail.link().interface(), up)?;
+        Ok(at_ns)
+    }
+
+    /// Tears the network card of `rail` out of `host`. The pair is spoiled by it.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn tear_out(&mut self, host: Host, rail: Rail) -> Result<u64> {
+        self.spoil();
+        let at_ns = monotonic_ns();
+        self.pair
+            .monitor(host)
+            .device_del(&rail.link().interface())?;
+        Ok(at_ns)
+    }
+
+    /// Starts `server` on `host`, waits until it listens on TCP `port`, then starts `client` on the other host.
+    ///
+    /// # Errors
+    /// One of them cannot be started, or the server ends or does not listen within 60 s.
+    pub fn start_pair(
+        &self,
+        host: Host,
+        port: u16,
+        server: &Program,
+        client: &Program,
+    ) -> Result<(Running, Running)> {
+        let server = self.guest(host).spawn(server)?;
+        self.wait_listening(&server, port)?;
+        Ok((server, self.guest(host.peer()).spawn(client)?))
+    }
+
+    /// Waits until somebody on the host of `server` listens on TCP `port`.
+    ///
+    /// # Errors
+    /// `server` ends first, or nobody does within 60 s.
+    pub fn wait_listening(&self, server: &Running, port: u16) -> Result<()> {
+        let guest = self.guest(server.host());
+        until(
+            &format!("a listener on port {port}"),
+            Duration::from_secs(60),
+            || {
+                if let Some(ended) = server.ended() {
+                    return Err(Trouble::judged(format!(
+                        "the server ended before it listened: {}",
+                        ended.brief()
+                    )));
+                }
+                let tables = [guest.read("/proc/net/tcp")?, guest.read("/proc/net/tcp6")?];
+                Ok(tables
+                    .iter()
+                    .any(|table| has_listener(table, port))
+                    .then_some(()))
+            },
+        )
+    }
+
+    /// Waits until `packets` more RoCE packets have gone over `rail`, both directions together; false if `gone` says stop first.
+    ///
+    /// # Errors
+    /// They do not within `limit`, or the wire is gone.
+    pub fn wait_traffic(
+        &self,
+        rail: Rail,
+        packets: u64,
+        limit: Duration,
+        gone: impl Fn() -> bool,
+    ) -> Result<bool> {
+        let carried = || -> Result<u64> {
+            let counts = self.wire().counts()?;
+            let sum = |host| counts.flow(rail.link(), host).opcodes.values().sum::<u64>();
+            Ok(sum(Host::A) + sum(Host::B))
+        };
+        let goal = carried()? + packets;
+        until(
+            &format!("{packets} packets on {}", rail.device()),
+            limit,
+            || {
+                Ok(if carried()? >= goal {
+                    Some(true)
+                } else if gone() {
+                    Some(false)
+                } else {
+                    None
+                })
+            },
+        )
+    }
+
+    /// Brings everything back to how it was after the boot: no rule, nothing running, rails up and usable.
+    ///
+    /// # Errors
+    /// It cannot be done: the pair is not to be used any more.
+    pub fn reset(&mut self) -> Result<()> {
+        self.wire().clear()?;
+        for host in Host::ALL {
+            for rail in Rail::ALL {
+                self.set_carrier(host, rail, true)?;
+            }
+            self.guest(host).kill_all()?;
+        }
+        for host in Host::ALL {
+            self.guest(host).wait_quiet(QUIET_LIMIT)?;
+            self.guest(host).shell(RESTORE)?;
+        }
+        self.wait_ready()
+    }
+
+    /// Waits until both rails and the management link carry packets and the RDMA devices are active.
+    ///
+    /// # Errors
+    /// They do not within a minute.
+    pub fn wait_ready(&self) -> Result<()> {
+        for host in Host::ALL {
+            let peer = Link::ALL.map(|link| link.address(host.peer())).join(" ");
+            until(
+                &format!("both rails of {} to be up", host.name()),
+                READY_LIMIT,
+                || {
+                    let line = format!("{ACTIVE} && for p in {peer}; do /bin/busybox ping -c 1 -W 2 $p || exit 1; done");
+                    let ended = self.guest(host).run(&Program::shell(&line), READY_LIMIT)?;
+                    Ok(ended.succeeded().then_some(()))
+                },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Both RDMA devices have their port up.
+const ACTIVE: &str = "for d in rxe0 rxe1; do read s < /sys/class/infiniband/$d/ports/1/state; [ \"$s\" = '4: ACTIVE' ] || exit 1; done";
+
+/// Interfaces up with their addresses; a missing RDMA device is made again.
+const RESTORE: &str = "for n in 1 2; do
+    /sbin/ip link set eth$n up
+    d=rxe$((n - 1))
+    [ -e /sys/class/infiniband/$d ] || rdma link add $d type rxe netdev eth$n
+done";
+
+/// /proc/net/tcp: a socket in state LISTEN (0A) on that local port.
+fn has_listener(table: &str, port: u16) -> bool {
+    let suffix = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(&suffix)) && fields.nth(1) == Some("0A")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_listening_socket_of_that_port_counts() {
+        let table = "  sl  local_address rem_address   st\n   0: 00000000:4853 00000000:0000 0A 0\n   1: 0100007F:4854 0100007F:8000 01 0\n";
+        assert!(has_listener(table, 0x4853));
+        assert!(!has_listener(table, 0x4854));
+        assert!(!has_listener(table, 0x853));
+    }
+}

@@ -1,0 +1,21 @@
+//! The lab: two real hosts with two rails each, on any machine.
+//!
+//! Two QEMU guests with soft-RoCE, three cables that are a process of the lab's own, and scenarios that run programs, make faults and
+//! judge what came of it. `scripts/lab --help` is the way in; nothing here sends a packet anywhere but over loopback.
+//!
+//! [`boot`] makes machines, [`wire`] is the cables, [`guest`] holds on to a guest, [`pair`] is two of them booted, [`lab`] is what a
+//! scenario works with, [`runner`] runs scenarios and prints what came of them, [`scenarios`] is the list.
+
+pub mod boot;
+pub mod clock;
+pub mod figures;
+pub mod guest;
+pub mod lab;
+pub mod pair;
+pub mod perftest;
+pub mod place;
+pub mod runner;
+pub mod scenarios;
+pub mod shell;
+pub mod trouble;
+pub mod wire;
