@@ -11,8 +11,8 @@ use crate::wire::control::Control;
 
 /// Both rails and the management link are up within this after a reset, or the pair is given up.
 const READY_LIMIT: Duration = Duration::from_secs(60);
-/// Destroying a queue pair of a dead link may take soft-RoCE a minute (`rxe_destroy_qp: cleanup failed`).
-const QUIET_LIMIT: Duration = Duration::from_secs(90);
+/// Destroying a queue pair of a dead link may take soft-RoCE a minute (`rxe_destroy_qp: cleanup failed`); a fresh pair takes 7 s.
+const QUIET_LIMIT: Duration = Duration::from_secs(8);
 
 /// A pair of guests, and what can be done to it.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct Lab {
     setup: Setup,
     pair: Pair,
     spoiled: bool,
+    death_expected: bool,
 }
 
 impl Lab {
@@ -29,6 +30,7 @@ impl Lab {
             setup,
             pair,
             spoiled: false,
+            death_expected: false,
         }
     }
 
@@ -60,6 +62,17 @@ impl Lab {
     /// The pair itself.
     pub fn pair(&self) -> &Pair {
         &self.pair
+    }
+
+    /// The scenario itself is going to kill a guest.
+    pub fn expect_death(&mut self) {
+        self.spoil();
+        self.death_expected = true;
+    }
+
+    /// Whether it is.
+    pub fn is_death_expected(&self) -> bool {
+        self.death_expected
     }
 
     /// A guest that died or panicked.
@@ -94,11 +107,10 @@ impl Lab {
     }
 
     fn set_interface(&self, host: Host, rail: Rail, state: &str) -> Result<u64> {
-        let at_ns = monotonic_ns();
         let command = format!("/sbin/ip link set {} {state}", rail.link().interface());
-        let ended = self
-            .guest(host)
-            .run(&Program::words(&command), Duration::from_secs(60))?;
+        let running = self.guest(host).spawn(&Program::words(&command))?;
+        let at_ns = monotonic_ns();
+        let ended = running.wait(Duration::from_secs(60))?;
         if ended.succeeded() {
             Ok(at_ns)
         } else {

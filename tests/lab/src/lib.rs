@@ -4,7 +4,7 @@
 //! judge what came of it. `scripts/lab --help` is the way in; nothing here sends a packet anywhere but over loopback.
 //!
 //! [`boot`] makes machines, [`wire`] is the cables, [`guest`] holds on to a guest, [`pair`] is two of them booted, [`lab`] is what a
-//! scenario works with, [`runner`] runs scenarios and prints what came of them, [`scenarios`] is the list.
+//! scenario works with, [`trial`] is a client and a server under a fault, [`runner`] runs scenarios and prints what came of them, [`scenarios`] is the list.
 
 pub mod boot;
 pub mod clock;
@@ -16,6 +16,8 @@ pub mod perftest;
 pub mod place;
 pub mod runner;
 pub mod scenarios;
+pub mod seed;
 pub mod shell;
+pub mod trial;
 pub mod trouble;
 pub mod wire;

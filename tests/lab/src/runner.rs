@@ -91,7 +91,12 @@ impl<W: Write> Runner<W> {
     }
 
     fn guest_lost(&mut self, result: &Result<Figures>) -> Option<Trouble> {
-        if let Some(death) = self.lab.as_mut().and_then(Lab::death) {
+        if let Some(death) = self
+            .lab
+            .as_mut()
+            .filter(|lab| !lab.is_death_expected())
+            .and_then(Lab::death)
+        {
             return Some(death);
         }
         match result {

@@ -5,6 +5,7 @@ use crate::lab::Lab;
 use crate::pair::Setup;
 use crate::trouble::Result;
 
+mod lab_itself;
 mod non_rdma;
 mod plain;
 mod transparent;
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Scenario> {
     [
         non_rdma::scenarios(),
         transparent::scenarios(),
+        lab_itself::scenarios(),
         plain::scenarios(),
     ]
     .into_iter()

@@ -1,10 +1,13 @@
 //! Programs without the shim: they run when nothing is done to them, and a dead rail ends them. The second half is the negative control
 //! of every scenario that shows survival.
 
+use serde_json::json;
+
 use crate::figures::Figures;
 use crate::lab::Lab;
 use crate::perftest::{Perftest, Tool};
 use crate::place::{Host, Rail};
+use crate::trial::{Fault, Moment};
 use crate::trouble::{require, Result};
 
 use super::Scenario;
@@ -41,20 +44,23 @@ fn run_all_tools(lab: &mut Lab, _seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
     for tool in [Tool::Write, Tool::Send, Tool::Read, Tool::Atomic] {
         let test = Perftest::plain(tool);
-        let story = test.start(lab)?.finish(lab, None)?;
-        test.require_complete(&story)?;
-        figures.note(tool.program(), serde_json::json!(story.figures()));
+        let story = test.trial().run(lab)?;
+        figures.note(tool.program(), json!(test.require_complete(&story)?));
     }
     Ok(figures)
 }
 
 fn run_cut(lab: &mut Lab, tool: Tool, host: Host) -> Result<Figures> {
-    let both = Perftest::plain(tool).start(lab)?;
-    let fault = both.fault_after(lab, PACKETS_BEFORE_CUT, |lab| lab.cut(host, Rail::Zero))?;
-    require(fault.is_some(), || {
+    let trial = Perftest::plain(tool).trial();
+    let story = trial
+        .fault(
+            Fault::Cut(host, Rail::Zero),
+            Moment::Packets(PACKETS_BEFORE_CUT),
+        )
+        .run(lab)?;
+    require(story.fault_ns.is_some(), || {
         "the run was over before the rail could be cut".into()
     })?;
-    let story = both.finish(lab, fault)?;
     require(story.is_dead(), || {
         "it survived without a shim: this scenario proves nothing here".into()
     })?;

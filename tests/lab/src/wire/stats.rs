@@ -73,11 +73,11 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Takes one record of the log into account.
-    pub fn count(&mut self, record: &Record) {
+    /// Takes one record of the log into account; true if it is progress, see [`Flow::advances`].
+    pub fn count(&mut self, record: &Record) -> bool {
         let advanced = self.advanced(record);
         let Some(flow) = self.counts.flow_mut(record.link, record.from) else {
-            return;
+            return advanced;
         };
         if record.fate != Fate::Released && record.fate != Fate::Lost {
             flow.frames += 1;
@@ -91,6 +91,7 @@ impl Meter {
         if let Some(bth) = record.delivered_roce() {
             *flow.opcodes.entry(bth.opcode).or_default() += 1;
         }
+        advanced
     }
 
     /// The counts so far.

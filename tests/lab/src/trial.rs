@@ -1,0 +1,328 @@
+//! One client and one server, a fault at some moment, and what came of it.
+//!
+//! The same for every program: perftest, the checking application, NCCL. A trial judges nothing; it tells how both sides ended, whether
+//! they stood still, and when the standby first carried something.
+
+use std::collections::HashSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::clock::ms;
+use crate::figures::Figures;
+use crate::guest::{Ended, Program, Running};
+use crate::lab::Lab;
+use crate::place::{Host, Rail};
+use crate::seed::Seed;
+use crate::trouble::{Result, Trouble};
+use crate::wire::log::Record;
+use crate::wire::rule::{Action, Rule};
+use crate::wire::stats::Meter;
+
+/// Without progress for so long, a run counts as dead: soft-RoCE takes perftest's retry count of 7 as infinite, so no error may ever come.
+pub const STALL_LIMIT: Duration = Duration::from_secs(20);
+/// No run takes longer, fault or not.
+pub const RUN_LIMIT: Duration = Duration::from_secs(180);
+
+/// What is done to the pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The interface of a rail goes down inside one host; the other sees silence.
+    Cut(Host, Rail),
+    /// One host loses the carrier of a rail; the other sees silence.
+    Carrier(Host, Rail),
+    /// The network card of a rail is torn out of one host. Spoils the pair.
+    TornOut(Host, Rail),
+    /// Nothing that this host sends (both, if none is named) arrives any more, and no host is told.
+    Silence(Rail, Option<Host>),
+    /// A rule of the wire.
+    Rule(Rule),
+    /// Both rails of a host go down, and one comes back after a while.
+    AllCut {
+        /// Whose rails.
+        host: Host,
+        /// For how long.
+        gone: Duration,
+        /// Which comes back.
+        back: Rail,
+    },
+}
+
+impl Fault {
+    /// Makes it; returns when, host-monotonic.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make(&self, lab: &mut Lab) -> Result<u64> {
+        match self {
+            Fault::None => Ok(crate::clock::monotonic_ns()),
+            Fault::Cut(host, rail) => lab.cut(*host, *rail),
+            Fault::Carrier(host, rail) => lab.set_carrier(*host, *rail, false),
+            Fault::TornOut(host, rail) => lab.tear_out(*host, *rail),
+            Fault::Silence(rail, from) => {
+                let rule = Rule {
+                    from: *from,
+                    ..Rule::on(rail.link(), Action::Drop)
+                };
+                lab.wire().add(rule).map(|(_, at_ns)| at_ns)
+            }
+            Fault::Rule(rule) => lab.wire().add(rule.clone()).map(|(_, at_ns)| at_ns),
+            Fault::AllCut { host, gone, back } => {
+                let at_ns = lab.cut(*host, Rail::Zero)?;
+                lab.cut(*host, Rail::One)?;
+                // The length of the fault itself, not a wait for anything.
+                thread::sleep(*gone);
+                lab.mend(*host, *back)?;
+                Ok(at_ns)
+            }
+        }
+    }
+}
+
+/// When the fault is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before the programs start.
+    Before,
+    /// When that many RoCE packets have gone over rail 0 since they started.
+    Packets(u64),
+}
+
+impl Moment {
+    /// A moment that the seed chooses, `low..high` packets into the run.
+    pub fn from_seed(seed: u64, low: u64, high: u64) -> Moment {
+        Moment::Packets(Seed::new(seed, "moment").within(low..high))
+    }
+}
+
+/// A trial to be made.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// Started first.
+    pub server: Program,
+    /// Where it runs; the client runs on the other host.
+    pub server_host: Host,
+    /// TCP port on which it says that it is ready.
+    pub port: u16,
+    /// Started once the server listens.
+    pub client: Program,
+    /// What is done to them.
+    pub fault: Fault,
+    /// When.
+    pub moment: Moment,
+    /// How long nothing may move.
+    pub stall_limit: Duration,
+}
+
+impl Trial {
+    /// A trial without a fault.
+    pub fn new(server_host: Host, port: u16, server: Program, client: Program) -> Trial {
+        Trial {
+            server,
+            server_host,
+            port,
+            client,
+            fault: Fault::None,
+            moment: Moment::Before,
+            stall_limit: STALL_LIMIT,
+        }
+    }
+
+    /// With a fault.
+    pub fn fault(mut self, fault: Fault, moment: Moment) -> Trial {
+        (self.fault, self.moment) = (fault, moment);
+        self
+    }
+
+    /// Makes it: starts both, makes the fault, waits until both have ended or stand still, kills what is left.
+    ///
+    /// # Errors
+    /// A guest or the wire is lost, a program cannot be started, the moment never comes, or it takes more than [`RUN_LIMIT`].
+    pub fn run(&self, lab: &mut Lab) -> Result<Story> {
+        let since = lab.wire().position()?;
+        let mut fault_ns = None;
+        if self.moment == Moment::Before && self.fault != Fault::None {
+            fault_ns = Some(self.fault.make(lab)?);
+        }
+        let (server, client) =
+            lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
+        let over = || client.ended().is_some() || server.ended().is_some();
+        if let Moment::Packets(packets) = self.moment {
+            if lab.wait_traffic(Rail::Zero, packets, Duration::from_secs(60), over)?
+                && self.fault != Fault::None
+            {
+                fault_ns = Some(self.fault.make(lab)?);
+            }
+        }
+        let still = wait_for_end(lab, &client, &server, self.stall_limit);
+        for side in [&client, &server] {
+            if side.ended().is_none() {
+                // It may end at this very moment; then there is nothing to kill.
+                let _ = side.signal(9);
+            }
+        }
+        still?;
+        Story::tell(lab, since, fault_ns, &client, &server)
+    }
+}
+
+/// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
+fn wait_for_end(
+    lab: &Lab,
+    client: &Running,
+    server: &Running,
+    stall_limit: Duration,
+) -> Result<()> {
+    let begun = Instant::now();
+    let (mut seen, mut moved_at) = (None, Instant::now());
+    loop {
+        if client.ended().is_some() && server.ended().is_some() {
+            return Ok(());
+        }
+        let state = (
+            lab.wire().counts()?.progress(),
+            client.lines().len(),
+            server.lines().len(),
+        );
+        if seen != Some(state) {
+            seen = Some(state);
+            moved_at = Instant::now();
+        }
+        if moved_at.elapsed() > stall_limit {
+            return Ok(());
+        }
+        if begun.elapsed() > RUN_LIMIT {
+            return Err(Trouble::deadline("end of both sides", RUN_LIMIT));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What came of a trial.
+#[derive(Debug, Clone, Default)]
+pub struct Story {
+    /// When the fault was made, host-monotonic, if the run lived to see it.
+    pub fault_ns: Option<u64>,
+    /// How the client ended; none if it stood still.
+    pub client: Option<Ended>,
+    /// How the server ended; none if it stood still.
+    pub server: Option<Ended>,
+    /// When a queue pair that carried nothing before the fault was first acknowledged something on rail 1.
+    pub standby_ns: Option<u64>,
+    /// Longest time between two new acknowledgements.
+    pub longest_pause_ns: u64,
+    /// Everything that was on the wire.
+    pub records: Vec<Record>,
+}
+
+impl Story {
+    fn tell(
+        lab: &Lab,
+        since: u64,
+        fault_ns: Option<u64>,
+        client: &Running,
+        server: &Running,
+    ) -> Result<Story> {
+        let (client, server) = (client.ended(), server.ended());
+        let records = lab.wire().records_since(since)?;
+        let standby_ns = fault_ns.and_then(|fault| first_on_standby(&records, fault));
+        Ok(Story {
+            fault_ns,
+            client,
+            server,
+            standby_ns,
+            longest_pause_ns: longest_pause(&records),
+            records,
+        })
+    }
+
+    /// A side ended with an error, or stood still.
+    pub fn is_dead(&self) -> bool {
+        [&self.client, &self.server]
+            .into_iter()
+            .any(|side| side.as_ref().is_none_or(|ended| !ended.succeeded()))
+    }
+
+    /// How both sides ended.
+    ///
+    /// # Errors
+    /// [`Trouble::Judged`] unless both ended with 0.
+    pub fn require_success(&self) -> Result<(&Ended, &Ended)> {
+        let judge = |name: &str, side| match side {
+            None => Err(Trouble::judged(format!("{name} stood still"))),
+            Some(ended) if !Ended::succeeded(ended) => {
+                Err(Trouble::judged(format!("{name}: {}", ended.brief())))
+            }
+            Some(ended) => Ok(ended),
+        };
+        Ok((
+            judge("client", self.client.as_ref())?,
+            judge("server", self.server.as_ref())?,
+        ))
+    }
+
+    /// Figures that every trial has.
+    pub fn figures(&self) -> Figures {
+        let side = |side: &Option<Ended>| match side {
+            None => "stood still".to_owned(),
+            Some(ended) if ended.succeeded() => "exit 0".to_owned(),
+            Some(ended) => ended.brief(),
+        };
+        let mut figures = Figures::new()
+            .with("client", side(&self.client))
+            .with("server", side(&self.server));
+        figures.note("longest_pause_ms", ms(self.longest_pause_ns));
+        let Some(fault) = self.fault_ns else {
+            return figures;
+        };
+        if let Some(standby) = self.standby_ns {
+            figures.note("fault_to_standby_ms", ms(standby.saturating_sub(fault)));
+        }
+        if let Some(client) = &self.client {
+            figures.note(
+                "fault_to_client_end_ms",
+                ms(client.at_ns.saturating_sub(fault)),
+            );
+        }
+        figures
+    }
+}
+
+/// Queue pairs that were already answered on rail 1 before the fault are probes, or were there first.
+fn first_on_standby(records: &[Record], fault_ns: u64) -> Option<u64> {
+    let answers = || {
+        let rail1 = records
+            .iter()
+            .filter(|record| record.link == Rail::One.link());
+        rail1.filter_map(|record| {
+            Some((
+                record,
+                record.delivered_roce().filter(|bth| bth.is_response())?,
+            ))
+        })
+    };
+    let before: HashSet<_> = answers()
+        .filter(|(record, _)| record.at_ns < fault_ns)
+        .map(|(record, bth)| (record.from, bth.qpn))
+        .collect();
+    let new = |(record, bth): &(&Record, crate::wire::packet::Bth)| {
+        record.at_ns >= fault_ns && !before.contains(&(record.from, bth.qpn))
+    };
+    answers().find(new).map(|(record, _)| record.at_ns)
+}
+
+fn longest_pause(records: &[Record]) -> u64 {
+    let mut meter = Meter::default();
+    let steps: Vec<u64> = records
+        .iter()
+        .filter(|record| meter.count(record))
+        .map(|record| record.at_ns)
+        .collect();
+    steps
+        .iter()
+        .zip(steps.iter().skip(1))
+        .map(|(before, after)| after.saturating_sub(*before))
+        .max()
+        .unwrap_or(0)
+}
