@@ -64,6 +64,14 @@ impl Lab {
         &self.pair
     }
 
+    /// What the programs of this scenario have said last.
+    pub fn transcript(&self) -> Vec<String> {
+        Host::ALL
+            .into_iter()
+            .flat_map(|host| self.guest(host).transcript())
+            .collect()
+    }
+
     /// The scenario itself is going to kill a guest.
     pub fn expect_death(&mut self) {
         self.spoil();
@@ -234,6 +242,7 @@ impl Lab {
         }
         for host in Host::ALL {
             self.guest(host).wait_quiet(QUIET_LIMIT)?;
+            self.guest(host).forget_ended();
             self.guest(host).shell(RESTORE)?;
         }
         self.wait_ready()

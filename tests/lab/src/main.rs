@@ -1,7 +1,8 @@
 //! The command line of the lab; `scripts/lab` builds it and passes everything on.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 
 use shift_lab::boot::leash;
+use shift_lab::clock::ms;
 use shift_lab::pair::Setup;
 use shift_lab::place::Host;
 use shift_lab::runner::{boot, say, Runner};
@@ -19,7 +21,7 @@ use shift_lab::{scenarios, shell, wire};
 ///
 /// Each scenario prints one JSON object on standard output; progress goes to standard error. The exit status is 0 only if all passed.
 /// Variables: SHIFT_LAB_CACHE (where kernel and image are kept), SHIFT_LAB_ACCEL (tcg or kvm; default: kvm where it works),
-/// SHIFT_LAB_KEEP (any value: keep the directory with logs of this run).
+/// SHIFT_LAB_KEEP (a directory in which the logs of this run are kept: serial consoles, wire.log).
 #[derive(Parser)]
 #[command(name = "scripts/lab", disable_help_subcommand = true)]
 struct Arguments {
@@ -39,6 +41,17 @@ enum Command {
         /// What random choices come from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Runs each so many times, with a seed one higher each time.
+        #[arg(long, default_value_t = 1)]
+        times: u64,
+        /// Processors of each guest, whatever the scenario asks for: races show with 2.
+        #[arg(long)]
+        smp: Option<u8>,
+    },
+    /// Prints a wire log, a line for each packet.
+    Trace {
+        /// A wire.log of a kept run.
+        log: PathBuf,
     },
     /// Boots the pair and makes this terminal the console of a guest.
     Shell {
@@ -76,7 +89,20 @@ enum Name {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::List => list(),
-        Command::Run { scenarios, seed } => with_setup(|setup| run(setup, &scenarios, seed)),
+        Command::Run {
+            scenarios,
+            seed,
+            times,
+            smp,
+        } => with_setup(|setup| {
+            run(
+                setup,
+                &scenarios,
+                seed..=seed + times.saturating_sub(1),
+                smp,
+            )
+        }),
+        Command::Trace { log } => trace(&log),
         Command::Shell { host, smp } => with_setup(|setup| interact(setup, host, smp)),
         Command::Wire { control, log } => wire::control::serve(&control, &log, std::io::stdout())
             .map(|()| true)
@@ -101,15 +127,37 @@ fn list() -> Result<bool> {
     Ok(true)
 }
 
-fn run(setup: &Setup, patterns: &[String], seed: u64) -> Result<bool> {
+fn run(
+    setup: &Setup,
+    patterns: &[String],
+    seeds: RangeInclusive<u64>,
+    cpus: Option<u8>,
+) -> Result<bool> {
     let all = scenarios::all();
     match scenarios::select(&all, patterns) {
-        Ok(selected) => Runner::new(setup.clone(), std::io::stdout()).run_all(&selected, seed),
+        Ok(selected) => {
+            Runner::new(setup.clone(), cpus, std::io::stdout()).run_all(&selected, seeds)
+        }
         Err(why) => {
             say(&why);
             Ok(false)
         }
     }
+}
+
+fn trace(log: &Path) -> Result<bool> {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let records = wire::log::read(log, 0, u64::MAX)?;
+    let start = records.first().map_or(0, |record| record.at_ns);
+    for record in records {
+        writeln!(
+            out,
+            "{:12.3} ms  {}",
+            ms(record.at_ns - start),
+            record.in_words()
+        )?;
+    }
+    Ok(true)
 }
 
 fn interact(setup: &Setup, host: Name, smp: u8) -> Result<bool> {
@@ -124,17 +172,10 @@ fn interact(setup: &Setup, host: Name, smp: u8) -> Result<bool> {
 /// The directory of the run goes away however the run ends, but for SIGKILL.
 fn with_setup(work: impl FnOnce(&Setup) -> Result<bool>) -> Result<bool> {
     let setup = Setup::new()?;
-    let run = setup.run.clone();
-    let clean = move || {
-        if std::env::var_os("SHIFT_LAB_KEEP").is_some() {
-            say(&format!("kept: {}", run.display()));
-        } else {
-            let _ = std::fs::remove_dir_all(&run);
-        }
-    };
-    end_on_signal(clean.clone())?;
+    let cleaner = setup.clone();
+    end_on_signal(move || cleaner.clean())?;
     let result = work(&setup);
-    clean();
+    setup.clean();
     result
 }
 

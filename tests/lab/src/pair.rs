@@ -23,6 +23,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Where KVM works it boots in 2 s; where it does not, it never does.
 const KVM_LIMIT: Duration = Duration::from_secs(25);
 
+/// Names a directory in which sockets and logs of a run are kept.
+const KEEP: &str = "SHIFT_LAB_KEEP";
+
 /// What was built here and is shared into guests; missing ones are left out.
 const SHARED: &[&str] = &[
     "shift-guest",
@@ -53,8 +56,14 @@ impl Setup {
             .parent()
             .ok_or_else(|| Trouble::setup("own executable has no directory"))?
             .to_path_buf();
-        let run = std::env::temp_dir().join(format!("shift-lab-{}", std::process::id()));
+        remove_stale_runs();
+        let kept = std::env::var_os(KEEP).filter(|dir| !dir.is_empty());
+        let run = kept.map_or_else(
+            || runs().join(std::process::id().to_string()),
+            PathBuf::from,
+        );
         fs::create_dir_all(&run).concerning(run.display())?;
+        let run = run.canonicalize()?;
         Ok(Setup {
             cache: crate::boot::cache()?,
             built,
@@ -65,6 +74,13 @@ impl Setup {
     /// The shim, as it was built.
     pub fn shim(&self) -> PathBuf {
         self.built.join("libshift_verbs.so")
+    }
+
+    /// Removes the directory of this run, unless it is to be kept.
+    pub fn clean(&self) {
+        if self.run.starts_with(runs()) {
+            let _ = fs::remove_dir_all(&self.run);
+        }
     }
 
     fn machine(&self, cpus: u8, number: u32, say: impl Fn(&str)) -> Result<Machine> {
@@ -100,6 +116,19 @@ impl Setup {
         let wanted = std::env::var("SHIFT_LAB_ACCEL").unwrap_or_default();
         wanted == "kvm"
             || (wanted != "tcg" && Path::new("/dev/kvm").exists() && !self.kvm_refused().exists())
+    }
+}
+
+fn runs() -> PathBuf {
+    std::env::temp_dir().join("shift-lab")
+}
+
+/// Runs that were killed could not clean up.
+fn remove_stale_runs() {
+    for entry in fs::read_dir(runs()).into_iter().flatten().flatten() {
+        if !Path::new("/proc").join(entry.file_name()).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

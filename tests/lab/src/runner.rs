@@ -4,6 +4,7 @@
 //! once more on a fresh pair, and fails if that dies as well. It never passes because of it.
 
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use serde_json::{json, Map, Value};
@@ -18,32 +19,38 @@ use crate::trouble::{Result, Trouble};
 pub struct Runner<W: Write> {
     setup: Setup,
     lab: Option<Lab>,
+    cpus: Option<u8>,
     boots: u32,
     out: W,
 }
 
 impl<W: Write> Runner<W> {
-    /// A runner that prints its objects to `out`.
-    pub fn new(setup: Setup, out: W) -> Runner<W> {
+    /// A runner that prints its objects to `out`; `cpus` overrides what scenarios ask for.
+    pub fn new(setup: Setup, cpus: Option<u8>, out: W) -> Runner<W> {
         Runner {
             setup,
             lab: None,
+            cpus,
             boots: 0,
             out,
         }
     }
 
-    /// Runs all of them; true if all passed.
+    /// Runs all of them, each with all the seeds; true if all passed.
     ///
     /// # Errors
     /// The output cannot be written.
-    pub fn run_all(&mut self, scenarios: &[&Scenario], seed: u64) -> Result<bool> {
+    pub fn run_all(&mut self, scenarios: &[&Scenario], seeds: RangeInclusive<u64>) -> Result<bool> {
+        let runs: Vec<_> = scenarios
+            .iter()
+            .flat_map(|each| seeds.clone().map(move |seed| (*each, seed)))
+            .collect();
         let mut failed = Vec::new();
-        for (index, scenario) in scenarios.iter().enumerate() {
+        for (index, (scenario, seed)) in runs.iter().copied().enumerate() {
             say(&format!(
                 "[{}/{}] {}: {}",
                 index + 1,
-                scenarios.len(),
+                runs.len(),
                 scenario.name,
                 scenario.about
             ));
@@ -51,6 +58,10 @@ impl<W: Write> Runner<W> {
             let (result, again) = self.run_guarded(scenario, seed);
             if let Err(why) = &result {
                 say(&format!("      FAILED: {why}"));
+                self.lab
+                    .iter()
+                    .flat_map(Lab::transcript)
+                    .for_each(|line| say(&format!("      | {line}")));
                 failed.push(scenario.name.as_str());
             }
             let mut object = object(scenario, seed, result);
@@ -63,8 +74,8 @@ impl<W: Write> Runner<W> {
         }
         say(&format!(
             "{} of {} passed",
-            scenarios.len() - failed.len(),
-            scenarios.len()
+            runs.len() - failed.len(),
+            runs.len()
         ));
         Ok(failed.is_empty())
     }
@@ -112,7 +123,7 @@ impl<W: Write> Runner<W> {
         match &scenario.body {
             Body::NoBoot(run) => run(&self.setup, seed),
             Body::Guests { cpus, run } => {
-                let lab = self.lab_with(*cpus)?;
+                let lab = self.lab_with(self.cpus.unwrap_or(*cpus))?;
                 run(lab, seed)
             }
         }

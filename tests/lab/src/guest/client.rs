@@ -1,6 +1,6 @@
 //! The runner's end of the agent's port.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,6 +16,8 @@ use crate::trouble::{Concerning, Result, Trouble};
 
 /// Lines kept of one program; the oldest go first.
 const LINES_KEPT: usize = 50_000;
+/// Lines of each program in a transcript.
+const TRANSCRIPT_LINES: usize = 25;
 /// An agent that does not answer within this has no time for anything: the guest is lost. Long, since a guest under emulation on a
 /// loaded machine may stand still for seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -63,19 +65,21 @@ impl Guest {
     /// # Errors
     /// It cannot be started, or the guest is lost.
     pub fn spawn(&self, program: &Program) -> Result<Running> {
-        let run = self.channel.lock().next_run();
-        match self.channel.ask(Ask::Start {
+        let run = self.channel.lock().next_run(program.name());
+        let fact = self.channel.ask(Ask::Start {
             run,
             program: program.clone(),
-        })? {
-            Fact::Started(pid) => Ok(Running {
-                channel: Arc::clone(&self.channel),
-                run,
-                pid,
-                name: program.name(),
-            }),
-            other => Err(Trouble::setup(format!("agent: {other:?}"))),
-        }
+        });
+        let fact = fact.inspect_err(|_| self.channel.lock().forget(run))?;
+        let Fact::Started(pid) = fact else {
+            return Err(Trouble::setup(format!("agent: {fact:?}")));
+        };
+        Ok(Running {
+            channel: Arc::clone(&self.channel),
+            run,
+            pid,
+            name: program.name(),
+        })
     }
 
     /// Runs a program to its end.
@@ -108,10 +112,11 @@ impl Guest {
     /// # Errors
     /// It cannot be read.
     pub fn read(&self, path: &str) -> Result<String> {
-        match self.channel.ask(Ask::Read { path: path.into() })? {
-            Fact::Text(text) => Ok(text),
-            other => Err(Trouble::setup(format!("agent: {other:?}"))),
-        }
+        let fact = self.channel.ask(Ask::Read { path: path.into() })?;
+        let Fact::Text(text) = fact else {
+            return Err(Trouble::setup(format!("agent: {fact:?}")));
+        };
+        Ok(text)
     }
 
     /// Writes a text file.
@@ -152,6 +157,39 @@ impl Guest {
         })
     }
 
+    /// What every program since the last [`Guest::forget_ended`] has said last, for a person who looks into a failure.
+    pub fn transcript(&self) -> Vec<String> {
+        let known = self.channel.lock();
+        let mut transcript = Vec::new();
+        for (run, name) in &known.names {
+            let end = known
+                .ends
+                .get(run)
+                .map_or("still running".to_owned(), Ended::brief);
+            transcript.push(format!(
+                "{}$ {name}   [{}]",
+                self.host().name(),
+                end.trim_end_matches([' ', ':'])
+            ));
+            let lines = known.lines.get(run).map_or(&[][..], Vec::as_slice);
+            let last = lines
+                .get(lines.len().saturating_sub(TRANSCRIPT_LINES)..)
+                .unwrap_or(&[]);
+            transcript.extend(last.iter().map(|line| format!("  {}", line.text)));
+        }
+        transcript
+    }
+
+    /// Forgets the programs that have ended; handles to them know nothing any more.
+    pub fn forget_ended(&self) {
+        let mut known = self.channel.lock();
+        let ended: Vec<u64> = known.ends.drain().map(|(run, _)| run).collect();
+        for run in ended {
+            known.lines.remove(&run);
+            known.names.remove(&run);
+        }
+    }
+
     /// Host-monotonic time of the guest's CLOCK_MONOTONIC `at_ns`, to about half a round trip.
     pub fn host_time(&self, at_ns: u64) -> u64 {
         self.channel.lock().host_time(at_ns)
@@ -177,6 +215,7 @@ pub struct Channel {
 struct Known {
     last_id: u64,
     answers: HashMap<u64, std::result::Result<Fact, String>>,
+    names: BTreeMap<u64, String>,
     lines: HashMap<u64, Vec<Line>>,
     ends: HashMap<u64, Ended>,
     running: HashSet<u64>,
@@ -191,10 +230,16 @@ impl Known {
         self.last_id
     }
 
-    fn next_run(&mut self) -> u64 {
+    fn next_run(&mut self, name: String) -> u64 {
         let run = self.next_id();
         self.running.insert(run);
+        self.names.insert(run, name);
         run
+    }
+
+    fn forget(&mut self, run: u64) {
+        self.running.remove(&run);
+        self.names.remove(&run);
     }
 
     fn host_time(&self, at_ns: u64) -> u64 {

@@ -70,6 +70,18 @@ impl Program {
         self
     }
 
+    /// With a limit on locked memory; only users without CAP_IPC_LOCK feel it.
+    pub fn memlock_kib(mut self, kib: u32) -> Program {
+        let limited = [
+            "/bin/bash",
+            "-c",
+            &format!("ulimit -l {kib}; exec \"$@\""),
+            "limited",
+        ];
+        self.argv.splice(0..0, limited.map(str::to_owned));
+        self
+    }
+
     /// For messages.
     pub fn name(&self) -> String {
         self.argv.join(" ")

@@ -69,6 +69,12 @@ impl Scenario {
     }
 }
 
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.name)
+    }
+}
+
 /// All scenarios, in the order in which `all` runs them.
 pub fn all() -> Vec<Scenario> {
     [

@@ -157,10 +157,11 @@ impl Control {
     /// # Errors
     /// The wire is gone.
     pub fn add(&self, rule: Rule) -> Result<(RuleId, u64)> {
-        match self.ask(&Order::Add(rule))? {
-            Answer::Added { id, at_ns } => Ok((id, at_ns)),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(&Order::Add(rule))?;
+        let Answer::Added { id, at_ns } = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok((id, at_ns))
     }
 
     /// Takes a rule away and drops what it holds.
@@ -192,10 +193,11 @@ impl Control {
     /// # Errors
     /// There is no such rule, or the wire is gone.
     pub fn hits(&self, id: RuleId) -> Result<Hits> {
-        match self.ask(&Order::Hits(id))? {
-            Answer::Hits(hits) => Ok(hits),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(&Order::Hits(id))?;
+        let Answer::Hits(hits) = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(hits)
     }
 
     /// What the links carried since the boot.
@@ -203,10 +205,11 @@ impl Control {
     /// # Errors
     /// The wire is gone.
     pub fn counts(&self) -> Result<Counts> {
-        match self.ask(&Order::Counts)? {
-            Answer::Counts(counts) => Ok(counts),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(&Order::Counts)?;
+        let Answer::Counts(counts) = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(counts)
     }
 
     /// Number of records in the log by now.
@@ -214,10 +217,11 @@ impl Control {
     /// # Errors
     /// The wire is gone.
     pub fn position(&self) -> Result<u64> {
-        match self.ask(&Order::Sync)? {
-            Answer::Records(records) => Ok(records),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(&Order::Sync)?;
+        let Answer::Records(records) = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(records)
     }
 
     /// The log from `position` until now.
@@ -230,10 +234,11 @@ impl Control {
     }
 
     fn done(&self, order: &Order) -> Result<u64> {
-        match self.ask(order)? {
-            Answer::Done { at_ns } => Ok(at_ns),
-            other => Err(unexpected(&other)),
-        }
+        let answer = self.ask(order)?;
+        let Answer::Done { at_ns } = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(at_ns)
     }
 
     fn ask(&self, order: &Order) -> Result<Answer> {

@@ -86,6 +86,34 @@ impl Record {
         self.packet.roce.filter(|_| self.fate.went_on())
     }
 
+    /// For a person who reads a trace.
+    pub fn in_words(&self) -> String {
+        let to = self.from.peer();
+        let place = format!(
+            "{:10} {}->{}",
+            format!("{:?}", self.link),
+            self.from.name(),
+            to.name()
+        );
+        let what = match self.packet.roce {
+            Some(bth) => format!(
+                "opcode {:02x} qpn {:06x} psn {:06x} aeth {:08x}",
+                bth.opcode, bth.qpn, bth.psn, bth.aeth
+            ),
+            None => format!(
+                "ethertype {:04x} protocol {}",
+                self.packet.ethertype, self.packet.protocol
+            ),
+        };
+        let rule = self
+            .rule
+            .map_or(String::new(), |rule| format!(" (rule {})", rule.0));
+        format!(
+            "{place}  {what}  {} bytes  {:?}{rule}",
+            self.length, self.fate
+        )
+    }
+
     fn to_bytes(self) -> [u8; RECORD_BYTES] {
         let bth = self.packet.roce.unwrap_or_default();
         let flags = u8::from(self.packet.roce.is_some()) | (u8::from(bth.ack_requested) << 1);
