@@ -1,0 +1,404 @@
+//! The command line, parsed into valid values; the run's parameters, which the client chooses and the server is told.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A verbs program that predicts every byte from a seed and reports every lie.
+///
+/// Exit status: 0 all is right, 1 something is wrong (see the JSON object on the last line), 2 usage, 3 no progress
+/// within the deadline, 4 the verbs could not be set up.
+#[derive(Debug, Parser)]
+#[command(name = "shift-checker", version)]
+pub struct Cli {
+    /// Which end this is.
+    #[command(subcommand)]
+    pub role: Role,
+}
+
+/// Which end a process is.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// Wait for one client and do what it says.
+    Server {
+        /// Where to wait for the client's side channel.
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// What this end alone decides.
+        #[command(flatten)]
+        local: Local,
+    },
+    /// Connect to a server and run.
+    Client {
+        /// The server's side channel.
+        #[arg(long, value_name = "IP:PORT")]
+        connect: SocketAddr,
+        /// What this end alone decides.
+        #[command(flatten)]
+        local: Local,
+        /// What both ends do.
+        #[command(flatten)]
+        params: Params,
+        /// Commit this error on purpose, at the sender.
+        #[arg(long, value_enum)]
+        commit: Option<Commit>,
+        /// The first message at which the error may be committed (default: the middle of the run).
+        #[arg(long, value_name = "K", requires = "commit")]
+        commit_at: Option<u64>,
+        /// Where the run stops to be idle, go on when this file appears (else: when a line arrives on stdin).
+        #[arg(long, value_name = "PATH", requires = "pause_before_message")]
+        idle_until_file: Option<PathBuf>,
+    },
+}
+
+/// What each end decides for itself.
+#[derive(Clone, Debug, Args)]
+pub struct Local {
+    /// RDMA device (default: the first).
+    #[arg(long)]
+    pub dev: Option<String>,
+    /// Port of the device.
+    #[arg(long, default_value_t = 1)]
+    pub port: u8,
+    /// Index into the GID table, or `auto`: the first RoCEv2 GID of an IPv4 address.
+    #[arg(long, default_value = "auto", value_name = "auto|N")]
+    pub gid_index: GidIndex,
+    /// Once finished, keep the queue pairs open and poll for this long, in milliseconds, though the peer may be gone.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    pub linger_ms: u64,
+    /// Give up waiting for the peer's side channel after this many seconds.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub connect_timeout: u64,
+}
+
+/// How the GID is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GidIndex {
+    /// The first RoCEv2 GID of an IPv4 address.
+    Auto,
+    /// This entry of the table.
+    At(u8),
+}
+
+impl FromStr for GidIndex {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(GidIndex::Auto),
+            number => number
+                .parse()
+                .map(GidIndex::At)
+                .map_err(|e| format!("{e}; expected `auto` or an index")),
+        }
+    }
+}
+
+/// Which operations move the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// RDMA WRITE; the receiver is told over the side channel what it may verify.
+    Write,
+    /// RDMA WRITE with immediate data.
+    WriteImm,
+    /// SEND, with and without immediate data.
+    Send,
+    /// RDMA READ.
+    Read,
+    /// WRITE, WRITE with immediate data, SEND and READ by the seed.
+    Mixed,
+    /// FETCH_AND_ADD, each result checked.
+    Fadd,
+    /// COMPARE_AND_SWAP, each result checked.
+    Cas,
+}
+
+/// Which end sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ways {
+    /// The client.
+    One,
+    /// Both.
+    Both,
+}
+
+/// How an end polls when nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Polling {
+    /// Poll again at once.
+    Spin,
+    /// Sleep for a millisecond between two polls.
+    Sleepy,
+}
+
+/// An error that is committed on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Commit {
+    /// A message is not posted.
+    Loss,
+    /// A message is posted twice.
+    Duplicate,
+    /// A message is posted after its successor.
+    Reorder,
+    /// A byte is changed.
+    Damage,
+    /// An old message is written again after the receiver consumed it.
+    Stale,
+    /// A completion is counted twice.
+    CompletionTwice,
+    /// A completion is thrown away.
+    CompletionNever,
+}
+
+/// The lengths of messages, in bytes, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeRange {
+    /// The shortest.
+    pub min: u32,
+    /// The longest.
+    pub max: u32,
+}
+
+impl FromStr for SizeRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (min, max) = text.split_once("..").unwrap_or((text, text));
+        let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text:?}: {e}"));
+        let range = Self {
+            min: number(min)?,
+            max: number(max)?,
+        };
+        if range.min > range.max || range.max > MAX_SIZE {
+            return Err(format!("expected MIN..MAX with MIN <= MAX <= {MAX_SIZE}"));
+        }
+        Ok(range)
+    }
+}
+
+/// The longest message: long enough for hundreds of packets, short enough for a guest's memory times the depth.
+pub const MAX_SIZE: u32 = 4 << 20;
+
+/// The most queue pairs of one run.
+pub const MAX_QPS: u16 = 1024;
+
+/// Bytes behind each slot that must stay untouched.
+pub const GUARD_BYTES: u32 = 64;
+
+/// What both ends do.
+#[derive(Clone, Debug, PartialEq, Eq, Args, Serialize, Deserialize)]
+pub struct Params {
+    /// Which operations move the messages.
+    #[arg(long, value_enum, default_value = "mixed")]
+    pub mode: Mode,
+    /// Messages per queue pair and direction.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..1 << 40))]
+    pub messages: u64,
+    /// Lengths in bytes: one number, or MIN..MAX by the seed.
+    #[arg(long, default_value = "0..9000", value_name = "MIN..MAX")]
+    pub size: SizeRange,
+    /// Work requests outstanding per queue pair, at most.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub depth: u32,
+    /// Queue pairs, all on one completion queue.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QPS)))]
+    pub qps: u16,
+    /// Which end sends.
+    #[arg(long, value_enum, default_value = "one")]
+    pub direction: Ways,
+    /// All randomness of the run.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Path MTU in bytes.
+    #[arg(long, default_value_t = 1024, value_parser = mtu)]
+    pub mtu: u32,
+    /// Local ACK timeout exponent: 4.096 us * 2^N.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(0..=31))]
+    pub timeout: u8,
+    /// Retries before the NIC reports RETRY_EXC_ERR; soft-RoCE takes 7 as infinite.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=7))]
+    pub retry_cnt: u8,
+    /// Retries where the receiver is not ready; 7 is infinite.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=7))]
+    pub rnr_retry: u8,
+    /// First packet sequence number of every queue pair (default: by the seed).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..1 << 24))]
+    pub psn: Option<u32>,
+    /// Signal every n-th work request, at least one per depth.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub signal_every: u32,
+    /// Post up to this many work requests in one call.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub chain: u32,
+    /// Ask for this much inline room, and send three quarters of what fits in the granted room inline.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub inline: u32,
+    /// Cut each message into up to this many scatter/gather elements.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub sges: u32,
+    /// Fence every n-th work request; 0: none.
+    #[arg(long, default_value_t = 0)]
+    pub fence_every: u32,
+    /// Send no more than this many bytes a second per end; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0, value_name = "BYTES/S")]
+    pub rate: u64,
+    /// Stop before this message, drain, print IDLE, and go on when told.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pause_before_message: Option<u64>,
+    /// The receiver posts all receives in advance, sits in a read of the side channel, and polls nothing until the
+    /// sender is done.
+    #[arg(long)]
+    pub receiver_waits: bool,
+    /// Post a quarter of the receives only, so that the receiver is often not ready.
+    #[arg(long)]
+    pub scarce_receives: bool,
+    /// How both ends poll when nothing happens.
+    #[arg(long, value_enum, default_value = "spin")]
+    pub poll: Polling,
+    /// Run for this many seconds instead of a number of messages.
+    #[arg(long, value_name = "SECONDS")]
+    pub duration: Option<u64>,
+    /// Without progress for this many seconds, report what never came and exit 3.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub deadline: u64,
+    /// Once all came, watch this long, in milliseconds, for what must not come.
+    #[arg(long, default_value_t = 300, value_name = "MS")]
+    pub settle_ms: u64,
+    /// Print a PROGRESS line this often, in milliseconds; 0: never.
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    pub progress_ms: u64,
+}
+
+fn mtu(text: &str) -> Result<u32, String> {
+    let bytes = text.parse().map_err(|e| format!("{e}"))?;
+    match shift_abi::ibv_mtu::from_bytes(bytes) {
+        Some(_) => Ok(bytes),
+        None => Err("expected 256, 512, 1024, 2048 or 4096".to_owned()),
+    }
+}
+
+impl Params {
+    /// What no single option can check.
+    pub fn check(&self) -> Result<(), String> {
+        if self.receiver_waits && self.direction == Ways::Both {
+            return Err("--receiver-waits needs --direction one: who sends must poll".to_owned());
+        }
+        if self.receiver_waits && self.duration.is_some() {
+            return Err(
+                "--receiver-waits needs --messages: its receives are posted in advance".to_owned(),
+            );
+        }
+        if self.receiver_waits && self.messages > MAX_WAITING {
+            return Err(format!(
+                "--receiver-waits takes at most {MAX_WAITING} messages"
+            ));
+        }
+        if self
+            .pause_before_message
+            .is_some_and(|k| k >= self.messages)
+            && self.duration.is_none()
+        {
+            return Err("--pause-before-message lies behind the last message".to_owned());
+        }
+        let bytes = crate::layout::Layout::new(self).total_bytes();
+        if bytes > MAX_MEMORY {
+            return Err(format!(
+                "this would take {} MiB of memory; at most {}",
+                bytes >> 20,
+                MAX_MEMORY >> 20
+            ));
+        }
+        Ok(())
+    }
+
+    /// Signalled work requests come this often, however long the queue is.
+    pub fn signal_every(&self) -> u64 {
+        u64::from(self.signal_every.min(self.depth))
+    }
+
+    /// The area that READs read, in bytes.
+    pub fn source_bytes(&self) -> u32 {
+        2 * (self.size.max + GUARD_BYTES)
+    }
+}
+
+/// Messages of a run in which the receiver waits: as many receives are outstanding at once (rxe allows 1 << 14).
+const MAX_WAITING: u64 = 8192;
+
+/// Memory that one end registers, at most: a lab guest has about 1 GiB.
+const MAX_MEMORY: u64 = 512 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Params {
+        /// The defaults of the command line.
+        pub fn for_tests() -> Self {
+            let cli = Cli::parse_from(["shift-checker", "client", "--connect", "127.0.0.1:1"]);
+            match cli.role {
+                Role::Client { params, .. } => params,
+                Role::Server { .. } => panic!("a client was asked for"),
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_a_number_or_a_range() {
+        assert_eq!("64".parse(), Ok(SizeRange { min: 64, max: 64 }));
+        assert_eq!("0..9000".parse(), Ok(SizeRange { min: 0, max: 9000 }));
+        for bad in ["9..1", "x", "1..", "", "0..4294967295"] {
+            assert!(bad.parse::<SizeRange>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_a_valid_run_and_survive_the_side_channel() {
+        let params = Params::for_tests();
+        assert_eq!(params.check(), Ok(()));
+        let text = serde_json::to_string(&params).expect("parameters are plain data");
+        assert_eq!(
+            serde_json::from_str::<Params>(&text).expect("they come back"),
+            params
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let waits = Params {
+            receiver_waits: true,
+            ..Params::for_tests()
+        };
+        assert!(waits.check().is_ok());
+        assert!(Params {
+            direction: Ways::Both,
+            ..waits.clone()
+        }
+        .check()
+        .is_err());
+        assert!(Params {
+            duration: Some(1),
+            ..waits.clone()
+        }
+        .check()
+        .is_err());
+        assert!(Params {
+            messages: 1 << 20,
+            ..waits
+        }
+        .check()
+        .is_err());
+        assert!(Params {
+            pause_before_message: Some(1000),
+            ..Params::for_tests()
+        }
+        .check()
+        .is_err());
+    }
+}

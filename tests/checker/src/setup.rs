@@ -1,0 +1,261 @@
+//! From the command line to connected queue pairs: open the device, tell the peer, hear from it, connect.
+
+use crate::args::{Local, Mode, Params, Ways};
+use crate::ground::Ground;
+use crate::layout::Layout;
+use crate::predict::{mix, Direction, Plan, POISON};
+use crate::receiver::{takes_receives, Receiver};
+use crate::sabotage::Sabotage;
+use crate::sender::Sender;
+use crate::session::Parts;
+use crate::side::{Endpoint, Note, Side};
+use crate::trigger::Trigger;
+use crate::verbs::{Qp, QpWish, Region, Route, VerbError, Verbs};
+use shift_abi::*;
+use std::io;
+use std::time::Duration;
+
+/// Which end this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The one that was connected to.
+    Server,
+    /// The one that chose the run.
+    Client,
+}
+
+impl End {
+    const fn sends(self) -> Direction {
+        match self {
+            End::Client => Direction::ClientToServer,
+            End::Server => Direction::ServerToClient,
+        }
+    }
+
+    const fn receives(self) -> Direction {
+        match self {
+            End::Client => Direction::ServerToClient,
+            End::Server => Direction::ClientToServer,
+        }
+    }
+}
+
+/// Why a run could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A verb failed.
+    #[error(transparent)]
+    Verb(#[from] VerbError),
+    /// The side channel failed.
+    #[error("side channel: {0}")]
+    Side(#[from] io::Error),
+    /// The peer said something else than was due.
+    #[error("the peer said {0:?}")]
+    Peer(Option<Note>),
+    /// The parameters contradict one another.
+    #[error("{0}")]
+    Params(String),
+}
+
+/// What an end has made before it knows the peer.
+struct Opened {
+    verbs: Verbs,
+    qps: Vec<Qp>,
+    psns: Vec<u32>,
+    local: Region,
+    shared: Region,
+    gid_index: u8,
+    endpoint: Endpoint,
+}
+
+/// How long the peer may take for each step of the exchange.
+const STEP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Takes the parameters from the client.
+pub fn receive_params(side: &mut Side) -> Result<Params, SetupError> {
+    let note = expect_note(side)?;
+    let Note::Params(params) = note else {
+        return Err(SetupError::Peer(Some(note)));
+    };
+    params.check().map_err(SetupError::Params)?;
+    Ok(*params)
+}
+
+/// Sets up one end and waits until the other is ready.
+pub fn prepare(
+    end: End,
+    params: Params,
+    local: &Local,
+    mut side: Side,
+    sabotage: Option<Sabotage>,
+    trigger: Option<Trigger>,
+) -> Result<Parts, SetupError> {
+    let opened = open(end, &params, local)?;
+    side.send(&Note::Endpoint(opened.endpoint.clone()))?;
+    let note = expect_note(&mut side)?;
+    let Note::Endpoint(peer) = note else {
+        return Err(SetupError::Peer(Some(note)));
+    };
+    if peer.qps.len() != opened.qps.len() {
+        return Err(SetupError::Peer(Some(Note::Endpoint(peer))));
+    }
+    connect(&params, &opened, &peer)?;
+    let senders = senders(end, &params, sabotage);
+    let mut receivers = receivers(end, &params);
+    let Opened {
+        verbs,
+        qps,
+        local,
+        shared,
+        ..
+    } = opened;
+    let layout = Layout::new(&params);
+    let ground = Ground {
+        params,
+        layout,
+        local,
+        shared,
+        peer,
+    };
+    for (receiver, qp) in receivers.iter_mut().zip(&qps) {
+        receiver.prepare(&ground, qp)?;
+    }
+    side.send(&Note::Ready)?;
+    let note = expect_note(&mut side)?;
+    if note != Note::Ready {
+        return Err(SetupError::Peer(Some(note)));
+    }
+    let commit = sabotage.map(|sabotage| sabotage.commit);
+    Ok(Parts {
+        verbs,
+        qps,
+        ground,
+        side,
+        senders,
+        receivers,
+        trigger,
+        commit,
+    })
+}
+
+fn senders(end: End, params: &Params, sabotage: Option<Sabotage>) -> Vec<Sender> {
+    let sends = end == End::Client || params.direction == Ways::Both;
+    let sender = |qp| {
+        // One error is enough: the first queue pair commits it.
+        Sender::new(
+            params,
+            qp,
+            Plan::new(params, qp, end.sends()),
+            sabotage.filter(|_| qp == 0),
+        )
+    };
+    (0..params.qps).filter(|_| sends).map(sender).collect()
+}
+
+fn receivers(end: End, params: &Params) -> Vec<Receiver> {
+    let receives = end == End::Server || params.direction == Ways::Both;
+    let receiver = |qp| Receiver::new(qp, Plan::new(params, qp, end.receives()));
+    (0..params.qps).filter(|_| receives).map(receiver).collect()
+}
+
+fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> {
+    let layout = Layout::new(params);
+    let receive_wrs = if takes_receives(params.mode) {
+        layout.receives() as u32
+    } else {
+        1
+    };
+    let per_qp = params.depth
+        + if takes_receives(params.mode) {
+            receive_wrs
+        } else {
+            0
+        };
+    // Exactly what may be there at once: a completion too many overruns it.
+    let verbs = Verbs::open(
+        local.dev.as_deref(),
+        local.port,
+        u32::from(params.qps) * per_qp,
+    )?;
+    let (gid_index, gid) = verbs.gid(local.gid_index)?;
+    let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;
+    let shared = verbs.region(layout.shared_bytes(), shared_access(params.mode))?;
+    own.fill(0, layout.local_bytes(), POISON);
+    shared.fill(0, layout.shared_bytes(), POISON);
+    let wish = QpWish {
+        send_wrs: params.depth,
+        receive_wrs,
+        sges: params.sges,
+        inline: params.inline,
+    };
+    let (mut qps, mut psns) = (Vec::new(), Vec::new());
+    for number in 0..params.qps {
+        let qp = verbs.qp(wish)?;
+        qp.init()?;
+        qps.push(qp);
+        psns.push(params.psn.unwrap_or_else(|| psn(params.seed, end, number)));
+    }
+    let numbers = qps
+        .iter()
+        .map(Qp::number)
+        .zip(psns.iter().copied())
+        .collect();
+    let endpoint = Endpoint {
+        gid,
+        addr: shared.addr(0),
+        rkey: shared.rkey(),
+        qps: numbers,
+    };
+    Ok(Opened {
+        verbs,
+        qps,
+        psns,
+        local: own,
+        shared,
+        gid_index,
+        endpoint,
+    })
+}
+
+const fn shared_access(mode: Mode) -> u32 {
+    let base = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+    if matches!(mode, Mode::Fadd | Mode::Cas) {
+        base | IBV_ACCESS_REMOTE_ATOMIC
+    } else {
+        base
+    }
+}
+
+fn psn(seed: u64, end: End, qp: u16) -> u32 {
+    let side = u64::from(end == End::Server);
+    (mix(seed ^ mix(0x50_534e ^ u64::from(qp) << 1 ^ side)) & 0xff_ffff) as u32
+}
+
+fn connect(params: &Params, opened: &Opened, peer: &Endpoint) -> Result<(), SetupError> {
+    let (reads, served_reads) = opened.verbs.read_depths()?;
+    let mtu = ibv_mtu::from_bytes(params.mtu).unwrap_or(IBV_MTU_1024);
+    for ((qp, &psn), &(peer_qpn, peer_psn)) in opened.qps.iter().zip(&opened.psns).zip(&peer.qps) {
+        qp.connect(Route {
+            gid_index: opened.gid_index,
+            peer_gid: peer.gid,
+            peer_qpn,
+            peer_psn,
+            psn,
+            mtu,
+            timeout: params.timeout,
+            retry_cnt: params.retry_cnt,
+            rnr_retry: params.rnr_retry,
+            reads,
+            served_reads,
+        })?;
+    }
+    Ok(())
+}
+
+fn expect_note(side: &mut Side) -> Result<Note, SetupError> {
+    match side.wait(STEP_LIMIT)? {
+        Some(Note::Failed(why)) => Err(SetupError::Peer(Some(Note::Failed(why)))),
+        Some(note) => Ok(note),
+        None => Err(SetupError::Peer(None)),
+    }
+}

@@ -1,0 +1,288 @@
+//! A thin wrapper around libibverbs, and the only place with `unsafe`.
+//!
+//! It does what a compiled C program does: it links libibverbs, and posts and polls through `context->ops`, as the
+//! inline functions of verbs.h do. What must hold: objects are closed in the order of [`Verbs::close`], or not at all
+//! (at exit the kernel takes them back); so everything made here is valid as long as it can be named.
+
+#![allow(
+    unsafe_code,
+    reason = "calls of a C library; the rest of the program is safe Rust"
+)]
+
+mod memory;
+mod queue;
+
+pub use memory::Region;
+pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
+
+use crate::args::GidIndex;
+use shift_abi::*;
+use std::ffi::{c_int, c_uint, CStr};
+use std::io;
+use std::ptr::{null_mut, NonNull};
+
+#[link(name = "ibverbs")]
+extern "C" {
+    fn ibv_get_device_list(count: *mut c_int) -> *mut *mut ibv_device;
+    fn ibv_free_device_list(list: *mut *mut ibv_device);
+    fn ibv_get_device_name(device: *mut ibv_device) -> *const std::ffi::c_char;
+    fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context;
+    fn ibv_close_device(context: *mut ibv_context) -> c_int;
+    fn ibv_query_device(context: *mut ibv_context, attr: *mut ibv_device_attr) -> c_int;
+    fn _ibv_query_gid_ex(
+        context: *mut ibv_context,
+        port: u32,
+        index: u32,
+        entry: *mut ibv_gid_entry,
+        flags: u32,
+        entry_size: usize,
+    ) -> c_int;
+    fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd;
+    fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int;
+    fn ibv_create_cq(
+        context: *mut ibv_context,
+        cqe: c_int,
+        cq_context: *mut std::ffi::c_void,
+        channel: *mut ibv_comp_channel,
+        vector: c_int,
+    ) -> *mut ibv_cq;
+    fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int;
+}
+
+/// A verb that failed: which, and with what errno.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb}: {source}")]
+pub struct VerbError {
+    /// C's name of the verb.
+    pub verb: &'static str,
+    /// The errno.
+    pub source: io::Error,
+}
+
+impl VerbError {
+    fn last(verb: &'static str) -> Self {
+        Self {
+            verb,
+            source: io::Error::last_os_error(),
+        }
+    }
+
+    fn with(verb: &'static str, errno: c_int) -> Self {
+        Self {
+            verb,
+            source: io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    fn says(verb: &'static str, why: String) -> Self {
+        Self {
+            verb,
+            source: io::Error::other(why),
+        }
+    }
+}
+
+/// The result of a verb.
+pub type Result<T> = std::result::Result<T, VerbError>;
+
+/// The `int` of verbs that return 0 or an errno.
+fn check(verb: &'static str, errno: c_int) -> Result<()> {
+    match errno {
+        0 => Ok(()),
+        errno => Err(VerbError::with(verb, errno.abs())),
+    }
+}
+
+/// An opened device with one protection domain and one completion queue.
+#[derive(Debug)]
+pub struct Verbs {
+    context: NonNull<ibv_context>,
+    pd: NonNull<ibv_pd>,
+    cq: NonNull<ibv_cq>,
+    port: u8,
+    wcs: Vec<ibv_wc>,
+}
+
+/// Completions fetched in one call.
+const POLL_BATCH: usize = 16;
+
+impl Verbs {
+    /// Opens the named device, or the first one, with a completion queue of exactly `cqe` entries.
+    pub fn open(name: Option<&str>, port: u8, cqe: u32) -> Result<Self> {
+        let context = open_device(name)?;
+        // SAFETY: the context was just opened.
+        let pd = unsafe { ibv_alloc_pd(context.as_ptr()) };
+        let pd = NonNull::new(pd).ok_or_else(|| VerbError::last("ibv_alloc_pd"))?;
+        let cqe =
+            c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
+        // SAFETY: the context is open; no channel and no context pointer are wanted.
+        let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), null_mut(), 0) };
+        let cq = NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))?;
+        Ok(Self {
+            context,
+            pd,
+            cq,
+            port,
+            wcs: vec![ibv_wc::zeroed(); POLL_BATCH],
+        })
+    }
+
+    /// How many READs and atomics a queue pair of this device may have outstanding, as requester and as responder.
+    pub fn read_depths(&self) -> Result<(u8, u8)> {
+        let mut attr = ibv_device_attr::zeroed();
+        // SAFETY: the context is open and the attributes are a writable structure of the type that the verb fills.
+        let errno = unsafe { ibv_query_device(self.context.as_ptr(), &mut attr) };
+        check("ibv_query_device", errno)?;
+        let clamp = |value: c_int| u8::try_from(value.clamp(1, 16)).unwrap_or(1);
+        Ok((clamp(attr.max_qp_init_rd_atom), clamp(attr.max_qp_rd_atom)))
+    }
+
+    /// The port's GID by the wish: its index and value.
+    pub fn gid(&self, wish: GidIndex) -> Result<(u8, [u8; 16])> {
+        match wish {
+            GidIndex::At(index) => {
+                let entry = self.gid_entry(index)?;
+                Ok((index, entry.gid.raw))
+            }
+            GidIndex::Auto => (0..=u8::MAX)
+                .filter_map(|index| Some((index, self.gid_entry(index).ok()?)))
+                .find(|(_, entry)| entry.gid_type == IBV_GID_TYPE_ROCE_V2 && is_ipv4(entry.gid.raw))
+                .map(|(index, entry)| (index, entry.gid.raw))
+                .ok_or_else(|| {
+                    VerbError::says(
+                        "ibv_query_gid_ex",
+                        "no RoCEv2 GID of an IPv4 address".to_owned(),
+                    )
+                }),
+        }
+    }
+
+    fn gid_entry(&self, index: u8) -> Result<ibv_gid_entry> {
+        let mut entry = ibv_gid_entry::zeroed();
+        let size = std::mem::size_of::<ibv_gid_entry>();
+        // SAFETY: the context is open and the entry is a writable structure of the size that is told.
+        let errno = unsafe {
+            _ibv_query_gid_ex(
+                self.context.as_ptr(),
+                self.port.into(),
+                index.into(),
+                &mut entry,
+                0,
+                size,
+            )
+        };
+        check("ibv_query_gid_ex", errno)?;
+        Ok(entry)
+    }
+
+    /// Registers fresh memory; the access flags are `IBV_ACCESS_*`.
+    pub fn region(&self, bytes: u64, access: c_uint) -> Result<Region> {
+        Region::new(self.pd, bytes, access)
+    }
+
+    /// Makes a queue pair, in RESET, on the completion queue.
+    pub fn qp(&self, wish: QpWish) -> Result<Qp> {
+        Qp::new(self.pd, self.cq, self.port, wish)
+    }
+
+    /// Appends the completions that are there to `out`, a batch at most; how many there were.
+    pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
+        // SAFETY: the context is open. `ops` is read anew each time, as the inline ibv_poll_cq reads it.
+        let poll_cq = unsafe { (*self.context.as_ptr()).ops.poll_cq };
+        let poll_cq = poll_cq
+            .ok_or_else(|| VerbError::says("ibv_poll_cq", "no such operation".to_owned()))?;
+        // SAFETY: the CQ is of this context, and there is room for POLL_BATCH completions.
+        let count =
+            unsafe { poll_cq(self.cq.as_ptr(), POLL_BATCH as c_int, self.wcs.as_mut_ptr()) };
+        let count = usize::try_from(count)
+            .map_err(|_| VerbError::with("ibv_poll_cq", count.saturating_neg()))?;
+        out.extend(self.wcs.iter().take(count));
+        for wc in self.wcs.iter_mut().take(count) {
+            *wc = ibv_wc {
+                wr_id: !0,
+                qp_num: !0,
+                ..ibv_wc::zeroed()
+            };
+        }
+        Ok(count)
+    }
+
+    /// Closes everything, queue pairs first.
+    pub fn close(self, qps: Vec<Qp>, regions: Vec<Region>) -> Result<()> {
+        for qp in qps {
+            qp.destroy()?;
+        }
+        // SAFETY: its queue pairs are destroyed.
+        check("ibv_destroy_cq", unsafe {
+            ibv_destroy_cq(self.cq.as_ptr())
+        })?;
+        for region in regions {
+            region.deregister()?;
+        }
+        // SAFETY: its queue pairs and registrations are gone.
+        check("ibv_dealloc_pd", unsafe {
+            ibv_dealloc_pd(self.pd.as_ptr())
+        })?;
+        // SAFETY: all its objects are gone, and `self` with the pointer is consumed.
+        check("ibv_close_device", unsafe {
+            ibv_close_device(self.context.as_ptr())
+        })
+    }
+}
+
+fn is_ipv4(gid: [u8; 16]) -> bool {
+    gid.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])
+}
+
+fn open_device(name: Option<&str>) -> Result<NonNull<ibv_context>> {
+    let mut count = 0;
+    // SAFETY: the count is writable.
+    let list = unsafe { ibv_get_device_list(&mut count) };
+    if list.is_null() {
+        return Err(VerbError::last("ibv_get_device_list"));
+    }
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: the list has `count` entries, and is neither changed nor freed before the end of this function.
+    let devices = unsafe { std::slice::from_raw_parts(list, count) };
+    let wanted = devices
+        .iter()
+        .copied()
+        .find(|&device| name.is_none_or(|name| device_name(device) == name));
+    let opened = wanted.map(|device| {
+        // SAFETY: the device is of the list, which is not yet freed.
+        NonNull::new(unsafe { ibv_open_device(device) })
+            .ok_or_else(|| VerbError::last("ibv_open_device"))
+    });
+    // SAFETY: the list came from ibv_get_device_list; an opened device stays valid without it.
+    unsafe { ibv_free_device_list(list) };
+    let asked = name.unwrap_or("(any)");
+    opened.unwrap_or_else(|| {
+        Err(VerbError::says(
+            "ibv_get_device_list",
+            format!("no device {asked} among {count}"),
+        ))
+    })
+}
+
+fn device_name(device: *mut ibv_device) -> String {
+    // SAFETY: the device is of a list that is not yet freed.
+    let name = unsafe { ibv_get_device_name(device) };
+    if name.is_null() {
+        return String::new();
+    }
+    // SAFETY: a device's name is a C string that lives as long as the device.
+    let name = unsafe { CStr::from_ptr(name) };
+    name.to_string_lossy().into_owned()
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock that scenarios on the same host can compare with.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
