@@ -1,0 +1,142 @@
+//! Completion queues: their shadows, the room for what a fault flushes, and their twins.
+
+use crate::cold::{device, reaper};
+use crate::real;
+use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TAGGED};
+use crate::spin::SpinCell;
+use crate::tables::PtrTable;
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicU32, Ordering};
+use shift_abi::*;
+use std::sync::Arc;
+
+/// CQs of the application.
+pub static CQS: PtrTable<CqShadow> = PtrTable::new();
+
+/// `ibv_create_cq`.
+///
+/// # Safety
+/// As `ibv_create_cq`.
+pub unsafe fn create(
+    context: *mut ibv_context,
+    cqe: c_int,
+    cq_context: *mut c_void,
+    channel: *mut ibv_comp_channel,
+    vector: c_int,
+) -> *mut ibv_cq {
+    // SAFETY: passed on.
+    let cq = unsafe { real::ibv_create_cq(context, cqe, cq_context, channel, vector) };
+    if cq.is_null() {
+        return cq;
+    }
+    if let Some(shadow) = device::device_of(context) {
+        // SAFETY: the CQ was just made.
+        let granted = unsafe { (*cq).cqe };
+        CQS.insert(cq, Arc::new(new_shadow(cq, granted, shadow.ops, !channel.is_null())));
+    }
+    cq
+}
+
+fn new_shadow(cq: *mut ibv_cq, cqe: c_int, ops: ProviderOps, has_channel: bool) -> CqShadow {
+    let inner = CqInner { entries: u32::try_from(cqe).unwrap_or(0), ..CqInner::default() };
+    CqShadow {
+        cq: Raw(cq),
+        ops,
+        cqe,
+        has_channel,
+        attention: AtomicU32::new(0),
+        polls: AtomicU32::new(0),
+        polls_seen: AtomicU32::new(0),
+        inner: SpinCell::new(inner),
+    }
+}
+
+/// Makes room in the application's CQ for everything that one more QP can have flushed, beside what the others can.
+pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
+    let (needed, has) = {
+        let mut inner = cq.inner.lock();
+        inner.depth = inner.depth.saturating_add(depth);
+        (inner.depth, inner.entries)
+    };
+    if needed <= has {
+        return Ok(());
+    }
+    let Ok(entries) = c_int::try_from(needed) else { return Err("its queues are deeper than any CQ".to_owned()) };
+    // SAFETY: the application's CQ is live: a QP was just made on it.
+    let errno = unsafe { real::ibv_resize_cq(cq.cq.0, entries) };
+    if errno != 0 {
+        return Err(format!("its CQ cannot be grown to the {needed} entries that a fault may flush (errno {errno})"));
+    }
+    // The application goes on seeing the size it was granted.
+    // SAFETY: the CQ is live; the field is the application's view of the size and only read by it.
+    unsafe { (*cq.cq.0).cqe = cq.cqe };
+    cq.inner.lock().entries = needed;
+    Ok(())
+}
+
+/// Takes back what `grow` counted: the CQ keeps its size.
+pub fn shrink(cq: &CqShadow, depth: u32) {
+    let mut inner = cq.inner.lock();
+    inner.depth = inner.depth.saturating_sub(depth);
+}
+
+/// The twin of a CQ on the standby, with the same room; made at first need.
+pub fn twin(cq: &CqShadow, standby: &crate::cold::rail::Rail) -> Result<Raw<ibv_cq>, String> {
+    let (known, entries) = {
+        let inner = cq.inner.lock();
+        (inner.twin, inner.depth.max(inner.entries))
+    };
+    let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
+    if let Some((twin, _)) = known {
+        // SAFETY: the twin is this library's own.
+        let has = unsafe { (*twin.0).cqe };
+        // SAFETY: as above.
+        if has < entries && unsafe { real::ibv_resize_cq(twin.0, entries) } != 0 {
+            return Err(format!("the CQ on {} cannot be grown to {entries} entries", standby.name));
+        }
+        return Ok(twin);
+    }
+    // SAFETY: a rail's context is open for ever.
+    let twin =
+        unsafe { real::ibv_create_cq(standby.context.0, entries, core::ptr::null_mut(), core::ptr::null_mut(), 0) };
+    if twin.is_null() {
+        return Err(format!("{} refused a CQ of {entries} entries", standby.name));
+    }
+    cq.inner.lock().twin = Some((Raw(twin), standby.ops.poll_cq));
+    Ok(Raw(twin))
+}
+
+/// `ibv_resize_cq` by the application: never below what the protection needs.
+///
+/// # Safety
+/// As `ibv_resize_cq`.
+pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
+    let room = CQS
+        .get(cq)
+        .filter(|shadow| shadow.attention.load(Ordering::Relaxed) & TAGGED != 0)
+        .map_or(0, |shadow| shadow.inner.lock().depth);
+    let entries = cqe.max(c_int::try_from(room).unwrap_or(c_int::MAX));
+    // SAFETY: passed on, with a larger size at most.
+    unsafe { real::ibv_resize_cq(cq, entries) }
+}
+
+/// `ibv_destroy_cq`.
+///
+/// # Safety
+/// As `ibv_destroy_cq`.
+pub unsafe fn destroy(cq: *mut ibv_cq) -> c_int {
+    let shadow = CQS.remove(cq);
+    if let Some(shadow) = &shadow {
+        shadow.inner.lock().destroyed = true;
+    }
+    // SAFETY: passed on.
+    let errno = unsafe { real::ibv_destroy_cq(cq) };
+    let Some(shadow) = shadow else { return errno };
+    if errno != 0 {
+        shadow.inner.lock().destroyed = false;
+        CQS.insert(cq, shadow);
+    } else if let Some((twin, _)) = shadow.inner.lock().twin.take() {
+        reaper::destroy_cq(twin);
+    }
+    errno
+}

@@ -1,0 +1,206 @@
+//! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
+
+use crate::cold::device::as_agent;
+use crate::cold::{fence, probe, rail, replay, twin};
+use crate::hot::poll;
+use crate::lives;
+use crate::shadow::{QpShadow, Stance};
+use core::sync::atomic::Ordering;
+use shift_control::datapath::*;
+use shift_proto::id::{Epoch, PathId, Psn, WrSeq};
+use shift_proto::ledger::{Ledger, Plan};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The data path of this process.
+#[derive(Default)]
+pub struct Shim {
+    probes: probe::Probes,
+    /// QPs that the sweep looks at: those that are, or were, armed.
+    armed: Mutex<BTreeMap<u32, ()>>,
+}
+
+impl Shim {
+    /// One without probes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn of(qp: QpLife) -> Option<Arc<QpShadow>> {
+        lives::arc(qp.0)
+    }
+
+    /// Calls `visit` with the living QP; `otherwise` if the application ended it meanwhile.
+    fn with<R>(qp: QpLife, otherwise: R, visit: impl FnOnce(&QpShadow) -> R) -> R {
+        match Self::of(qp) {
+            Some(qp) => as_agent(|| visit(&qp)),
+            None => otherwise,
+        }
+    }
+}
+
+const GONE: Errno = Errno(libc::ENOENT);
+
+impl DataPath for Shim {
+    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
+        as_agent(|| {
+            let rail = rail::by_id(primary.0).ok_or_else(|| Unprotected("its device is unknown".to_owned()))?;
+            rail::standby_of(&rail).map(|standby| DeviceId(standby.id)).map_err(Unprotected)
+        })
+    }
+
+    fn device_name(&self, device: DeviceId) -> String {
+        rail::by_id(device.0).map(|rail| rail.name.clone()).unwrap_or_default()
+    }
+
+    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected> {
+        Self::with(qp, Err(Unprotected("it was destroyed".to_owned())), |qp| {
+            if let Some(reason) = qp.unprotected.get() {
+                return Err(Unprotected(reason.clone()));
+            }
+            twin::prepare(qp)
+        })
+    }
+
+    fn connect(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        peer: &PathEnd,
+        own_psn: Psn,
+        peer_psn: Psn,
+    ) -> Result<(), Errno> {
+        Self::with(qp, Err(GONE), |qp| twin::connect(qp, path.0, epoch.0, peer, own_psn, peer_psn))
+    }
+
+    fn set_armed(&self, qp: QpLife, armed: bool) {
+        Self::with(qp, (), |shadow| {
+            if armed && shadow.unprotected.get().is_none() {
+                shadow.step(Stance::Recording, Stance::Armed);
+                self.armed.lock().unwrap_or_else(PoisonError::into_inner).insert(qp.0, ());
+            } else {
+                shadow.step(Stance::Armed, Stance::Recording);
+            }
+        });
+    }
+
+    fn exclude(&self, qp: QpLife) -> bool {
+        Self::with(qp, true, replay::exclude)
+    }
+
+    fn release(&self, qp: QpLife) {
+        Self::with(qp, (), replay::release);
+    }
+
+    fn fence(&self, qp: QpLife) {
+        Self::with(qp, (), fence::begin);
+    }
+
+    fn poll_fence(&self, qp: QpLife) -> FenceProgress {
+        Self::with(qp, FenceProgress::Failed(Vec::new()), fence::poll)
+    }
+
+    fn admit(&self, qp: QpLife, ledger: &mut Ledger) {
+        Self::with(qp, (), |qp| replay::admit(qp, ledger));
+    }
+
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno> {
+        Self::with(qp, Err(GONE), |qp| replay::repost(qp, path.0, epoch.0))
+    }
+
+    fn replay(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        plan: &Plan,
+        ledger: &mut Ledger,
+        keys: &dyn RemoteKeys,
+    ) -> ReplayProgress {
+        Self::with(qp, ReplayProgress::Refused(GONE), |qp| replay::replay(qp, path.0, epoch.0, plan, ledger, keys))
+    }
+
+    fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress {
+        Self::with(qp, ReplayProgress::Done, |qp| replay::post_held(qp, keys))
+    }
+
+    fn surface(&self, qp: QpLife, status: Option<u32>) {
+        Self::with(qp, (), |qp| replay::surface(qp, status));
+    }
+
+    fn retired_below(&self, qp: QpLife) -> WrSeq {
+        Self::with(qp, WrSeq(u64::MAX), |qp| WrSeq(qp.sq.ring.head()))
+    }
+
+    fn next_seq(&self, qp: QpLife) -> WrSeq {
+        Self::with(qp, WrSeq(0), |qp| WrSeq(qp.sq.ring.tail()))
+    }
+
+    fn could_end_in_error(&self, qp: QpLife) -> bool {
+        Self::with(qp, false, replay::could_end_in_error)
+    }
+
+    fn in_error(&self, qp: QpLife) -> bool {
+        Self::with(qp, false, |qp| qp.first_error.load(Ordering::Relaxed) != 0)
+    }
+
+    fn forget(&self, qp: QpLife, below: Epoch) {
+        Self::with(qp, (), |qp| {
+            let mut cold = qp.cold();
+            cold.reports.retain(|report| report.epoch >= below);
+            cold.incarnations.retain(|incarnation| !incarnation.closed || incarnation.epoch >= below.0);
+        });
+    }
+
+    fn sweep(&self) {
+        let lives: Vec<u32> = self.armed.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        for life in lives {
+            let Some(qp) = lives::arc(life) else {
+                self.armed.lock().unwrap_or_else(PoisonError::into_inner).remove(&life);
+                continue;
+            };
+            as_agent(|| sweep_qp(&qp));
+        }
+    }
+
+    fn read_async(&self, device: DeviceId) {
+        if let Some(rail) = rail::by_id(device.0) {
+            as_agent(|| rail::read_async(&rail));
+        }
+    }
+
+    fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {
+        as_agent(|| self.probes.open(device, like))
+    }
+
+    fn probe_connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
+        as_agent(|| self.probes.connect(probe, peer, own_psn, peer_psn))
+    }
+
+    fn probe_start(&self, probe: ProbeId) -> Result<(), Errno> {
+        as_agent(|| self.probes.start(probe))
+    }
+
+    fn probe_poll(&self, probe: ProbeId) -> ProbeState {
+        as_agent(|| self.probes.poll(probe))
+    }
+
+    fn probe_close(&self, probe: ProbeId) {
+        as_agent(|| self.probes.close(probe));
+    }
+}
+
+/// Looks at the CQs of one QP if it has work outstanding and the application did not poll since the last time.
+fn sweep_qp(qp: &QpShadow) {
+    let outstanding = qp.sq.ring.head() != qp.sq.ring.tail() || qp.rq.ring.head() != qp.rq.ring.tail();
+    if !outstanding {
+        return;
+    }
+    for cq in [&qp.send_cq, &qp.recv_cq] {
+        let polls = cq.polls.load(Ordering::Relaxed);
+        if cq.polls_seen.swap(polls, Ordering::Relaxed) == polls {
+            poll::sweep(cq);
+        }
+    }
+}

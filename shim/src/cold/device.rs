@@ -1,0 +1,80 @@
+//! Opening a device: the one place where a context's table of functions is patched.
+
+use crate::cold::rail;
+use crate::process::{self, Inside};
+use crate::real;
+use crate::shadow::{ContextShadow, ProviderOps};
+use crate::tables::PtrTable;
+use core::ffi::c_int;
+use shift_abi::*;
+use std::sync::Arc;
+
+/// Contexts that the application opened.
+pub static CONTEXTS: PtrTable<ContextShadow> = PtrTable::new();
+
+/// The provider's functions in a context's table.
+pub fn ops_of(context: *mut ibv_context) -> Option<ProviderOps> {
+    // SAFETY: the context is open; reading its table is what every inline verb does.
+    let ops = unsafe { (*context).ops };
+    Some(ProviderOps { post_send: ops.post_send?, post_recv: ops.post_recv?, poll_cq: ops.poll_cq? })
+}
+
+/// `ibv_open_device`.
+///
+/// # Safety
+/// As `ibv_open_device`.
+pub unsafe fn open(device: *mut ibv_device) -> *mut ibv_context {
+    // SAFETY: passed on.
+    let context = unsafe { real::ibv_open_device(device) };
+    if context.is_null() || process::start().is_none() {
+        return context;
+    }
+    let name = rail::name_of(device);
+    let Some(ops) = ops_of(context) else { return context };
+    match rail::named(&name) {
+        Ok(rail) => {
+            if CONTEXTS.insert(context, Arc::new(ContextShadow { ops, device: rail.id })) {
+                patch(context);
+            }
+        }
+        Err(why) => crate::cold::tell::once(&format!("device {name} is not protected: {why}"), &why),
+    }
+    context
+}
+
+/// Puts this library's functions into the table: compiled programs post and poll inline through it.
+fn patch(context: *mut ibv_context) {
+    // SAFETY: the context was just opened and nobody else has it yet; providers set the table once, before.
+    let ops = unsafe { &raw mut (*context).ops };
+    // SAFETY: as above.
+    unsafe { (*ops).post_send = Some(crate::exports::patched_post_send) };
+    // SAFETY: as above.
+    unsafe { (*ops).post_recv = Some(crate::exports::patched_post_recv) };
+    // SAFETY: as above.
+    unsafe { (*ops).poll_cq = Some(crate::exports::patched_poll_cq) };
+}
+
+/// `ibv_close_device`.
+///
+/// # Safety
+/// As `ibv_close_device`.
+pub unsafe fn close(context: *mut ibv_context) -> c_int {
+    let shadow = CONTEXTS.remove(context);
+    // SAFETY: passed on.
+    let errno = unsafe { real::ibv_close_device(context) };
+    if let (true, Some(shadow)) = (errno != 0, shadow) {
+        CONTEXTS.insert(context, shadow);
+    }
+    errno
+}
+
+/// The device of a context, if it is one of the application's.
+pub fn device_of(context: *const ibv_context) -> Option<&'static ContextShadow> {
+    CONTEXTS.get(context)
+}
+
+/// Marks this thread as inside of libibverbs for calls that the agent makes.
+pub fn as_agent<R>(call: impl FnOnce() -> R) -> R {
+    let _inside = Inside::enter();
+    call()
+}

@@ -1,0 +1,15 @@
+//! What control verbs and the agent do: may allocate, log and make system calls; never waits for a peer.
+
+pub mod cq;
+pub mod datapath;
+pub mod device;
+pub mod fence;
+pub mod mr;
+pub mod pd;
+pub mod probe;
+pub mod qp;
+pub mod rail;
+pub mod reaper;
+pub mod replay;
+pub mod tell;
+pub mod twin;

@@ -1,0 +1,175 @@
+//! Registrations and their twins; the keys that a post has to translate.
+
+use crate::cold::{pd, tell};
+use crate::hot::post::LocalKey;
+use crate::process;
+use crate::real;
+use crate::shadow::{MrShadow, PdShadow, Raw};
+use crate::tables::PtrTable;
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicU64, Ordering};
+use dashmap::DashMap;
+use shift_abi::*;
+use shift_control::datapath::DeviceId;
+use shift_control::Event;
+use std::sync::{Arc, OnceLock};
+
+/// Registrations up to this size are looked at page by page before their memory may be snapshotted: 16 Ki pages, 16 system calls. Larger
+/// ones are bulk data, which is replayed from the application's buffer as the NIC's own retransmission would be.
+const LARGEST_READABLE: usize = 64 << 20;
+/// Pages asked for in one process_vm_readv (its limit, UIO_MAXIOV).
+const PAGES_AT_ONCE: usize = 1024;
+const PAGE: usize = 4096;
+
+/// Registrations of the application.
+static MRS: PtrTable<MrShadow> = PtrTable::new();
+/// The same by device and lkey.
+static BY_LKEY: OnceLock<DashMap<(u16, u32), Arc<MrShadow>>> = OnceLock::new();
+/// Grows when a key is withdrawn anywhere: every cached translation is void then.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+fn by_lkey() -> &'static DashMap<(u16, u32), Arc<MrShadow>> {
+    BY_LKEY.get_or_init(DashMap::new)
+}
+
+/// The generation of keys.
+#[inline]
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::Acquire)
+}
+
+/// Voids every cached translation: a key of ours or of a peer was withdrawn.
+pub fn void_caches() {
+    GENERATION.fetch_add(1, Ordering::AcqRel);
+}
+
+/// What is known of an lkey; `None` if it is unknown or its place in the table is being written (never waits).
+pub fn local_key(device: u16, lkey: u32) -> Option<LocalKey> {
+    let found = BY_LKEY.get()?.try_get(&(device, lkey)).try_unwrap()?;
+    let readable = if found.readable { (found.iova, found.length) } else { (0, 0) };
+    Some(LocalKey { lkey, twin: found.twin_lkey, readable })
+}
+
+/// How the application registers.
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// Its PD.
+    pub pd: *mut ibv_pd,
+    /// First address.
+    pub addr: *mut c_void,
+    /// Bytes.
+    pub length: usize,
+    /// First address as the NIC sees it.
+    pub iova: u64,
+    /// Access flags.
+    pub access: u32,
+}
+
+/// Registers through the function that takes these flags and this address.
+fn register(request: &Request) -> *mut ibv_mr {
+    let Request { pd, addr, length, iova, access } = *request;
+    if access & IBV_ACCESS_OPTIONAL_RANGE != 0 {
+        // SAFETY: passed on from the application's call, or the same on a PD of our own.
+        unsafe { real::ibv_reg_mr_iova2(pd, addr, length, iova, access) }
+    } else if iova == addr as u64 {
+        // SAFETY: as above.
+        unsafe { real::ibv_reg_mr(pd, addr, length, access as c_int) }
+    } else {
+        // SAFETY: as above.
+        unsafe { real::ibv_reg_mr_iova(pd, addr, length, iova, access as c_int) }
+    }
+}
+
+/// `ibv_reg_mr` and its sisters: `first` is the application's own registration, made by the function it called.
+pub fn registered(request: &Request, mr: *mut ibv_mr) {
+    let Some(pd) = pd::PDS.get(request.pd).filter(|_| !mr.is_null()) else { return };
+    // SAFETY: the registration was just made.
+    let ibv_mr { lkey, rkey, .. } = unsafe { mr.read() };
+    let twin = twin_of(pd, request);
+    let (twin_lkey, twin_rkey) = twin.map_or((0, 0), |twin| {
+        // SAFETY: the twin was just made.
+        let made = unsafe { twin.0.read() };
+        (made.lkey, made.rkey)
+    });
+    let readable = request.iova == request.addr as u64 && may_be_read(request.addr as usize, request.length);
+    let shadow = Arc::new(MrShadow {
+        device: pd.device,
+        lkey,
+        rkey,
+        iova: request.iova,
+        length: request.length as u64,
+        readable,
+        twin,
+        twin_lkey,
+    });
+    by_lkey().insert((pd.device, lkey), Arc::clone(&shadow));
+    MRS.insert(mr, shadow);
+    if twin.is_some() {
+        process::tell(Event::KeyAdded { device: DeviceId(pd.device), rkey, standby_rkey: twin_rkey });
+    }
+}
+
+fn twin_of(pd: &PdShadow, request: &Request) -> Option<Raw<ibv_mr>> {
+    let standby = pd.standby.as_ref().ok()?;
+    let twin = register(&Request { pd: standby.pd.0, ..*request });
+    if twin.is_null() {
+        let errno = std::io::Error::last_os_error();
+        let advice = if errno.raw_os_error() == Some(libc::ENOMEM) {
+            "; raise the limit of locked memory (ulimit -l) to twice what the program registers"
+        } else {
+            ""
+        };
+        tell::once(
+            &format!(
+                "a memory registration of {} bytes is not protected: the standby refused it ({errno}){advice}",
+                request.length
+            ),
+            "registration refused",
+        );
+        return None;
+    }
+    Some(Raw(twin))
+}
+
+/// Was every page shown to be readable by the processor? Asks the kernel, which does not fault: memory of a GPU is not there.
+fn may_be_read(addr: usize, length: usize) -> bool {
+    if length == 0 || length > LARGEST_READABLE {
+        return false;
+    }
+    let first = addr & !(PAGE - 1);
+    let pages: Vec<usize> = (first..addr.saturating_add(length)).step_by(PAGE).map(|page| page.max(addr)).collect();
+    pages.chunks(PAGES_AT_ONCE).all(|chunk| {
+        let mut bytes = [0_u8; PAGES_AT_ONCE];
+        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: chunk.len() };
+        let remote: Vec<libc::iovec> =
+            chunk.iter().map(|page| libc::iovec { iov_base: *page as *mut c_void, iov_len: 1 }).collect();
+        let own = libc::pid_t::try_from(std::process::id()).unwrap_or(0);
+        // SAFETY: the kernel checks the remote addresses; the local room is as long as the pieces together.
+        let read = unsafe { libc::process_vm_readv(own, &local, 1, remote.as_ptr(), remote.len() as u64, 0) };
+        usize::try_from(read) == Ok(chunk.len())
+    })
+}
+
+/// `ibv_dereg_mr`: the twin goes first, so that nothing outlives the application's call.
+///
+/// # Safety
+/// As `ibv_dereg_mr`.
+pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
+    let Some(shadow) = MRS.remove(mr) else {
+        // SAFETY: passed on.
+        return unsafe { real::ibv_dereg_mr(mr) };
+    };
+    by_lkey().remove(&(shadow.device, shadow.lkey));
+    void_caches();
+    if let Some(twin) = shadow.twin {
+        process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
+        // SAFETY: the twin is this library's own and was taken out of the tables above.
+        let errno = unsafe { real::ibv_dereg_mr(twin.0) };
+        if errno != 0 {
+            log::debug!("the twin of a registration is still in use (errno {errno}); it is withdrawn later");
+            crate::cold::reaper::dereg_mr(twin);
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { real::ibv_dereg_mr(mr) }
+}

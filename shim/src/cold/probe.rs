@@ -1,0 +1,176 @@
+//! Probe QPs: a path is asked on this library's own QP, never on the application's, where a receiver that is slow to post looks like a dead path.
+//!
+//! A probe is a zero-length WRITE: it needs no memory and no receive, only that the QP allows remote writes, which ours do.
+
+use crate::cold::{rail, reaper, twin};
+use crate::real;
+use crate::shadow::Raw;
+use core::ffi::c_int;
+use shift_abi::*;
+use shift_control::datapath::{DeviceId, Errno, Gid, PathEnd, ProbeId, ProbeState};
+use shift_proto::id::{Mtu, Psn};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// 4.096 us * 2^14 = 67 ms: the shortest that does not expire on a healthy loaded soft-RoCE guest.
+const TIMEOUT: u8 = 14;
+/// Retries: three more tries, so that one lost packet does not condemn a path.
+const RETRIES: u8 = 3;
+/// Requests a probe QP holds: one is out at a time, the rest is slack for a failed one that was not polled.
+const DEPTH: u32 = 4;
+/// Probe QPs of one process: one per peer process and device pair and side; a job of 1,000 peers on 2 rails stays below.
+const PROBES: usize = 8192;
+
+struct Probe {
+    rail: Arc<rail::Rail>,
+    qp: Raw<ibv_qp>,
+    cq: Raw<ibv_cq>,
+    gid: Gid,
+    started: u64,
+}
+
+/// All probe QPs. Of the agent, which is the only caller.
+#[derive(Default)]
+pub struct Probes {
+    table: Mutex<(u32, HashMap<u32, Probe>)>,
+}
+
+impl Probes {
+    fn with<R>(&self, probe: ProbeId, visit: impl FnOnce(&mut Probe) -> R) -> Option<R> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.1.get_mut(&probe.0).map(visit)
+    }
+
+    /// Makes one on `device`, with a source GID equal to `like`, or of its kind.
+    pub fn open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {
+        let refused = Errno(libc::ENODEV);
+        let rail = rail::by_id(device.0).ok_or(refused)?;
+        let like = ibv_gid { raw: like.0 };
+        let entry =
+            rail.gid_by_value(&like.raw).or_else(|| rail.gid_like(&like, Some(IBV_GID_TYPE_ROCE_V2))).ok_or(refused)?;
+        let pd = rail.own_pd().ok_or(refused)?;
+        let mtu = rail.port_attr().and_then(|port| port.active_mtu.bytes()).and_then(Mtu::new).ok_or(refused)?;
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.1.len() >= PROBES {
+            return Err(Errno(libc::ENOSPC));
+        }
+        // SAFETY: a rail's context is open for ever.
+        let cq = unsafe {
+            real::ibv_create_cq(rail.context.0, 2 * DEPTH as c_int, core::ptr::null_mut(), core::ptr::null_mut(), 0)
+        };
+        if cq.is_null() {
+            return Err(last_errno());
+        }
+        let mut init = ibv_qp_init_attr::zeroed();
+        init.send_cq = cq;
+        init.recv_cq = cq;
+        init.qp_type = IBV_QPT_RC;
+        init.cap =
+            ibv_qp_cap { max_send_wr: DEPTH, max_recv_wr: 1, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 0 };
+        // SAFETY: PD and CQ are this library's own and live.
+        let qp = unsafe { real::ibv_create_qp(pd.0, &mut init) };
+        if qp.is_null() {
+            let errno = last_errno();
+            reaper::destroy_cq(Raw(cq));
+            return Err(errno);
+        }
+        // SAFETY: the QP was just made.
+        let qpn = unsafe { (*qp).qp_num };
+        table.0 += 1;
+        let id = table.0;
+        let gid = Gid(entry.gid.raw);
+        table.1.insert(id, Probe { rail, qp: Raw(qp), cq: Raw(cq), gid, started: 0 });
+        Ok((ProbeId(id), PathEnd { qpn, gid, mtu, psn_base: Psn::new(qpn << 8) }))
+    }
+
+    /// (Re)connects one.
+    pub fn connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
+        self.with(probe, |probe| probe.connect(peer, own_psn, peer_psn)).unwrap_or(Err(Errno(libc::ENOENT)))
+    }
+
+    /// Asks the path.
+    pub fn start(&self, probe: ProbeId) -> Result<(), Errno> {
+        self.with(probe, Probe::start).unwrap_or(Err(Errno(libc::ENOENT)))
+    }
+
+    /// What it answered to the latest `start`.
+    pub fn poll(&self, probe: ProbeId) -> ProbeState {
+        self.with(probe, |probe| probe.poll()).unwrap_or(ProbeState::Failed(IBV_WC_GENERAL_ERR.0))
+    }
+
+    /// Gives one up.
+    pub fn close(&self, probe: ProbeId) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(probe) = table.1.remove(&probe.0) {
+            reaper::destroy_qp(probe.qp);
+            reaper::destroy_cq(probe.cq);
+        }
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+impl Probe {
+    fn connect(&mut self, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
+        let entry = self.rail.gid_by_value(&self.gid.0).ok_or(Errno(libc::ENODEV))?;
+        let mtu = self
+            .rail
+            .port_attr()
+            .and_then(|port| port.active_mtu.bytes())
+            .and_then(Mtu::new)
+            .ok_or(Errno(libc::ENODEV))?;
+        let mut attr = ibv_qp_attr::zeroed();
+        attr.port_num = self.rail.port;
+        attr.qp_access_flags = IBV_ACCESS_REMOTE_WRITE;
+        attr.path_mtu = ibv_mtu::from_bytes(mtu.min(peer.mtu).bytes()).ok_or(Errno(libc::EINVAL))?;
+        attr.dest_qp_num = peer.qpn;
+        attr.rq_psn = peer_psn.value();
+        attr.sq_psn = own_psn.value();
+        attr.min_rnr_timer = 12;
+        attr.timeout = TIMEOUT;
+        attr.retry_cnt = RETRIES;
+        attr.rnr_retry = RETRIES;
+        attr.ah_attr.is_global = 1;
+        attr.ah_attr.port_num = self.rail.port;
+        attr.ah_attr.grh.dgid.raw = peer.gid.0;
+        attr.ah_attr.grh.sgid_index = u8::try_from(entry.gid_index).unwrap_or(0);
+        attr.ah_attr.grh.hop_limit = 64;
+        twin::to_rts(self.qp, &mut attr)
+    }
+
+    fn start(&mut self) -> Result<(), Errno> {
+        self.started += 1;
+        let mut wr = ibv_send_wr::zeroed();
+        wr.wr_id = self.started;
+        wr.opcode = IBV_WR_RDMA_WRITE;
+        wr.send_flags = IBV_SEND_SIGNALED;
+        let mut bad = core::ptr::null_mut();
+        // SAFETY: the QP is this library's own and live; the request lives across the call.
+        let errno = unsafe { (self.rail.ops.post_send)(self.qp.0, &mut wr, &mut bad) };
+        if errno == 0 {
+            Ok(())
+        } else {
+            Err(Errno(errno))
+        }
+    }
+
+    fn poll(&mut self) -> ProbeState {
+        loop {
+            let mut wc = ibv_wc::zeroed();
+            // SAFETY: the CQ is this library's own and live; there is room for one.
+            let taken = unsafe { (self.rail.ops.poll_cq)(self.cq.0, 1, &mut wc) };
+            if taken <= 0 {
+                return ProbeState::Pending;
+            }
+            if wc.wr_id == self.started {
+                return if wc.status == IBV_WC_SUCCESS {
+                    ProbeState::Answered
+                } else {
+                    ProbeState::Failed(wc.status.0)
+                };
+            }
+        }
+    }
+}

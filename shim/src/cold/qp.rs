@@ -1,0 +1,366 @@
+//! Queue pairs: which are recorded, what the application sets, and how a life ends.
+
+use crate::cold::{cq, pd, rail, reaper, tell, twin};
+use crate::hot::poll;
+use crate::lives;
+use crate::process;
+use crate::real;
+use crate::shadow::*;
+use crate::tables::PtrTable;
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+use shift_abi::*;
+use shift_control::datapath::{ConnectionFacts, Gid, QpLife};
+use shift_control::Event;
+use shift_proto::id::Mtu;
+use std::sync::Arc;
+
+/// QPs of the application that are recorded.
+pub static QPS: PtrTable<QpShadow> = PtrTable::new();
+
+/// `ibv_create_qp`.
+///
+/// # Safety
+/// As `ibv_create_qp`.
+pub unsafe fn create(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp {
+    // SAFETY: passed on.
+    let qp = unsafe { real::ibv_create_qp(pd, init) };
+    if qp.is_null() || process::get().is_none() {
+        return qp;
+    }
+    // SAFETY: the call above succeeded, so `init` is readable; the library wrote the granted sizes into it.
+    let init = unsafe { init.read() };
+    // SAFETY: the QP was just made.
+    let qpn = unsafe { (*qp).qp_num };
+    match shadows_of(pd, &init).and_then(|shadows| begin(qp, qpn, &init, shadows)) {
+        Ok(()) => {}
+        Err(reason) => {
+            mark_foreign(&init, qpn);
+            tell::once(&format!("QP 0x{qpn:06x} is not protected: {reason}"), &reason);
+        }
+    }
+    qp
+}
+
+/// What a recorded QP stands on.
+struct Shadows {
+    pd: Arc<PdShadow>,
+    send_cq: Arc<CqShadow>,
+    recv_cq: Arc<CqShadow>,
+}
+
+/// The shadows of what the QP uses, or why it cannot be protected.
+fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, String> {
+    if init.qp_type != IBV_QPT_RC {
+        return Err(format!("its type is {:?}; only RC is", init.qp_type));
+    }
+    if !init.srq.is_null() {
+        return Err("it receives through an SRQ".to_owned());
+    }
+    let pd = pd::PDS.get_arc(pd).ok_or("its PD was not made through ibv_alloc_pd")?;
+    if let Err(why) = &pd.standby {
+        return Err(why.clone());
+    }
+    let cq_of = |raw: *mut ibv_cq| {
+        let shadow = cq::CQS.get_arc(raw).ok_or("its CQ was not made through ibv_create_cq")?;
+        if shadow.has_channel {
+            return Err("its CQ has a completion channel".to_owned());
+        }
+        Ok(shadow)
+    };
+    Ok(Shadows { pd, send_cq: cq_of(init.send_cq)?, recv_cq: cq_of(init.recv_cq)? })
+}
+
+/// Begins a life.
+fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -> Result<(), String> {
+    let Shadows { pd, send_cq, recv_cq } = shadows;
+    grow_cqs(&send_cq, &recv_cq, &init.cap)?;
+    for cq in [&send_cq, &recv_cq] {
+        let mut inner = cq.inner.lock();
+        inner.gone.retain(|gone| *gone != qpn);
+        inner.foreign.retain(|foreign| *foreign != qpn);
+        cq.attention.fetch_or(TAGGED, Ordering::Relaxed);
+    }
+    let ops = send_cq.ops;
+    let shadow = Arc::new(QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), ops));
+    if !QPS.insert(qp, Arc::clone(&shadow)) {
+        return Err("this process has more QPs than the shim can keep apart".to_owned());
+    }
+    lives::begin(&shadow);
+    Ok(())
+}
+
+fn grow_cqs(send_cq: &Arc<CqShadow>, recv_cq: &Arc<CqShadow>, cap: &ibv_qp_cap) -> Result<(), String> {
+    if Arc::ptr_eq(send_cq, recv_cq) {
+        return cq::grow(send_cq, cap.max_send_wr.saturating_add(cap.max_recv_wr));
+    }
+    cq::grow(send_cq, cap.max_send_wr)?;
+    cq::grow(recv_cq, cap.max_recv_wr)
+}
+
+/// Completions of this QP are passed through as they are.
+fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
+    for raw in [init.send_cq, init.recv_cq] {
+        let Some(cq) = cq::CQS.get(raw) else { continue };
+        let mut inner = cq.inner.lock();
+        inner.gone.retain(|gone| *gone != qpn);
+        if !inner.foreign.contains(&qpn) {
+            inner.foreign.push(qpn);
+        }
+        cq.attention.fetch_or(FOREIGN, Ordering::Relaxed);
+    }
+}
+
+/// `ibv_modify_qp`.
+///
+/// # Safety
+/// As `ibv_modify_qp`.
+pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int {
+    let Some(shadow) = QPS.get_arc(qp) else {
+        // SAFETY: passed on.
+        return unsafe { real::ibv_modify_qp(qp, attr, mask) };
+    };
+    let bits = mask as u32;
+    // SAFETY: the application passes a readable structure.
+    let state = if bits & IBV_QP_STATE != 0 { Some(unsafe { (*attr).qp_state }) } else { None };
+    if matches!(state, Some(IBV_QPS_ERR | IBV_QPS_RESET)) {
+        end_by_application(&shadow);
+    }
+    // SAFETY: passed on.
+    let errno = unsafe { real::ibv_modify_qp(qp, attr, mask) };
+    if errno != 0 {
+        return errno;
+    }
+    // SAFETY: as above.
+    let given = unsafe { attr.read() };
+    match state {
+        Some(IBV_QPS_RESET) => renew(qp, &shadow),
+        Some(IBV_QPS_RTS) => {
+            merge(&mut shadow.cold().attr, &given, bits);
+            connected(&shadow);
+        }
+        _ => merge(&mut shadow.cold().attr, &given, bits),
+    }
+    0
+}
+
+/// The application's own ERR or RESET: what comes back from now on is its own doing.
+fn end_by_application(qp: &QpShadow) {
+    if qp.stance() != Stance::Surfaced {
+        qp.stand(Stance::Passing);
+    }
+    tell::application_error(qp);
+    let twin = qp.cold().twin;
+    if let Some(twin) = twin {
+        twin::to_error(twin);
+    }
+}
+
+/// After RESET a QP is another one: a new life, so that nothing of the old one can be meant.
+fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
+    let init = old.cold().init;
+    let shadows =
+        Shadows { pd: Arc::clone(&old.pd), send_cq: Arc::clone(&old.send_cq), recv_cq: Arc::clone(&old.recv_cq) };
+    end(qp, old);
+    if let Err(reason) = begin(qp, old.qpn, &init, shadows) {
+        mark_foreign(&init, old.qpn);
+        tell::once(&format!("QP 0x{:06x} is not protected: {reason}", old.qpn), &reason);
+    }
+}
+
+/// Copies what the mask names.
+fn merge(known: &mut ibv_qp_attr, given: &ibv_qp_attr, mask: u32) {
+    macro_rules! take {
+        ($($bit:ident => $($field:ident),+;)*) => { $( if mask & $bit != 0 { $( known.$field = given.$field; )+ } )* };
+    }
+    take! {
+        IBV_QP_STATE => qp_state;
+        IBV_QP_ACCESS_FLAGS => qp_access_flags;
+        IBV_QP_PKEY_INDEX => pkey_index;
+        IBV_QP_PORT => port_num;
+        IBV_QP_AV => ah_attr;
+        IBV_QP_PATH_MTU => path_mtu;
+        IBV_QP_TIMEOUT => timeout;
+        IBV_QP_RETRY_CNT => retry_cnt;
+        IBV_QP_RNR_RETRY => rnr_retry;
+        IBV_QP_RQ_PSN => rq_psn;
+        IBV_QP_SQ_PSN => sq_psn;
+        IBV_QP_MAX_QP_RD_ATOMIC => max_rd_atomic;
+        IBV_QP_MAX_DEST_RD_ATOMIC => max_dest_rd_atomic;
+        IBV_QP_MIN_RNR_TIMER => min_rnr_timer;
+        IBV_QP_DEST_QPN => dest_qp_num;
+    }
+}
+
+/// The QP reached RTS: what follows has packet numbers.
+fn connected(qp: &Arc<QpShadow>) {
+    let mut cold = qp.cold();
+    if !cold.incarnations.is_empty() {
+        return;
+    }
+    let Some(mtu) = cold.attr.path_mtu.bytes().and_then(Mtu::new) else { return };
+    let first_psn = u64::from(cold.attr.sq_psn & 0xff_ffff);
+    cold.incarnations.push(Incarnation {
+        epoch: 0,
+        path: 0,
+        mtu: mtu.bytes(),
+        completed: first_psn,
+        posted: first_psn,
+        completed_receives: 0,
+        closed: false,
+    });
+    cold.connected = [Some(Connected { epoch: 0, own_psn: cold.attr.sq_psn, mtu: mtu.bytes() }), None];
+    {
+        let mut poster = qp.sq.poster.lock();
+        poster.psn_next = first_psn;
+        poster.mtu_shift = mtu.bytes().trailing_zeros();
+    }
+    let facts = facts_of(qp, &cold.attr, mtu);
+    drop(cold);
+    match facts {
+        Ok(facts) if qp.unprotected.get().is_none() => process::tell(Event::Connected { qp: QpLife(qp.life), facts }),
+        Ok(_) => {}
+        Err(reason) => tell::unprotect(qp, reason),
+    }
+}
+
+fn facts_of(qp: &QpShadow, attr: &ibv_qp_attr, mtu: Mtu) -> Result<ConnectionFacts, String> {
+    if attr.ah_attr.is_global == 0 {
+        return Err("its path has no GID".to_owned());
+    }
+    let rail = rail::by_id(qp.device).ok_or("its device is unknown")?;
+    let gid = rail
+        .gid_at(attr.ah_attr.port_num, attr.ah_attr.grh.sgid_index)
+        .ok_or("its source GID is not in the table of the device")?;
+    Ok(ConnectionFacts {
+        device: shift_control::datapath::DeviceId(qp.device),
+        qpn: qp.qpn,
+        gid: Gid(gid.gid.raw),
+        netdev: netdev_name(gid.ndev_ifindex),
+        peer_qpn: attr.dest_qp_num,
+        peer_gid: Gid(attr.ah_attr.grh.dgid.raw),
+        mtu,
+    })
+}
+
+fn netdev_name(index: u32) -> String {
+    let mut name = [0_u8; libc::IF_NAMESIZE];
+    // SAFETY: the array has IF_NAMESIZE bytes, as the function asks.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return String::new();
+    }
+    std::ffi::CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// `ibv_query_qp`: a QP that moved looks to the application as if it had not.
+///
+/// # Safety
+/// As `ibv_query_qp`.
+pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int {
+    // SAFETY: passed on.
+    let errno = unsafe { real::ibv_query_qp(qp, attr, mask, init) };
+    let Some(shadow) = QPS.get(qp).filter(|_| errno == 0) else { return errno };
+    let moved = shadow.sq.epoch.load(Ordering::Relaxed) != 0 || shadow.stance() == Stance::Masking;
+    let surfaced = shadow.stance() == Stance::Surfaced;
+    if !moved && !surfaced {
+        return 0;
+    }
+    let known = shadow.cold().attr;
+    // SAFETY: the call above filled the structure.
+    let seen = unsafe { &mut *attr };
+    seen.ah_attr = known.ah_attr;
+    seen.path_mtu = known.path_mtu;
+    seen.dest_qp_num = known.dest_qp_num;
+    seen.qp_access_flags = known.qp_access_flags;
+    seen.qp_state = if surfaced { IBV_QPS_ERR } else { known.qp_state };
+    seen.cur_qp_state = seen.qp_state;
+    0
+}
+
+/// `ibv_destroy_qp`.
+///
+/// # Safety
+/// As `ibv_destroy_qp`.
+pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
+    let Some(shadow) = QPS.get_arc(qp) else {
+        forget_foreign(qp);
+        // SAFETY: passed on.
+        return unsafe { real::ibv_destroy_qp(qp) };
+    };
+    end(qp, &shadow);
+    process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
+    // SAFETY: passed on.
+    let errno = unsafe { real::ibv_destroy_qp(qp) };
+    if let Some(mr) = take_registration(&shadow, 0) {
+        // On the application's PD, which it may free next: so not by the reaper.
+        // SAFETY: the registration is this library's own; the QP that used it is gone.
+        unsafe { real::ibv_dereg_mr(mr.0) };
+    }
+    errno
+}
+
+fn forget_foreign(qp: *mut ibv_qp) {
+    // SAFETY: the QP is live until the application's destroy runs; its lock is not touched.
+    let qpn = unsafe { (*qp).qp_num };
+    // SAFETY: as above.
+    let send_cq = unsafe { (*qp).send_cq };
+    // SAFETY: as above.
+    let recv_cq = unsafe { (*qp).recv_cq };
+    for raw in [send_cq, recv_cq] {
+        if let Some(cq) = cq::CQS.get(raw) {
+            cq.inner.lock().foreign.retain(|foreign| *foreign != qpn);
+        }
+    }
+}
+
+/// Ends a life: nothing finds the shadow any more when this returns.
+fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
+    let twin = {
+        let mut cold = shadow.cold();
+        cold.alive = false;
+        cold.twin.take()
+    };
+    QPS.remove(qp);
+    {
+        let (mut send, mut recv) = lock_cqs(shadow);
+        lives::end(shadow.life);
+        bury(&shadow.send_cq, &mut send, shadow);
+        if let Some(recv) = &mut recv {
+            bury(&shadow.recv_cq, recv, shadow);
+        }
+    }
+    if Arc::ptr_eq(&shadow.send_cq, &shadow.recv_cq) {
+        cq::shrink(&shadow.send_cq, shadow.cap.max_send_wr.saturating_add(shadow.cap.max_recv_wr));
+    } else {
+        cq::shrink(&shadow.send_cq, shadow.cap.max_send_wr);
+        cq::shrink(&shadow.recv_cq, shadow.cap.max_recv_wr);
+    }
+    if let Some(twin) = twin {
+        reaper::destroy_qp(twin);
+    }
+    if let Some(mr) = take_registration(shadow, 1) {
+        reaper::dereg_mr(mr);
+    }
+}
+
+/// The registration of the QP's copies on a path, to be withdrawn.
+fn take_registration(shadow: &QpShadow, path: usize) -> Option<Raw<ibv_mr>> {
+    let mr = shadow.sq.copies.get()?.registrations.get(path)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    (!mr.is_null()).then_some(Raw(mr))
+}
+
+fn bury(cq: &CqShadow, inner: &mut CqInner, shadow: &QpShadow) {
+    poll::purge(cq, inner, shadow.life);
+    if inner.gone.len() >= GONE {
+        inner.gone.pop_front();
+    }
+    inner.gone.push_back(shadow.qpn);
+}
+
+/// In a forked child: no agent, so every fault is the application's.
+pub fn disarm_all() {
+    lives::visit_alone(|qp| {
+        qp.step(Stance::Armed, Stance::Recording);
+    });
+}

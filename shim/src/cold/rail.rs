@@ -1,0 +1,277 @@
+//! The devices, each opened once more for this library itself.
+//!
+//! Owns: the table of rails. A rail's own context carries the standby objects and the probes, and its async fd tells of ports
+//! without taking an event from the application. It stays open as long as the process lives.
+
+use crate::process;
+use crate::real;
+use crate::shadow::{ProviderOps, Raw};
+use shift_abi::*;
+use shift_control::datapath::DeviceId;
+use shift_control::Event;
+use std::ffi::CStr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// GIDs read per device: soft-RoCE and mlx5 have at most 256.
+const GIDS: usize = 256;
+/// `vendor_id` of soft-RoCE (drivers/infiniband/sw/rxe/rxe_param.h).
+const RXE_VENDOR: u32 = 0xff_ffff;
+/// Kernel releases on which soft-RoCE's rq_psn was seen to be final after ERR, drain, RESET: series and first patch level. Earlier ones execute a
+/// SEND again under ERR (mended by 49dc9c1f0c7e).
+const RXE_TABLED: &[(&str, u32)] = &[("6.12.", 117)];
+
+/// A device of this host.
+pub struct Rail {
+    /// Index into the table.
+    pub id: u16,
+    /// "rxe0".
+    pub name: String,
+    /// This library's own context.
+    pub context: Raw<ibv_context>,
+    /// Its functions.
+    pub ops: ProviderOps,
+    /// What it can do.
+    pub attr: ibv_device_attr,
+    /// Port used: the first.
+    pub port: u8,
+    /// May its final rq_psn be taken for a proof?
+    pub psn_is_proof: bool,
+    /// PD of the probes.
+    pub pd: OnceLock<Option<Raw<ibv_pd>>>,
+}
+
+static RAILS: Mutex<Vec<Arc<Rail>>> = Mutex::new(Vec::new());
+static CHOICES: Mutex<Vec<(u16, Result<u16, String>)>> = Mutex::new(Vec::new());
+
+fn rails() -> std::sync::MutexGuard<'static, Vec<Arc<Rail>>> {
+    RAILS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rail with this number.
+pub fn by_id(id: u16) -> Option<Arc<Rail>> {
+    rails().get(usize::from(id)).cloned()
+}
+
+/// Name of a device.
+pub fn name_of(device: *mut ibv_device) -> String {
+    // SAFETY: the device is from libibverbs' list or an opened context, both live here.
+    let name = unsafe { real::ibv_get_device_name(device) };
+    if name.is_null() {
+        return String::new();
+    }
+    // SAFETY: libibverbs returns a NUL-terminated name that lives as long as the device.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+/// Calls `visit` with each device of this host until it says something.
+fn visit_devices<R>(mut visit: impl FnMut(*mut ibv_device, String) -> Option<R>) -> Option<R> {
+    let mut count = 0;
+    // SAFETY: `count` is writable.
+    let list = unsafe { real::ibv_get_device_list(&mut count) };
+    if list.is_null() {
+        return None;
+    }
+    let mut found = None;
+    for at in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the list has `count` entries.
+        let device = unsafe { *list.wrapping_add(at) };
+        found = visit(device, name_of(device));
+        if found.is_some() {
+            break;
+        }
+    }
+    // SAFETY: the list came from ibv_get_device_list and is freed once.
+    unsafe { real::ibv_free_device_list(list) };
+    found
+}
+
+/// The names of all devices, in libibverbs' order.
+fn names() -> Vec<String> {
+    let mut names = Vec::new();
+    visit_devices(|_, name| -> Option<()> {
+        names.push(name);
+        None
+    });
+    names
+}
+
+/// The rail of this name, opened now if it was not.
+pub fn named(name: &str) -> Result<Arc<Rail>, String> {
+    let mut table = rails();
+    if let Some(known) = table.iter().find(|rail| rail.name == name) {
+        return Ok(Arc::clone(known));
+    }
+    let id = u16::try_from(table.len()).map_err(|_| "too many devices".to_owned())?;
+    let context = visit_devices(|device, found| {
+        // SAFETY: the device is of the list that is being visited.
+        (found == name).then(|| unsafe { real::ibv_open_device(device) })
+    });
+    let context = context.ok_or_else(|| format!("this host has no device {name}"))?;
+    if context.is_null() {
+        return Err(format!("device {name} cannot be opened"));
+    }
+    let rail = Arc::new(describe(id, name, Raw(context))?);
+    table.push(Arc::clone(&rail));
+    drop(table);
+    watch(&rail);
+    Ok(rail)
+}
+
+fn describe(id: u16, name: &str, context: Raw<ibv_context>) -> Result<Rail, String> {
+    let ops =
+        crate::cold::device::ops_of(context.0).ok_or_else(|| format!("device {name} has no post or poll function"))?;
+    let mut attr = ibv_device_attr::zeroed();
+    // SAFETY: the context was just opened; `attr` is writable.
+    let errno = unsafe { real::ibv_query_device(context.0, &mut attr) };
+    if errno != 0 {
+        return Err(format!("device {name} does not say what it can do (errno {errno})"));
+    }
+    let psn_is_proof = attr.vendor_id == RXE_VENDOR && kernel_is_tabled();
+    Ok(Rail { id, name: name.to_owned(), context, ops, attr, port: 1, psn_is_proof, pd: OnceLock::new() })
+}
+
+fn kernel_is_tabled() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    RXE_TABLED.iter().any(|(series, first)| {
+        release.strip_prefix(series).is_some_and(|rest| {
+            let patch: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            patch.parse::<u32>().is_ok_and(|patch| patch >= *first)
+        })
+    })
+}
+
+/// Lets the agent watch the rail's async events.
+fn watch(rail: &Rail) {
+    // SAFETY: the context is open for ever.
+    let fd = unsafe { (*rail.context.0).async_fd };
+    // SAFETY: fcntl on a descriptor of our own.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    process::tell(Event::DeviceOpened { device: DeviceId(rail.id), async_fd: fd });
+}
+
+/// Reads what the async fd has; tells of ports.
+pub fn read_async(rail: &Rail) {
+    loop {
+        let mut event = ibv_async_event::zeroed();
+        // SAFETY: the context is open for ever; the descriptor does not block; `event` is writable.
+        if unsafe { real::ibv_get_async_event(rail.context.0, &mut event) } != 0 {
+            return;
+        }
+        let up = match event.event_type {
+            IBV_EVENT_PORT_ERR | IBV_EVENT_DEVICE_FATAL => Some(false),
+            IBV_EVENT_PORT_ACTIVE => Some(true),
+            _ => None,
+        };
+        // SAFETY: the event was just got and is acknowledged once.
+        unsafe { real::ibv_ack_async_event(&mut event) };
+        if let Some(up) = up {
+            process::tell(Event::Port { device: DeviceId(rail.id), up });
+        }
+    }
+}
+
+impl Rail {
+    /// Its port's attributes.
+    pub fn port_attr(&self) -> Option<ibv_port_attr> {
+        let mut attr = ibv_port_attr::zeroed();
+        // SAFETY: the context is open for ever; `attr` is writable and at least as long as what the function fills.
+        let errno = unsafe { real::ibv_query_port(self.context.0, self.port, &mut attr) };
+        (errno == 0).then_some(attr)
+    }
+
+    /// The GID with this index, of any port state.
+    pub fn gid_at(&self, port: u8, index: u8) -> Option<ibv_gid_entry> {
+        self.gids().into_iter().find(|entry| entry.port_num == u32::from(port) && entry.gid_index == u32::from(index))
+    }
+
+    /// All GIDs, looked up anew: after a link went down and up the index of a GID may differ.
+    pub fn gids(&self) -> Vec<ibv_gid_entry> {
+        let mut entries = vec![ibv_gid_entry::zeroed(); GIDS];
+        // SAFETY: the array has room for GIDS entries of the stated size.
+        let count = unsafe {
+            real::_ibv_query_gid_table(self.context.0, entries.as_mut_ptr(), GIDS, 0, size_of::<ibv_gid_entry>())
+        };
+        entries.truncate(usize::try_from(count).unwrap_or(0));
+        entries
+    }
+
+    /// The GID here that is of the same kind as `like`: same type, same address family and scope.
+    pub fn gid_like(&self, like: &ibv_gid, kind: Option<ibv_gid_type>) -> Option<ibv_gid_entry> {
+        let family = family_of(like);
+        self.gids()
+            .into_iter()
+            .filter(|entry| entry.port_num == u32::from(self.port))
+            .filter(|entry| kind.is_none_or(|kind| entry.gid_type == kind))
+            .find(|entry| family_of(&entry.gid) == family)
+    }
+
+    /// Index and attributes of the GID with this value.
+    pub fn gid_by_value(&self, value: &[u8; 16]) -> Option<ibv_gid_entry> {
+        self.gids().into_iter().find(|entry| entry.gid.raw == *value)
+    }
+
+    /// The PD of the probes.
+    pub fn own_pd(&self) -> Option<Raw<ibv_pd>> {
+        *self.pd.get_or_init(|| {
+            // SAFETY: the context is open for ever.
+            let pd = unsafe { real::ibv_alloc_pd(self.context.0) };
+            (!pd.is_null()).then_some(Raw(pd))
+        })
+    }
+}
+
+/// Address family and scope of a GID.
+#[derive(PartialEq, Eq)]
+enum Family {
+    Ipv4,
+    LinkLocal,
+    Other,
+}
+
+fn family_of(gid: &ibv_gid) -> Family {
+    match gid.raw {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ..] => Family::Ipv4,
+        [0xfe, 0x80, ..] => Family::LinkLocal,
+        _ => Family::Other,
+    }
+}
+
+/// The standby of a device, chosen once per process.
+pub fn standby_of(primary: &Rail) -> Result<Arc<Rail>, String> {
+    let known = {
+        let choices = CHOICES.lock().unwrap_or_else(PoisonError::into_inner);
+        choices.iter().find(|(id, _)| *id == primary.id).map(|(_, choice)| choice.clone())
+    };
+    let choice = known.unwrap_or_else(|| {
+        let choice = choose(primary).map(|rail| rail.id);
+        CHOICES.lock().unwrap_or_else(PoisonError::into_inner).push((primary.id, choice.clone()));
+        choice
+    })?;
+    by_id(choice).ok_or_else(|| "its standby vanished".to_owned())
+}
+
+fn choose(primary: &Rail) -> Result<Arc<Rail>, String> {
+    let config = &process::get().ok_or("the shim is inert")?.config;
+    if let Some((_, wanted)) = config.standby.iter().find(|(from, _)| *from == primary.name) {
+        return named(wanted)
+            .map_err(|why| format!("SHIFT_STANDBY names {wanted} as the standby of {}: {why}", primary.name));
+    }
+    if !config.standby.is_empty() {
+        return Err(format!("SHIFT_STANDBY names no standby for {}", primary.name));
+    }
+    let names = names();
+    let own = names.iter().position(|name| *name == primary.name).unwrap_or(0);
+    let link_layer = primary.port_attr().map(|attr| attr.link_layer);
+    let mut fallback = None;
+    for step in 1..names.len() {
+        let Some(rail) = names.get((own + step) % names.len()).and_then(|name| named(name).ok()) else { continue };
+        let Some(port) = rail.port_attr().filter(|port| Some(port.link_layer) == link_layer) else { continue };
+        if port.state == IBV_PORT_ACTIVE {
+            return Ok(rail);
+        }
+        fallback.get_or_insert(rail);
+    }
+    fallback.ok_or_else(|| format!("this host has no second RDMA device beside {}", primary.name))
+}

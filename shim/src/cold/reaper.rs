@@ -1,0 +1,85 @@
+//! Destroys this library's own objects where nobody waits: after a link went down, destroying a QP of soft-RoCE may take a minute.
+//!
+//! One thread at a time, started by the first object and gone when its list is empty; objects go in the order in which they came, so a
+//! QP is gone before its CQ and its PD.
+
+use crate::cold::device::as_agent;
+use crate::real;
+use crate::shadow::Raw;
+use shift_abi::*;
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+enum Corpse {
+    Qp(Raw<ibv_qp>),
+    Cq(Raw<ibv_cq>),
+    Mr(Raw<ibv_mr>),
+    Pd(Raw<ibv_pd>),
+}
+
+struct List {
+    corpses: VecDeque<Corpse>,
+    running: bool,
+}
+
+static LIST: Mutex<List> = Mutex::new(List { corpses: VecDeque::new(), running: false });
+
+/// Destroys a QP of this library's own.
+pub fn destroy_qp(qp: Raw<ibv_qp>) {
+    add(Corpse::Qp(qp));
+}
+
+/// Destroys a CQ of this library's own.
+pub fn destroy_cq(cq: Raw<ibv_cq>) {
+    add(Corpse::Cq(cq));
+}
+
+/// Withdraws a registration of this library's own.
+pub fn dereg_mr(mr: Raw<ibv_mr>) {
+    add(Corpse::Mr(mr));
+}
+
+/// Frees a PD of this library's own.
+pub fn dealloc_pd(pd: Raw<ibv_pd>) {
+    add(Corpse::Pd(pd));
+}
+
+fn add(corpse: Corpse) {
+    let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+    list.corpses.push_back(corpse);
+    if !list.running {
+        // Where no thread can be had the list grows until one can, or until the kernel takes all at exit.
+        list.running = std::thread::Builder::new().name("shift-reaper".to_owned()).spawn(run).is_ok();
+    }
+}
+
+fn run() {
+    crate::process::block_signals();
+    loop {
+        let corpse = {
+            let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(corpse) = list.corpses.pop_front() else {
+                list.running = false;
+                return;
+            };
+            corpse
+        };
+        as_agent(|| bury(&corpse));
+    }
+}
+
+fn bury(corpse: &Corpse) {
+    let errno = match corpse {
+        // SAFETY: the object is this library's own, was handed over once and is used by nobody else any more.
+        Corpse::Qp(qp) => unsafe { real::ibv_destroy_qp(qp.0) },
+        // SAFETY: as above.
+        Corpse::Cq(cq) => unsafe { real::ibv_destroy_cq(cq.0) },
+        // SAFETY: as above.
+        Corpse::Mr(mr) => unsafe { real::ibv_dereg_mr(mr.0) },
+        // SAFETY: as above.
+        Corpse::Pd(pd) => unsafe { real::ibv_dealloc_pd(pd.0) },
+    };
+    if errno != 0 {
+        log::debug!("an own object could not be destroyed (errno {errno}); the kernel frees it at exit");
+    }
+}

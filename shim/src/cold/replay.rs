@@ -1,0 +1,452 @@
+//! After the fence: receives posted again, the plan executed, held posts sent after it.
+//!
+//! While a queue is held its posters only append to the ring, so the agent may write the words of the entries in it. Every entry posted from here is signalled
+//! on the NIC, and the queue is *mixed* until all of them retired.
+
+use crate::cold::{fence, rail, tell, twin};
+use crate::hot::poll;
+use crate::hot::post::{self, consumes, packets};
+use crate::hot::ring::*;
+use crate::hot::tag::{Queue, Tag};
+use crate::real;
+use crate::shadow::*;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use shift_abi::*;
+use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress};
+use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
+use shift_proto::ledger::{Action, Entry, IncarnationFacts, Ledger, Plan, Posting};
+use shift_proto::policy::OnUnknown;
+
+/// Stops posting; `false` if a poster is inside at this moment.
+pub fn exclude(qp: &QpShadow) -> bool {
+    let Some(mut send) = qp.sq.poster.try_lock() else { return false };
+    let Some(mut receive) = qp.rq.poster.try_lock() else { return false };
+    if send.mode == PostMode::Direct {
+        send.mode = PostMode::Held;
+    }
+    if receive.mode == PostMode::Direct {
+        receive.mode = PostMode::Held;
+        receive.held_from = qp.rq.ring.tail();
+    }
+    true
+}
+
+/// Nothing was fenced: what was held goes to the path in use.
+pub fn release(qp: &QpShadow) {
+    {
+        let mut receive = qp.rq.poster.lock();
+        if receive.mode == PostMode::Held {
+            for seq in receive.held_from..qp.rq.ring.tail() {
+                if post::give_recv(qp, &mut receive, seq) != 0 {
+                    break;
+                }
+            }
+            receive.mode = PostMode::Direct;
+        }
+    }
+    if post_held(qp, &Unasked) != ReplayProgress::Done {
+        tell::held(qp);
+    }
+}
+
+/// Keys are looked up where they are needed; here none is known beyond what the queue remembers.
+struct Unasked;
+
+impl RemoteKeys for Unasked {
+    fn remote(&self, _rkey: u32) -> RemoteKey {
+        RemoteKey::Unknown
+    }
+}
+
+/// Writes what is outstanding into the ledger.
+pub fn admit(qp: &QpShadow, ledger: &mut Ledger) {
+    let cold = qp.cold();
+    for incarnation in &cold.incarnations {
+        let Some(mtu) = Mtu::new(incarnation.mtu) else { continue };
+        let facts = IncarnationFacts {
+            epoch: Epoch(incarnation.epoch),
+            path: PathId(incarnation.path),
+            mtu,
+            completed_psn: Psn64(incarnation.completed),
+            posted_psn: Psn64(incarnation.posted),
+            completed_receives: incarnation.completed_receives,
+        };
+        report_refusal(qp, ledger.incarnation(facts).err());
+    }
+    let Some(current) = cold.incarnations.last().copied() else { return };
+    drop(cold);
+    let ring = &qp.sq.ring;
+    if let Some(last) = ring.head().checked_sub(1) {
+        ledger.landed_through(WrSeq(last));
+    }
+    let mut ordinal = current.completed_receives;
+    for seq in ring.head()..ring.tail() {
+        let slot = ring.slot(seq);
+        let opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
+        let Some(op) = crate::process::op_of(opcode) else { continue };
+        let unknown = if slot.has(UNKNOWN_IS_ERROR) { OnUnknown::Error } else { OnUnknown::Replay };
+        let entry = Entry { seq: WrSeq(seq), op, bytes: slot.bytes.load(Relaxed), fenced: slot.has(FENCED), unknown };
+        let here = !slot.has(HELD | DONE) && slot.epoch.load(Relaxed) == current.epoch;
+        let posting = (here && !slot.has(IN_LEDGER)).then(|| Posting {
+            epoch: Epoch(current.epoch),
+            first_psn: Psn64(fence::first_psn(current.posted, slot.psn.load(Relaxed))),
+            offset: 0,
+            receive_ordinal: ordinal,
+        });
+        if here && op.consumes_receive() {
+            ordinal += 1;
+        }
+        report_refusal(qp, ledger.admit(entry, posting).err());
+    }
+}
+
+fn report_refusal(qp: &QpShadow, refusal: Option<shift_proto::ledger::LedgerError>) {
+    if let Some(refusal) = refusal {
+        log::warn!("QP 0x{:06x}: the ledger refused an entry: {refusal}", qp.qpn);
+    }
+}
+
+/// Posts the receives that were not consumed on the new path, once per epoch.
+pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
+    let mut cold = qp.cold();
+    if cold.reposted == Some(epoch) {
+        return Ok(0);
+    }
+    let object = twin::object(qp, &cold, path).filter(|_| cold.alive).ok_or(Errno(libc::ENODEV))?;
+    let mut poster = qp.rq.poster.lock();
+    {
+        let _inner = qp.recv_cq.inner.lock();
+        qp.rq.flushed.store(0, Relaxed);
+        qp.rq.received.store(0, Relaxed);
+        qp.rq.epoch.store(epoch, Relaxed);
+    }
+    look_at_twin(qp);
+    poster.target =
+        RecvTarget { qp: object, post_recv: ops_of(qp, path).map_or(poster.target.post_recv, |ops| ops.post_recv) };
+    poster.translate = path != 0;
+    poster.epoch = epoch;
+    poster.sges.reserve(post::batch_sges(qp));
+    let ring = &qp.rq.ring;
+    let mut count = 0;
+    for seq in ring.head()..ring.tail() {
+        let errno = post::give_recv(qp, &mut poster, seq);
+        if errno != 0 {
+            return Err(Errno(errno));
+        }
+        count += 1;
+    }
+    poster.mode = PostMode::Direct;
+    drop(poster);
+    cold.reposted = Some(epoch);
+    Ok(count)
+}
+
+fn ops_of(qp: &QpShadow, path: u8) -> Option<ProviderOps> {
+    if path == 0 {
+        return Some(qp.send_cq.ops);
+    }
+    let standby = qp.pd.standby.as_ref().ok()?;
+    rail::by_id(standby.device).map(|rail| rail.ops)
+}
+
+/// From now on polls look at the twins as well.
+fn look_at_twin(qp: &QpShadow) {
+    for cq in [&qp.send_cq, &qp.recv_cq] {
+        cq.attention.fetch_or(TWIN, Relaxed);
+    }
+}
+
+/// Executes the plan on the new path, then what was held. Goes on where it stopped.
+pub fn replay(
+    qp: &QpShadow,
+    path: u8,
+    epoch: u32,
+    plan: &Plan,
+    ledger: &mut Ledger,
+    keys: &dyn RemoteKeys,
+) -> ReplayProgress {
+    if !begin_incarnation(qp, path, epoch) {
+        return ReplayProgress::Refused(Errno(libc::ENODEV));
+    }
+    for step in &plan.steps {
+        let seq = step.seq.0;
+        if seq < qp.cold().replay_next {
+            continue;
+        }
+        match step.action {
+            Action::Complete => qp.sq.ring.slot(seq).mark(DONE),
+            Action::Replay { offset } => match post_recorded(qp, seq, offset, keys) {
+                Ok(posting) => {
+                    report_refusal(qp, ledger.posted(step.seq, posting).err());
+                    qp.sq.ring.slot(seq).mark(IN_LEDGER);
+                }
+                Err(progress) => return progress,
+            },
+        }
+        qp.cold().replay_next = seq + 1;
+    }
+    poll::retire_front(qp);
+    if plan.stop.is_some() {
+        return ReplayProgress::Done;
+    }
+    post_held(qp, keys)
+}
+
+/// Sets the posting side up for the new incarnation, once per epoch. The queue is held, so the poster's fields are the agent's.
+fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
+    let mut cold = qp.cold();
+    if cold.incarnations.last().is_some_and(|last| last.epoch == epoch) {
+        return true;
+    }
+    let Some(object) = twin::object(qp, &cold, path).filter(|_| cold.alive) else { return false };
+    let Some(ops) = ops_of(qp, path) else { return false };
+    let connected = cold.connected.get(usize::from(path)).copied().flatten();
+    let Some(connected) = connected.filter(|connected| connected.epoch == epoch) else { return false };
+    let first = u64::from(connected.own_psn);
+    cold.incarnations.push(Incarnation {
+        epoch,
+        path,
+        mtu: connected.mtu,
+        completed: first,
+        posted: first,
+        completed_receives: 0,
+        closed: false,
+    });
+    cold.path = path;
+    cold.replay_next = qp.sq.ring.head();
+    let mut poster = qp.sq.poster.lock();
+    poster.target = Target { qp: object, post_send: ops.post_send };
+    poster.translate = path != 0;
+    poster.epoch = epoch;
+    poster.psn_next = first;
+    poster.consuming = 0;
+    poster.mtu_shift = connected.mtu.trailing_zeros();
+    poster.unsignalled_run = 0;
+    poster.sges.reserve(post::batch_sges(qp));
+    let _inner = qp.send_cq.inner.lock();
+    qp.sq.signals_seen.store(poster.signals, Relaxed);
+    qp.sq.errored.store(false, Relaxed);
+    qp.sq.mixed_until.store(u64::MAX, Relaxed);
+    qp.sq.mixed.store(true, Relaxed);
+    qp.sq.epoch.store(epoch, Relaxed);
+    qp.first_error.store(0, Relaxed);
+    qp.fatal_told.store(false, Release);
+    qp.step(Stance::Masking, Stance::Armed);
+    look_at_twin(qp);
+    true
+}
+
+/// Posts entry `seq` from `offset` on, on the current path, signalled.
+fn post_recorded(qp: &QpShadow, seq: u64, offset: u32, keys: &dyn RemoteKeys) -> Result<Posting, ReplayProgress> {
+    let slot = qp.sq.ring.slot(seq);
+    let mut poster = qp.sq.poster.lock();
+    let mut wr = rebuild(qp, &mut poster, seq, offset, keys)?;
+    let mut sges = elements(qp, &mut poster, seq, offset)?;
+    wr.sg_list = sges.as_mut_ptr();
+    wr.num_sge = i32::try_from(sges.len()).unwrap_or(0);
+    wr.wr_id = Tag::new(qp.life, Queue::Send, poster.epoch, seq).0;
+    let posting = Posting {
+        epoch: Epoch(poster.epoch),
+        first_psn: Psn64(poster.psn_next),
+        offset,
+        receive_ordinal: poster.consuming,
+    };
+    slot.signals_before.store(poster.signals, Relaxed);
+    slot.psn.store(poster.psn_next as u32, Relaxed);
+    slot.epoch.store(poster.epoch, Relaxed);
+    slot.unmark(HELD | FLUSHED | DONE | IN_LEDGER);
+    slot.mark(NIC_SIGNALLED);
+    let mut bad = core::ptr::null_mut();
+    // SAFETY: the target is the live QP object of the current path; request and elements live across the call.
+    let errno = unsafe { (poster.target.post_send)(poster.target.qp.0, &mut wr, &mut bad) };
+    if errno != 0 {
+        slot.mark(HELD);
+        return Err(if errno == libc::ENOMEM { ReplayProgress::Full } else { ReplayProgress::Refused(Errno(errno)) });
+    }
+    poster.signals = poster.signals.wrapping_add(1);
+    poster.psn_next += packets(slot.bytes.load(Relaxed).saturating_sub(offset), poster.mtu_shift);
+    poster.consuming += u64::from(consumes(wr.opcode));
+    Ok(posting)
+}
+
+/// The request as the application posted it, from `offset` on, with the keys of the current path.
+fn rebuild(
+    qp: &QpShadow,
+    poster: &mut Poster,
+    seq: u64,
+    offset: u32,
+    keys: &dyn RemoteKeys,
+) -> Result<ibv_send_wr, ReplayProgress> {
+    let slot = qp.sq.ring.slot(seq);
+    let mut wr = ibv_send_wr::zeroed();
+    wr.opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
+    wr.send_flags = IBV_SEND_SIGNALED;
+    if slot.has(FENCED) {
+        wr.send_flags |= IBV_SEND_FENCE;
+    }
+    if slot.has(SOLICITED) {
+        wr.send_flags |= IBV_SEND_SOLICITED;
+    }
+    wr.imm.imm_data = slot.imm.load(Relaxed);
+    if matches!(wr.opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ) {
+        let mut rkey = slot.rkey.load(Relaxed);
+        if poster.translate {
+            // Without a byte there is no key to check (IBA 9.7.4.1.2), and a raw key is never posted on a standby.
+            rkey = if slot.bytes.load(Relaxed) == 0 {
+                0
+            } else {
+                match keys.remote(rkey) {
+                    RemoteKey::Known(twin) => {
+                        poster.keys.learn_remote(rkey, twin);
+                        twin
+                    }
+                    RemoteKey::Unknown => poster.keys.known_remote(rkey).ok_or(ReplayProgress::NeedsKey(rkey))?,
+                    RemoteKey::Absent => return Err(ReplayProgress::Refused(Errno(libc::EACCES))),
+                }
+            };
+        }
+        wr.wr.rdma = ibv_wr_rdma { remote_addr: slot.remote_addr.load(Relaxed) + u64::from(offset), rkey };
+    }
+    Ok(wr)
+}
+
+/// Its elements from `offset` on: out of the copies if the payload was copied at post.
+fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result<Vec<ibv_sge>, ReplayProgress> {
+    let slot = qp.sq.ring.slot(seq);
+    let bytes = slot.bytes.load(Relaxed).saturating_sub(offset);
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    if slot.has(COPIED) {
+        if let Some((addr, lkey)) = copied(qp, seq, poster.translate) {
+            return Ok(vec![ibv_sge { addr: addr + u64::from(offset), length: bytes, lkey }]);
+        }
+        log::warn!("QP 0x{:06x}: the copies could not be registered; replaying from the application's buffer", qp.qpn);
+    }
+    let mut skip = offset;
+    let mut sges = Vec::new();
+    for mut sge in post::recorded_sges(qp, seq) {
+        let cut = skip.min(sge.length);
+        skip -= cut;
+        sge.addr += u64::from(cut);
+        sge.length -= cut;
+        if poster.translate {
+            sge.lkey = poster.keys.twin_of(qp.device, sge.lkey).ok_or(ReplayProgress::Refused(Errno(libc::EINVAL)))?;
+        }
+        if sge.length != 0 {
+            sges.push(sge);
+        }
+    }
+    Ok(sges)
+}
+
+/// Address and key of a copied payload on the current path; the copies are registered there at first need.
+fn copied(qp: &QpShadow, seq: u64, on_twin: bool) -> Option<(u64, u32)> {
+    let copies = qp.sq.copies.get()?;
+    let place = copies.registrations.get(usize::from(on_twin))?;
+    let mut mr = place.load(Acquire);
+    if mr.is_null() {
+        let pd = if on_twin {
+            qp.pd.standby.as_ref().ok()?.pd.0
+        } else {
+            // SAFETY: the application's QP is live while its shadow is being replayed (the agent holds its life).
+            unsafe { (*qp.qp.0).pd }
+        };
+        let (addr, length) = copies.whole();
+        // SAFETY: the room lives as long as the QP's shadow, and the registration is withdrawn with it.
+        mr = unsafe { real::ibv_reg_mr(pd, addr.cast(), length, 0) };
+        if mr.is_null() {
+            return None;
+        }
+        place.store(mr, Release);
+    }
+    // SAFETY: the registration is this library's own and live.
+    let lkey = unsafe { (*mr).lkey };
+    Some((copies.at(qp.sq.ring.index(seq)) as u64, lkey))
+}
+
+/// Posts what was recorded while the queue was held, until posters may post directly again.
+pub fn post_held(qp: &QpShadow, keys: &dyn RemoteKeys) -> ReplayProgress {
+    let ring = &qp.sq.ring;
+    let mut seq = ring.head();
+    loop {
+        while seq < ring.tail() {
+            if ring.slot(seq).has(HELD) {
+                mix(qp);
+                if let Err(progress) = post_recorded(qp, seq, 0, keys) {
+                    return progress;
+                }
+            }
+            seq += 1;
+        }
+        let mut poster = qp.sq.poster.lock();
+        if seq == ring.tail() {
+            qp.sq.mixed_until.store(seq, Relaxed);
+            if poster.mode == PostMode::Held {
+                poster.mode = PostMode::Direct;
+            }
+            return ReplayProgress::Done;
+        }
+    }
+}
+
+/// Entries that the NIC signals although the application did not ask are about to be outstanding.
+fn mix(qp: &QpShadow) {
+    if !qp.sq.mixed.load(Relaxed) {
+        let _inner = qp.send_cq.inner.lock();
+        qp.sq.mixed_until.store(u64::MAX, Relaxed);
+        qp.sq.mixed.store(true, Relaxed);
+    }
+}
+
+/// Gives the application its error: `status` for the oldest entry, flushes for the rest, and for all receives.
+pub fn surface(qp: &QpShadow, status: Option<u32>) {
+    poll::sweep(&qp.send_cq);
+    poll::sweep(&qp.recv_cq);
+    let first = qp.first_error.load(Relaxed).checked_sub(1).filter(|first| *first != IBV_WC_WR_FLUSH_ERR.0);
+    let status = ibv_wc_status(status.or(first).unwrap_or(IBV_WC_RETRY_EXC_ERR.0));
+    {
+        let cold = qp.cold();
+        if !cold.alive || qp.stance() == Stance::Passing {
+            return;
+        }
+        qp.stand(Stance::Surfaced);
+        twin::to_error(qp.qp);
+        if let Some(twin) = cold.twin {
+            twin::to_error(twin);
+        }
+    }
+    {
+        let mut poster = qp.sq.poster.lock();
+        poster.mode = PostMode::Flushing;
+        let mut inner = qp.send_cq.inner.lock();
+        let ring = &qp.sq.ring;
+        let mut next = status;
+        for seq in ring.head()..ring.tail() {
+            poll::stash_error(&qp.send_cq, &mut inner, qp, ring.slot(seq).wr_id.load(Relaxed), next);
+            next = IBV_WC_WR_FLUSH_ERR;
+        }
+        ring.set_head(ring.tail());
+    }
+    let mut poster = qp.rq.poster.lock();
+    poster.mode = PostMode::Flushing;
+    let mut inner = qp.recv_cq.inner.lock();
+    let ring = &qp.rq.ring;
+    for seq in ring.head()..ring.tail() {
+        poll::stash_error(&qp.recv_cq, &mut inner, qp, ring.slot(seq).wr_id.load(Relaxed), IBV_WC_WR_FLUSH_ERR);
+    }
+    ring.set_head(ring.tail());
+}
+
+/// Does anything outstanding have a fate that could be an error?
+pub fn could_end_in_error(qp: &QpShadow) -> bool {
+    let ring = &qp.sq.ring;
+    (ring.head()..ring.tail()).any(|seq| {
+        let slot = ring.slot(seq);
+        let atomic = matches!(
+            ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed))),
+            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD
+        );
+        atomic || slot.has(UNKNOWN_IS_ERROR)
+    })
+}

@@ -1,0 +1,62 @@
+//! What the data path has to say: to the agent as events, to the person as one line per reason.
+
+use crate::process;
+use crate::shadow::{QpShadow, Stance};
+use core::sync::atomic::Ordering;
+use shift_abi::{ibv_wc_status, ibv_wr_opcode};
+use shift_control::datapath::{QpLife, Unprotected};
+use shift_control::Event;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+/// How many different reasons are said in one process; beyond it somebody makes them up (a bound against a flood).
+const REASONS: usize = 64;
+
+/// The first error of a masked fault; later ones of the same incarnation are not told again.
+#[cold]
+pub fn fatal(qp: &QpShadow, status: ibv_wc_status) {
+    let _ = qp.first_error.compare_exchange(0, status.0 + 1, Ordering::Relaxed, Ordering::Relaxed);
+    if !qp.fatal_told.swap(true, Ordering::Relaxed) {
+        process::tell(Event::Fatal { qp: QpLife(qp.life), status: status.0 });
+    }
+}
+
+/// An error that the application gets: no migration from now on.
+#[cold]
+pub fn application_error(qp: &QpShadow) {
+    process::tell(Event::ApplicationError { qp: QpLife(qp.life) });
+}
+
+/// Posts wait for the agent.
+#[cold]
+pub fn held(qp: &QpShadow) {
+    process::tell(Event::Held { qp: QpLife(qp.life) });
+}
+
+/// The QP posted something that cannot be migrated: from this moment it is unprotected.
+#[cold]
+pub fn unprotect_opcode(qp: &QpShadow, opcode: ibv_wr_opcode) {
+    if qp.unprotected.get().is_none() {
+        unprotect(qp, format!("it posts {opcode:?}, which is not among the protected opcodes"));
+    }
+}
+
+/// Says once why this QP is unprotected, and makes its faults the application's again.
+#[cold]
+pub fn unprotect(qp: &QpShadow, reason: String) {
+    if qp.unprotected.set(reason.clone()).is_ok() {
+        qp.step(Stance::Armed, Stance::Recording);
+        once(&format!("QP 0x{:06x} is not protected: {reason}", qp.qpn), &reason);
+        process::tell(Event::Unprotected { qp: QpLife(qp.life), reason: Unprotected(reason) });
+    }
+}
+
+/// Logs `line` unless a line for the same reason was logged.
+pub fn once(line: &str, reason: &str) {
+    static SAID: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = said.get_or_insert_with(HashSet::new);
+    if said.len() < REASONS && said.insert(reason.to_owned()) {
+        log::warn!("{line}");
+    }
+}

@@ -1,0 +1,214 @@
+//! The QP on the standby, and bringing either path's QP to RTS for an epoch.
+
+use crate::cold::{cq, rail};
+use crate::real;
+use crate::shadow::{Connected, QpCold, QpShadow, Raw};
+use core::ffi::c_int;
+use shift_abi::*;
+use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
+use shift_proto::id::{Mtu, Psn};
+use std::sync::Arc;
+
+/// Makes the standby's QP, if it is not made, and says what the peer has to know of both paths.
+pub fn prepare(qp: &QpShadow) -> Result<(PathEnd, PathEnd), Unprotected> {
+    prepare_or_say(qp).map_err(Unprotected)
+}
+
+fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
+    let standby = standby_rail(qp)?;
+    let mut cold = qp.cold();
+    if !cold.alive {
+        return Err("it was destroyed".to_owned());
+    }
+    if cold.twin.is_none() {
+        cold.twin = Some(create(qp, &cold, &standby)?);
+    }
+    let Some(twin) = cold.twin else { return Err("it was destroyed".to_owned()) };
+    let gid = standby_gid(qp, &cold, &standby)?;
+    let primary_gid = primary_gid(qp, &cold)?;
+    let primary_mtu = cold.attr.path_mtu.bytes().and_then(Mtu::new).ok_or("its path MTU is unknown")?;
+    let port = standby.port_attr().ok_or_else(|| format!("{} does not say what its port is", standby.name))?;
+    let standby_mtu =
+        port.active_mtu.bytes().and_then(Mtu::new).ok_or_else(|| format!("the MTU of {} is unknown", standby.name))?;
+    // SAFETY: the twin is this library's own and lives as long as the cold part names it.
+    let twin_qpn = unsafe { (*twin.0).qp_num };
+    let depth = cold.attr.max_rd_atomic.max(cold.attr.max_dest_rd_atomic);
+    if standby.attr.max_qp_rd_atom < i32::from(depth) {
+        return Err(format!(
+            "{} allows {} READs and atomics at once where the QP has {depth}",
+            standby.name, standby.attr.max_qp_rd_atom
+        ));
+    }
+    let base = Psn::new(cold.attr.sq_psn);
+    Ok((
+        PathEnd { qpn: qp.qpn, gid: Gid(primary_gid.gid.raw), mtu: primary_mtu, psn_base: base },
+        PathEnd { qpn: twin_qpn, gid: Gid(gid.gid.raw), mtu: standby_mtu, psn_base: base },
+    ))
+}
+
+fn standby_rail(qp: &QpShadow) -> Result<Arc<rail::Rail>, String> {
+    let standby = qp.pd.standby.as_ref().map_err(Clone::clone)?;
+    rail::by_id(standby.device).ok_or_else(|| "its standby device is unknown".to_owned())
+}
+
+fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_qp>, String> {
+    let pd = qp.pd.standby.as_ref().map_err(Clone::clone)?.pd;
+    let send_cq = cq::twin(&qp.send_cq, standby)?;
+    let recv_cq = cq::twin(&qp.recv_cq, standby)?;
+    let mut init = cold.init;
+    init.send_cq = send_cq.0;
+    init.recv_cq = recv_cq.0;
+    init.cap = qp.cap;
+    // SAFETY: PD and CQs are this library's own and live; `init` is writable.
+    let twin = unsafe { real::ibv_create_qp(pd.0, &mut init) };
+    if twin.is_null() {
+        return Err(format!("{} refused a queue pair like it ({})", standby.name, std::io::Error::last_os_error()));
+    }
+    if let Some(lack) = lacks(&qp.cap, &init.cap) {
+        crate::cold::reaper::destroy_qp(Raw(twin));
+        return Err(format!("{} grants {lack}", standby.name));
+    }
+    Ok(Raw(twin))
+}
+
+/// What the standby grants less of than the application may use.
+fn lacks(wanted: &ibv_qp_cap, granted: &ibv_qp_cap) -> Option<String> {
+    let pairs = [
+        ("send requests", wanted.max_send_wr, granted.max_send_wr),
+        ("receives", wanted.max_recv_wr, granted.max_recv_wr),
+        ("send elements", wanted.max_send_sge, granted.max_send_sge),
+        ("receive elements", wanted.max_recv_sge, granted.max_recv_sge),
+        ("bytes inline", wanted.max_inline_data, granted.max_inline_data),
+    ];
+    pairs
+        .into_iter()
+        .find(|(_, wanted, granted)| granted < wanted)
+        .map(|(what, wanted, granted)| format!("{granted} {what} where the QP has {wanted}"))
+}
+
+fn primary_gid(qp: &QpShadow, cold: &QpCold) -> Result<ibv_gid_entry, String> {
+    let rail = rail::by_id(qp.device).ok_or("its device is unknown")?;
+    rail.gid_at(cold.attr.ah_attr.port_num, cold.attr.ah_attr.grh.sgid_index)
+        .ok_or_else(|| "its source GID is gone".to_owned())
+}
+
+fn standby_gid(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<ibv_gid_entry, String> {
+    let like = primary_gid(qp, cold)?;
+    standby
+        .gid_like(&like.gid, Some(like.gid_type))
+        .ok_or_else(|| format!("{} has no GID of the kind that the QP uses", standby.name))
+}
+
+/// The QP object of a path.
+pub fn object(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Raw<ibv_qp>> {
+    if path == 0 {
+        Some(qp.qp)
+    } else {
+        cold.twin
+    }
+}
+
+/// The end of a path that this side connects from.
+struct Local {
+    /// Index of the source GID, looked up by value: it may have changed.
+    gid_index: u8,
+    port: u8,
+    mtu: Mtu,
+}
+
+fn local_of(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Local> {
+    if path == 0 {
+        let attr = &cold.attr;
+        let mtu = attr.path_mtu.bytes().and_then(Mtu::new)?;
+        return Some(Local { gid_index: attr.ah_attr.grh.sgid_index, port: attr.ah_attr.port_num, mtu });
+    }
+    let standby = standby_rail(qp).ok()?;
+    let gid = standby_gid(qp, cold, &standby).ok()?;
+    let mtu = standby.port_attr()?.active_mtu.bytes().and_then(Mtu::new)?;
+    Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port: standby.port, mtu })
+}
+
+/// RESET, INIT, RTR, RTS.
+pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
+    let mut cold = qp.cold();
+    let slot = usize::from(path);
+    if cold.connected.get(slot).copied().flatten().is_some_and(|connected| connected.epoch == epoch) {
+        return Ok(());
+    }
+    let gone = Errno(libc::ENODEV);
+    if !cold.alive {
+        return Err(gone);
+    }
+    let object = object(qp, &cold, path).ok_or(gone)?;
+    let local = local_of(qp, &cold, path).ok_or(gone)?;
+    let mut attr = cold.attr;
+    attr.port_num = local.port;
+    attr.ah_attr.port_num = local.port;
+    attr.ah_attr.grh.sgid_index = local.gid_index;
+    attr.ah_attr.grh.dgid.raw = peer.gid.0;
+    attr.dest_qp_num = peer.qpn;
+    let mtu = local.mtu.min(peer.mtu).bytes();
+    attr.path_mtu = ibv_mtu::from_bytes(mtu).ok_or(Errno(libc::EINVAL))?;
+    attr.sq_psn = own_psn.value();
+    attr.rq_psn = peer_psn.value();
+    if let Some(connected) = cold.connected.get_mut(slot) {
+        *connected = None;
+    }
+    to_rts(object, &mut attr)?;
+    if let Some(connected) = cold.connected.get_mut(slot) {
+        *connected = Some(Connected { epoch, own_psn: own_psn.value(), mtu });
+    }
+    Ok(())
+}
+
+/// Brings a QP of any state to RTS with these attributes.
+pub fn to_rts(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr) -> Result<(), Errno> {
+    let steps = [
+        (IBV_QPS_RESET, IBV_QP_STATE),
+        (IBV_QPS_INIT, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS),
+        (
+            IBV_QPS_RTR,
+            IBV_QP_STATE
+                | IBV_QP_AV
+                | IBV_QP_PATH_MTU
+                | IBV_QP_DEST_QPN
+                | IBV_QP_RQ_PSN
+                | IBV_QP_MAX_DEST_RD_ATOMIC
+                | IBV_QP_MIN_RNR_TIMER,
+        ),
+        (
+            IBV_QPS_RTS,
+            IBV_QP_STATE
+                | IBV_QP_TIMEOUT
+                | IBV_QP_RETRY_CNT
+                | IBV_QP_RNR_RETRY
+                | IBV_QP_SQ_PSN
+                | IBV_QP_MAX_QP_RD_ATOMIC,
+        ),
+    ];
+    for (state, mask) in steps {
+        attr.qp_state = state;
+        // SAFETY: the QP is live (its owner is locked by the caller, or it is this library's own); `attr` is readable.
+        let errno = unsafe { real::ibv_modify_qp(qp.0, attr, mask as c_int) };
+        if errno != 0 {
+            return Err(Errno(errno));
+        }
+    }
+    Ok(())
+}
+
+/// Moves a QP to a state that needs nothing else. Returns errno.
+pub fn to_state(qp: Raw<ibv_qp>, state: ibv_qp_state) -> c_int {
+    let mut attr = ibv_qp_attr::zeroed();
+    attr.qp_state = state;
+    // SAFETY: as in `to_rts`.
+    unsafe { real::ibv_modify_qp(qp.0, &mut attr, IBV_QP_STATE as c_int) }
+}
+
+/// Moves a QP to ERR; a refusal means that it is of no use already.
+pub fn to_error(qp: Raw<ibv_qp>) {
+    let errno = to_state(qp, IBV_QPS_ERR);
+    if errno != 0 {
+        log::debug!("a QP could not be moved to ERR (errno {errno})");
+    }
+}

@@ -1,0 +1,204 @@
+//! The symbols that shadow libibverbs' own. Thin: guard, convert, call, convert.
+//!
+//! A cold export never unwinds into C: if this library panics, the call has either been passed on already, or its failure is reported as C does it.
+//! The hot ones have nothing that panics. A call that comes from inside of libibverbs (its own functions call each other through the same symbols) is passed through.
+
+use crate::cold::{cq, device, mr, pd, qp};
+use crate::hot::{poll, post};
+use crate::process::Inside;
+use crate::real;
+use core::ffi::{c_int, c_void};
+use shift_abi::*;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// Runs `ours` unless this thread is inside of libibverbs already, and keeps a panic from crossing into C.
+fn guarded<R>(ours: impl FnOnce() -> R, theirs: impl FnOnce() -> R, failed: R) -> R {
+    let Some(_inside) = Inside::enter() else { return theirs() };
+    catch_unwind(AssertUnwindSafe(ours)).unwrap_or_else(|_| {
+        log::error!("a bug in shift-verbs: a control verb failed inside of the shim; please report it");
+        failed
+    })
+}
+
+macro_rules! exported {
+    ($( $(#[$doc:meta])* fn $name:ident($($arg:ident : $ty:ty),*) -> $ret:ty = $ours:path, else $failed:expr; )*) => { $(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As the function of libibverbs with this name.
+        #[no_mangle]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
+            guarded(
+                // SAFETY: the arguments are passed on as they came.
+                || unsafe { $ours($($arg),*) },
+                // SAFETY: as above.
+                || unsafe { real::$name($($arg),*) },
+                $failed,
+            )
+        }
+    )* };
+}
+
+exported! {
+    /// Opens a device, and at the first one starts the protection.
+    fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context = device::open, else core::ptr::null_mut();
+    /// Closes it.
+    fn ibv_close_device(context: *mut ibv_context) -> c_int = device::close, else libc::EIO;
+    /// Makes a PD and its twin.
+    fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd = pd::alloc, else core::ptr::null_mut();
+    /// Frees both.
+    fn ibv_dealloc_pd(domain: *mut ibv_pd) -> c_int = pd::dealloc, else libc::EIO;
+    /// Registers memory, and again on the standby.
+    fn ibv_reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr = reg_mr, else core::ptr::null_mut();
+    /// The same under another address.
+    fn ibv_reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr = reg_mr_iova, else core::ptr::null_mut();
+    /// The same with optional access flags.
+    fn ibv_reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr = reg_mr_iova2, else core::ptr::null_mut();
+    /// Withdraws both registrations.
+    fn ibv_dereg_mr(region: *mut ibv_mr) -> c_int = mr::dereg, else libc::EIO;
+    /// Makes a CQ.
+    fn ibv_create_cq(context: *mut ibv_context, cqe: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel, vector: c_int) -> *mut ibv_cq = cq::create, else core::ptr::null_mut();
+    /// Changes its size.
+    fn ibv_resize_cq(queue: *mut ibv_cq, cqe: c_int) -> c_int = cq::resize, else libc::EIO;
+    /// Destroys it.
+    fn ibv_destroy_cq(queue: *mut ibv_cq) -> c_int = cq::destroy, else libc::EIO;
+    /// Makes a QP.
+    fn ibv_create_qp(domain: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp = qp::create, else core::ptr::null_mut();
+    /// Changes it.
+    fn ibv_modify_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int = qp::modify, else libc::EIO;
+    /// Asks for its attributes.
+    fn ibv_query_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int = qp::query, else libc::EIO;
+    /// Destroys it.
+    fn ibv_destroy_qp(pair: *mut ibv_qp) -> c_int = qp::destroy, else libc::EIO;
+}
+
+unsafe fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let region = unsafe { real::ibv_reg_mr(domain, addr, length, access) };
+    mr::registered(&mr::Request { pd: domain, addr, length, iova: addr as u64, access: access as u32 }, region);
+    region
+}
+
+unsafe fn reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let region = unsafe { real::ibv_reg_mr_iova(domain, addr, length, iova, access) };
+    mr::registered(&mr::Request { pd: domain, addr, length, iova, access: access as u32 }, region);
+    region
+}
+
+unsafe fn reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let region = unsafe { real::ibv_reg_mr_iova2(domain, addr, length, iova, access) };
+    mr::registered(&mr::Request { pd: domain, addr, length, iova, access }, region);
+    region
+}
+
+/// What compiled programs reach through `context->ops.post_send`.
+///
+/// # Safety
+/// As `ibv_post_send`.
+pub unsafe extern "C" fn patched_post_send(
+    pair: *mut ibv_qp,
+    wr: *mut ibv_send_wr,
+    bad: *mut *mut ibv_send_wr,
+) -> c_int {
+    if let Some(shadow) = qp::QPS.get(pair) {
+        // SAFETY: passed on.
+        return unsafe { post::post_send(shadow, wr, bad) };
+    }
+    // SAFETY: the application posts on a live QP.
+    let context = unsafe { (*pair).context };
+    match device::CONTEXTS.get(context) {
+        // SAFETY: passed on.
+        Some(shadow) => unsafe { (shadow.ops.post_send)(pair, wr, bad) },
+        None => libc::ENODEV,
+    }
+}
+
+/// What compiled programs reach through `context->ops.post_recv`.
+///
+/// # Safety
+/// As `ibv_post_recv`.
+pub unsafe extern "C" fn patched_post_recv(
+    pair: *mut ibv_qp,
+    wr: *mut ibv_recv_wr,
+    bad: *mut *mut ibv_recv_wr,
+) -> c_int {
+    if let Some(shadow) = qp::QPS.get(pair) {
+        // SAFETY: passed on.
+        return unsafe { post::post_recv(shadow, wr, bad) };
+    }
+    // SAFETY: the application posts on a live QP.
+    let context = unsafe { (*pair).context };
+    match device::CONTEXTS.get(context) {
+        // SAFETY: passed on.
+        Some(shadow) => unsafe { (shadow.ops.post_recv)(pair, wr, bad) },
+        None => libc::ENODEV,
+    }
+}
+
+/// What compiled programs reach through `context->ops.poll_cq`.
+///
+/// # Safety
+/// As `ibv_poll_cq`.
+pub unsafe extern "C" fn patched_poll_cq(queue: *mut ibv_cq, entries: c_int, wc: *mut ibv_wc) -> c_int {
+    if let Some(shadow) = cq::CQS.get(queue) {
+        // SAFETY: passed on.
+        return unsafe { poll::poll_cq(shadow, entries, wc) };
+    }
+    // SAFETY: the application polls a live CQ.
+    let context = unsafe { (*queue).context };
+    match device::CONTEXTS.get(context) {
+        // SAFETY: passed on.
+        Some(shadow) => unsafe { (shadow.ops.poll_cq)(queue, entries, wc) },
+        None => -1,
+    }
+}
+
+/// `ibv_post_send` for those who look it up by name: libibverbs has it only inline.
+///
+/// # Safety
+/// As `ibv_post_send`.
+#[no_mangle]
+pub unsafe extern "C" fn ibv_post_send(pair: *mut ibv_qp, wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: the application posts on a live QP.
+    let context = unsafe { (*pair).context };
+    // SAFETY: the context of a live QP is open.
+    match unsafe { (*context).ops.post_send } {
+        // SAFETY: passed on.
+        Some(function) => unsafe { function(pair, wr, bad) },
+        None => libc::ENOSYS,
+    }
+}
+
+/// `ibv_post_recv` for those who look it up by name.
+///
+/// # Safety
+/// As `ibv_post_recv`.
+#[no_mangle]
+pub unsafe extern "C" fn ibv_post_recv(pair: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
+    // SAFETY: the application posts on a live QP.
+    let context = unsafe { (*pair).context };
+    // SAFETY: the context of a live QP is open.
+    match unsafe { (*context).ops.post_recv } {
+        // SAFETY: passed on.
+        Some(function) => unsafe { function(pair, wr, bad) },
+        None => libc::ENOSYS,
+    }
+}
+
+/// `ibv_poll_cq` for those who look it up by name.
+///
+/// # Safety
+/// As `ibv_poll_cq`.
+#[no_mangle]
+pub unsafe extern "C" fn ibv_poll_cq(queue: *mut ibv_cq, entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: the application polls a live CQ.
+    let context = unsafe { (*queue).context };
+    // SAFETY: the context of a live CQ is open.
+    match unsafe { (*context).ops.poll_cq } {
+        // SAFETY: passed on.
+        Some(function) => unsafe { function(queue, entries, wc) },
+        None => -1,
+    }
+}

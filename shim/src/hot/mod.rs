@@ -1,0 +1,9 @@
+//! What runs inside of the application's post and poll calls: no allocation, no system call, no log, no lock that sleeps.
+//!
+//! The paths that a fault opens (a first error completion, a full ring, an unknown key) leave through functions marked
+//! `#[cold]`; those may allocate and may wake the agent.
+
+pub mod poll;
+pub mod post;
+pub mod ring;
+pub mod tag;

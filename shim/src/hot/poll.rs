@@ -1,0 +1,369 @@
+//! Polling: match each completion to its entry by tag, keep what a masked fault says, give the rest out in posting order.
+//!
+//! A poller takes completions from the provider *before* it takes the CQ's lock, so an empty poll costs a load and a compare. The price: the agent,
+//! who polls too when the application does not, may get later completions while an application thread still holds earlier ones in
+//! its hand. Such a completion is *parked* until its predecessor on the same queue was accounted for, so accounting is always in order.
+
+use super::ring::*;
+use super::tag::{Queue, Tag};
+use crate::cold::tell;
+use crate::lives;
+use crate::shadow::*;
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::Relaxed;
+use shift_abi::*;
+use std::collections::VecDeque;
+
+/// Raw completions taken from a provider at once by the slow paths.
+const BATCH: usize = 16;
+
+/// Where finished completions go: into the caller's array as long as nothing waits in the stash, else behind it.
+struct Sink<'a> {
+    out: *mut ibv_wc,
+    filled: usize,
+    /// Places of `out` whose raw completion was already read.
+    limit: usize,
+    stash: &'a mut VecDeque<StashedWc>,
+}
+
+impl Sink<'_> {
+    #[inline]
+    fn put(&mut self, wc: ibv_wc, life: u32) {
+        if self.stash.is_empty() && self.filled < self.limit {
+            // SAFETY: `limit` is at most the length of the caller's array, whose raw completion at that place was read before.
+            unsafe { self.out.wrapping_add(self.filled).write(wc) };
+            self.filled += 1;
+        } else {
+            self.stash.push_back(StashedWc { wc, life });
+        }
+    }
+}
+
+/// `ibv_poll_cq` on a CQ with a shadow.
+///
+/// # Safety
+/// `wc` has room for `entries` completions.
+pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
+    cq.polls.store(cq.polls.load(Relaxed).wrapping_add(1), Relaxed);
+    let attention = cq.attention.load(Relaxed);
+    if attention & (STASH | TWIN) != 0 {
+        // SAFETY: passed on from the caller.
+        return unsafe { poll_slowly(cq, entries, wc) };
+    }
+    // SAFETY: the application polls its live CQ with its own array.
+    let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, entries, wc) };
+    if taken <= 0 || attention & TAGGED == 0 {
+        return taken;
+    }
+    let mut inner = cq.inner.lock();
+    let mut stash = core::mem::take(&mut inner.stash);
+    let mut sink = Sink { out: wc, filled: 0, limit: 0, stash: &mut stash };
+    for at in 0..taken as usize {
+        // SAFETY: the provider wrote `taken` completions, and `filled <= at`, so this one is still raw.
+        let raw = unsafe { wc.wrapping_add(at).read() };
+        sink.limit = at + 1;
+        take(cq, &mut inner, raw, Source::Own, &mut sink);
+    }
+    unpark(cq, &mut inner, &mut sink);
+    let mut filled = sink.filled;
+    // SAFETY: `filled <= taken <= entries`.
+    filled += unsafe { pop(&mut stash, wc.wrapping_add(filled), taken as usize - filled) };
+    inner.stash = stash;
+    settle(cq, &inner);
+    filled as c_int
+}
+
+/// With a stash, or a twin to poll as well.
+#[cold]
+unsafe fn poll_slowly(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
+    let wanted = usize::try_from(entries).unwrap_or(0);
+    let mut inner = cq.inner.lock();
+    if inner.stash.len() < wanted {
+        drain(cq, &mut inner, wanted);
+    }
+    // SAFETY: the caller's array has room for `entries`.
+    let filled = unsafe { pop(&mut inner.stash, wc, wanted) };
+    settle(cq, &inner);
+    filled as c_int
+}
+
+/// Moves up to `room` completions from the stash to `out`.
+///
+/// # Safety
+/// `out` has that room.
+unsafe fn pop(stash: &mut VecDeque<StashedWc>, out: *mut ibv_wc, room: usize) -> usize {
+    let mut filled = 0;
+    while filled < room {
+        let Some(stashed) = stash.pop_front() else { break };
+        // SAFETY: `filled < room`.
+        unsafe { out.wrapping_add(filled).write(stashed.wc) };
+        filled += 1;
+    }
+    filled
+}
+
+/// Publishes whether there is something to look at.
+fn settle(cq: &CqShadow, inner: &CqInner) {
+    if inner.stash.is_empty() {
+        cq.attention.fetch_and(!STASH, Relaxed);
+    } else {
+        cq.attention.fetch_or(STASH, Relaxed);
+    }
+}
+
+/// Takes what the providers have into the stash: for the agent, and for a post that found its ring full.
+pub fn sweep(cq: &CqShadow) {
+    let mut inner = cq.inner.lock();
+    drain(cq, &mut inner, usize::MAX);
+    settle(cq, &inner);
+}
+
+/// Takes at least `wanted` completions into the stash, if the providers have so many.
+pub fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) {
+    if inner.destroyed {
+        return;
+    }
+    let mut sources = [Some((cq.cq, cq.ops.poll_cq, Source::Own)), None];
+    if let ([_, twin], Some((raw, poll))) = (&mut sources, inner.twin) {
+        *twin = Some((raw, poll, Source::Twin));
+    }
+    let mut stash = core::mem::take(&mut inner.stash);
+    let mut sink = Sink { out: core::ptr::null_mut(), filled: 0, limit: 0, stash: &mut stash };
+    for (raw_cq, poll, source) in sources.into_iter().flatten() {
+        loop {
+            let mut raw = [ibv_wc::zeroed(); BATCH];
+            // SAFETY: the CQ is live as long as its shadow is; the array has room for BATCH.
+            let taken = unsafe { poll(raw_cq.0, BATCH as c_int, raw.as_mut_ptr()) };
+            let taken = usize::try_from(taken).unwrap_or(0);
+            for wc in raw.iter().take(taken) {
+                take(cq, inner, *wc, source, &mut sink);
+            }
+            if taken < BATCH || sink.stash.len() >= wanted {
+                break;
+            }
+        }
+    }
+    unpark(cq, inner, &mut sink);
+    inner.stash = stash;
+}
+
+/// Tries parked completions again until none of them finds its predecessor.
+#[inline]
+fn unpark(cq: &CqShadow, inner: &mut CqInner, sink: &mut Sink<'_>) {
+    while !inner.parked.is_empty() {
+        let parked = core::mem::take(&mut inner.parked);
+        let before = parked.len();
+        for (raw, source) in parked {
+            take(cq, inner, raw, source, sink);
+        }
+        if inner.parked.len() == before {
+            return;
+        }
+    }
+}
+
+/// Accounts for one raw completion.
+#[inline]
+fn take(cq: &CqShadow, inner: &mut CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
+    if source == Source::Own && cq.attention.load(Relaxed) & FOREIGN != 0 && inner.foreign.contains(&raw.qp_num) {
+        sink.put(raw, u32::MAX);
+        return;
+    }
+    let tag = Tag(raw.wr_id);
+    // The lock of the CQ is held, and a QP is removed from the table under it: the reference stays valid until it is released.
+    let Some(qp) = lives::get(tag.life()).filter(|qp| source == Source::Twin || qp.qpn == raw.qp_num) else {
+        strange(inner, raw, source, sink);
+        return;
+    };
+    match tag.queue() {
+        Queue::Send => sent(inner, qp, raw, tag, source, sink),
+        Queue::Receive => received(inner, qp, raw, tag, source, sink),
+    }
+}
+
+/// A completion of no recorded QP: of one that was destroyed (nobody wants it), or of one made past this library.
+#[cold]
+fn strange(inner: &CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
+    if source == Source::Own && !inner.gone.contains(&raw.qp_num) {
+        sink.put(raw, u32::MAX);
+    }
+}
+
+#[inline]
+fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Source, sink: &mut Sink<'_>) {
+    let sq = &qp.sq;
+    let seq = tag.seq(sq.ring.head());
+    if !tag.is_of_epoch(sq.epoch.load(Relaxed)) || seq >= sq.ring.tail() {
+        return;
+    }
+    let slot = sq.ring.slot(seq);
+    let seen = sq.signals_seen.load(Relaxed);
+    if slot.signals_before.load(Relaxed) != seen && !sq.errored.load(Relaxed) {
+        inner.parked.push((raw, source));
+        return;
+    }
+    if raw.status != IBV_WC_SUCCESS {
+        send_failed(qp, raw, seq, sink);
+        return;
+    }
+    sq.signals_seen.store(seen.wrapping_add(1), Relaxed);
+    if sq.mixed.load(Relaxed) {
+        retire_mixed(qp, seq, sink);
+        return;
+    }
+    let app_signalled = slot.has(APP_SIGNALLED);
+    let wr_id = slot.wr_id.load(Relaxed);
+    sq.ring.set_head(seq + 1);
+    if app_signalled {
+        sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..raw }, qp.life);
+    }
+}
+
+/// After a migration: entries that the report proved, and replayed ones that the application wanted no completion of, lie
+/// between those that the NIC signals. A completion goes out only when everything before it is complete.
+#[cold]
+fn retire_mixed(qp: &QpShadow, through: u64, sink: &mut Sink<'_>) {
+    let ring = &qp.sq.ring;
+    let mut at = ring.head();
+    while at < ring.tail() && (at <= through || ring.slot(at).has(DONE)) {
+        let slot = ring.slot(at);
+        if slot.has(APP_SIGNALLED) {
+            sink.put(success_of(qp, slot), qp.life);
+        }
+        at += 1;
+    }
+    ring.set_head(at);
+    if at >= qp.sq.mixed_until.load(Relaxed) {
+        qp.sq.mixed.store(false, Relaxed);
+    }
+}
+
+/// Gives out what the decisions completed at the front of the send queue.
+pub fn retire_front(qp: &QpShadow) {
+    let cq = &*qp.send_cq;
+    let mut inner = cq.inner.lock();
+    let head = qp.sq.ring.head();
+    if head < qp.sq.ring.tail() && qp.sq.ring.slot(head).has(DONE) {
+        let mut stash = core::mem::take(&mut inner.stash);
+        let mut sink = Sink { out: core::ptr::null_mut(), filled: 0, limit: 0, stash: &mut stash };
+        retire_mixed(qp, head, &mut sink);
+        inner.stash = stash;
+        settle(cq, &inner);
+    }
+}
+
+/// The completion that the NIC would have given for this entry.
+fn success_of(qp: &QpShadow, slot: &SendSlot) -> ibv_wc {
+    let opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
+    let mut wc = ibv_wc::zeroed();
+    wc.wr_id = slot.wr_id.load(Relaxed);
+    wc.qp_num = qp.qpn;
+    wc.byte_len = slot.bytes.load(Relaxed);
+    wc.opcode = match opcode {
+        IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM => IBV_WC_RDMA_WRITE,
+        IBV_WR_RDMA_READ => IBV_WC_RDMA_READ,
+        _ => IBV_WC_SEND,
+    };
+    wc
+}
+
+/// What to do with an error completion.
+enum Verdict {
+    /// Give it to the application.
+    Pass,
+    /// It is of a fault that is being masked.
+    Keep,
+    /// The application got its error already.
+    Drop,
+}
+
+/// A path's fault, or the application's own? RETRY_EXC is the path's; a flush with no error before it and no ERR of the
+/// application's is a port that went down (soft-RoCE gives only flushes then). Everything else is the application's.
+#[cold]
+fn judge(qp: &QpShadow, status: ibv_wc_status) -> Verdict {
+    match qp.stance() {
+        Stance::Recording => {
+            if qp.step(Stance::Recording, Stance::Passing) {
+                tell::application_error(qp);
+            }
+            Verdict::Pass
+        }
+        Stance::Passing => Verdict::Pass,
+        Stance::Masking => {
+            tell::fatal(qp, status);
+            Verdict::Keep
+        }
+        Stance::Surfaced => Verdict::Drop,
+        Stance::Armed if matches!(status, IBV_WC_RETRY_EXC_ERR | IBV_WC_WR_FLUSH_ERR) => {
+            qp.step(Stance::Armed, Stance::Masking);
+            tell::fatal(qp, status);
+            Verdict::Keep
+        }
+        Stance::Armed => {
+            qp.stand(Stance::Passing);
+            tell::application_error(qp);
+            Verdict::Pass
+        }
+    }
+}
+
+#[cold]
+fn send_failed(qp: &QpShadow, raw: ibv_wc, seq: u64, sink: &mut Sink<'_>) {
+    qp.sq.errored.store(true, Relaxed);
+    let slot = qp.sq.ring.slot(seq);
+    match judge(qp, raw.status) {
+        Verdict::Keep => slot.mark(FLUSHED),
+        Verdict::Drop => {}
+        Verdict::Pass => {
+            let wr_id = slot.wr_id.load(Relaxed);
+            qp.sq.ring.set_head(seq + 1);
+            sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..raw }, qp.life);
+        }
+    }
+}
+
+#[inline]
+fn received(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Source, sink: &mut Sink<'_>) {
+    let rq = &qp.rq;
+    let head = rq.ring.head();
+    let seq = tag.seq(head);
+    if !tag.is_of_epoch(rq.epoch.load(Relaxed)) || seq >= rq.ring.tail() {
+        return;
+    }
+    if seq != head + rq.flushed.load(Relaxed) {
+        inner.parked.push((raw, source));
+        return;
+    }
+    let wr_id = rq.ring.slot(seq).wr_id.load(Relaxed);
+    if raw.status == IBV_WC_SUCCESS {
+        rq.received.store(rq.received.load(Relaxed) + 1, Relaxed);
+    } else {
+        match judge(qp, raw.status) {
+            Verdict::Keep => {
+                rq.flushed.store(rq.flushed.load(Relaxed) + 1, Relaxed);
+                return;
+            }
+            Verdict::Drop => return,
+            Verdict::Pass => {}
+        }
+    }
+    rq.ring.set_head(seq + 1);
+    sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..raw }, qp.life);
+}
+
+/// Puts an error completion of our own making behind everything that waits in the stash.
+pub fn stash_error(cq: &CqShadow, inner: &mut CqInner, qp: &QpShadow, wr_id: u64, status: ibv_wc_status) {
+    let mut wc = ibv_wc::zeroed();
+    wc.wr_id = wr_id;
+    wc.status = status;
+    wc.qp_num = qp.qpn;
+    inner.stash.push_back(StashedWc { wc, life: qp.life });
+    settle(cq, inner);
+}
+
+/// Forgets what is kept for a QP that is being destroyed.
+pub fn purge(cq: &CqShadow, inner: &mut CqInner, life: u32) {
+    inner.stash.retain(|stashed| stashed.life != life);
+    inner.parked.retain(|(raw, _)| Tag(raw.wr_id).life() != life);
+    settle(cq, inner);
+}

@@ -1,0 +1,84 @@
+//! Which QP a tag means.
+//!
+//! Owns: the table from life number to QP. Readers on the poll path hold the lock of one of the QP's CQs; [`end`] is called with both
+//! of them held, so a reference from [`get`] stays valid until that lock is released.
+
+use crate::hot::tag::LIVES;
+use crate::shadow::QpShadow;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Lives per chunk: 32 KiB of pointers, taken when the first of them is used.
+const CHUNK: u32 = 4096;
+
+type Chunk = Box<[AtomicPtr<QpShadow>]>;
+
+static TABLE: [OnceLock<Chunk>; (LIVES / CHUNK) as usize] = [const { OnceLock::new() }; (LIVES / CHUNK) as usize];
+static NEXT: AtomicU32 = AtomicU32::new(1);
+static WRITERS: Mutex<()> = Mutex::new(());
+
+#[inline]
+fn place(life: u32) -> Option<&'static AtomicPtr<QpShadow>> {
+    TABLE.get((life / CHUNK) as usize)?.get()?.get((life % CHUNK) as usize)
+}
+
+/// A number that no living QP has: each life gets the next one.
+pub fn next() -> u32 {
+    loop {
+        let life = NEXT.fetch_add(1, Ordering::Relaxed) & (LIVES - 1);
+        if life != 0 && place(life).is_none_or(|place| place.load(Ordering::Relaxed).is_null()) {
+            return life;
+        }
+    }
+}
+
+/// Enters a QP.
+pub fn begin(qp: &Arc<QpShadow>) {
+    let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let life = qp.life;
+    if let Some(chunk) = TABLE.get((life / CHUNK) as usize) {
+        chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect());
+    }
+    if let Some(place) = place(life) {
+        place.store(Arc::into_raw(Arc::clone(qp)).cast_mut(), Ordering::Release);
+    }
+}
+
+/// The QP of a tag. See the module's text for how long the reference is good.
+#[inline]
+pub fn get<'a>(life: u32) -> Option<&'a QpShadow> {
+    let found = place(life)?.load(Ordering::Acquire);
+    // SAFETY: the pointer came from `Arc::into_raw`; the caller holds a lock that `end`'s caller needs, so it stays counted.
+    unsafe { found.as_ref() }
+}
+
+/// A counted reference to a QP, for the agent.
+pub fn arc(life: u32) -> Option<Arc<QpShadow>> {
+    let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = place(life)?.load(Ordering::Acquire);
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: `end` takes the writers' lock, which is held here, so the pointer is counted.
+    unsafe { Arc::increment_strong_count(found) };
+    // SAFETY: the count was raised for this reference on the line above.
+    Some(unsafe { Arc::from_raw(found) })
+}
+
+/// Visits all living QPs. Only where this thread is the process's only one: in a forked child, whose other threads did not come along and
+/// may have left the writers' lock taken.
+pub fn visit_alone(visit: impl Fn(&QpShadow)) {
+    for life in 1..NEXT.load(Ordering::Relaxed).min(LIVES) {
+        if let Some(qp) = get(life) {
+            visit(qp);
+        }
+    }
+}
+
+/// Ends a life. The caller holds the locks of both CQs of the QP.
+pub fn end(life: u32) -> Option<Arc<QpShadow>> {
+    let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = place(life)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    // SAFETY: `begin` stored it from `Arc::into_raw`; the swap makes this the only place that takes it back.
+    (!found.is_null()).then(|| unsafe { Arc::from_raw(found) })
+}

@@ -1,0 +1,122 @@
+//! The real libibverbs: each function found on first use, behind this library in the search order.
+//!
+//! There is no link-time dependency: this library is loaded into every child process, most of which never see RDMA.
+
+use core::ffi::{c_char, c_int, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use shift_abi::*;
+
+/// What a C function returns that returns nothing.
+type Nothing = ();
+const NOTHING: Nothing = ();
+
+/// A symbol that is looked up once. The stored pointer is NULL until then; racing threads store the same value.
+struct Symbol {
+    name: &'static core::ffi::CStr,
+    found: AtomicPtr<c_void>,
+}
+
+impl Symbol {
+    const fn new(name: &'static core::ffi::CStr) -> Self {
+        Self { name, found: AtomicPtr::new(core::ptr::null_mut()) }
+    }
+
+    fn get(&self) -> Option<*mut c_void> {
+        let mut found = self.found.load(Ordering::Relaxed);
+        if found.is_null() {
+            found = self.look_up();
+            self.found.store(found, Ordering::Relaxed);
+        }
+        (!found.is_null()).then_some(found)
+    }
+
+    #[cold]
+    fn look_up(&self) -> *mut c_void {
+        // SAFETY: `name` is NUL-terminated; dlsym has no other precondition.
+        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        if !next.is_null() {
+            return next;
+        }
+        // The program may have opened the library with RTLD_LOCAL after this one was loaded.
+        // SAFETY: the name is NUL-terminated; RTLD_NOLOAD only asks for a library that is there already.
+        let handle = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
+        if handle.is_null() {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: `handle` was just returned by dlopen, `name` is NUL-terminated.
+        unsafe { libc::dlsym(handle, self.name.as_ptr()) }
+    }
+}
+
+macro_rules! real_functions {
+    ($( $(#[$doc:meta])* fn $name:ident($($arg:ident : $ty:ty),*) -> $ret:ty = $missing:expr; )*) => { $(
+        $(#[$doc])*
+        ///
+        /// Where libibverbs has no such function the result is the one by which C reports failure.
+        ///
+        /// # Safety
+        /// As the function of libibverbs with this name.
+        pub unsafe fn $name($($arg: $ty),*) -> $ret {
+            static SYMBOL: Symbol = Symbol::new(match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => c"",
+            });
+            let Some(found) = SYMBOL.get() else { return $missing };
+            // SAFETY: a symbol of this name in libibverbs has this signature (verbs.h, checked by shift-abi's test of the header).
+            let function: unsafe extern "C" fn($($ty),*) -> $ret = unsafe { core::mem::transmute(found) };
+            // SAFETY: passed on to the caller.
+            unsafe { function($($arg),*) }
+        }
+    )* };
+}
+
+real_functions! {
+    /// The devices.
+    fn ibv_get_device_list(count: *mut c_int) -> *mut *mut ibv_device = core::ptr::null_mut();
+    /// Frees the list.
+    fn ibv_free_device_list(list: *mut *mut ibv_device) -> Nothing = NOTHING;
+    /// Opens a device.
+    fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context = core::ptr::null_mut();
+    /// Closes it.
+    fn ibv_close_device(context: *mut ibv_context) -> c_int = libc::ENOSYS;
+    /// What the device can do.
+    fn ibv_query_device(context: *mut ibv_context, attr: *mut ibv_device_attr) -> c_int = libc::ENOSYS;
+    /// What the port is. The exported function fills the old, shorter structure, which is a prefix.
+    fn ibv_query_port(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) -> c_int = libc::ENOSYS;
+    /// The table of GIDs.
+    fn _ibv_query_gid_table(context: *mut ibv_context, entries: *mut ibv_gid_entry, max: usize, flags: u32, entry_size: usize) -> isize = -1;
+    /// One entry of it.
+    fn _ibv_query_gid_ex(context: *mut ibv_context, port: u32, index: u32, entry: *mut ibv_gid_entry, flags: u32, entry_size: usize) -> c_int = libc::ENOSYS;
+    /// Makes a PD.
+    fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd = core::ptr::null_mut();
+    /// Frees it.
+    fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int = libc::ENOSYS;
+    /// Registers memory.
+    fn ibv_reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Registers memory under another address.
+    fn ibv_reg_mr_iova(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Registers memory under another address, with optional access flags.
+    fn ibv_reg_mr_iova2(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Withdraws a registration.
+    fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int = libc::ENOSYS;
+    /// Makes a CQ.
+    fn ibv_create_cq(context: *mut ibv_context, cqe: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel, vector: c_int) -> *mut ibv_cq = core::ptr::null_mut();
+    /// Changes its size.
+    fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int = libc::ENOSYS;
+    /// Destroys it.
+    fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int = libc::ENOSYS;
+    /// Makes a QP.
+    fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp = core::ptr::null_mut();
+    /// Changes it.
+    fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int = libc::ENOSYS;
+    /// Asks for its attributes.
+    fn ibv_query_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int = libc::ENOSYS;
+    /// Destroys it.
+    fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int = libc::ENOSYS;
+    /// Reads an asynchronous event.
+    fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int = -1;
+    /// Acknowledges it.
+    fn ibv_ack_async_event(event: *mut ibv_async_event) -> Nothing = NOTHING;
+    /// Name of a device.
+    fn ibv_get_device_name(device: *mut ibv_device) -> *const c_char = core::ptr::null();
+}

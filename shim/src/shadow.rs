@@ -1,0 +1,620 @@
+//! The shadow objects: what this library knows beside each object of the application.
+//!
+//! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then the posters' cells
+//! (`SendQueue::poster`, `RecvQueue::poster`), then `CqShadow::inner`. Two CQs of one QP
+//! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
+
+use crate::hot::ring::{RecvSlot, Ring, SendSlot};
+use crate::spin::{SpinCell, SpinGuard};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use shift_abi::*;
+use shift_proto::ledger::IncarnationReport;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+/// A pointer to an object of libibverbs that this library may hand to libibverbs from any of its threads.
+pub struct Raw<T>(pub *mut T);
+
+impl<T> Clone for Raw<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Raw<T> {}
+
+// SAFETY: verbs objects may be used from any thread (libibverbs is thread safe); who holds a `Raw` only passes it on.
+unsafe impl<T> Send for Raw<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Raw<T> {}
+
+/// The provider's own functions of one opened context, as they were before its table was patched.
+#[derive(Clone, Copy)]
+pub struct ProviderOps {
+    /// `ops.post_send`.
+    pub post_send: post_send_fn,
+    /// `ops.post_recv`.
+    pub post_recv: post_recv_fn,
+    /// `ops.poll_cq`.
+    pub poll_cq: poll_cq_fn,
+}
+
+/// A context that the application opened.
+pub struct ContextShadow {
+    /// The provider's own functions.
+    pub ops: ProviderOps,
+    /// The device: index into [`crate::cold::rail`]'s table.
+    pub device: u16,
+}
+
+/// A PD of the application and its twin on the standby device.
+pub struct PdShadow {
+    /// Its device.
+    pub device: u16,
+    /// The twin, or why there is none.
+    pub standby: Result<StandbyPd, String>,
+}
+
+/// A PD of this library's own.
+pub struct StandbyPd {
+    /// Device of the standby.
+    pub device: u16,
+    /// The PD.
+    pub pd: Raw<ibv_pd>,
+}
+
+/// A registration of the application and its twin.
+pub struct MrShadow {
+    /// Its device.
+    pub device: u16,
+    /// The application's keys.
+    pub lkey: u32,
+    /// See `lkey`.
+    pub rkey: u32,
+    /// First address as the NIC sees it.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The processor may read it at that address: its payload may be snapshotted.
+    pub readable: bool,
+    /// The twin; `None` if the standby refused it.
+    pub twin: Option<Raw<ibv_mr>>,
+    /// Its local key.
+    pub twin_lkey: u32,
+}
+
+/// There are completions in the stash, or parked ones.
+pub const STASH: u32 = 1 << 0;
+/// A QP of this CQ works on its standby: its twin has to be polled too.
+pub const TWIN: u32 = 1 << 1;
+/// Tagged QPs use this CQ: completions have to be looked at.
+pub const TAGGED: u32 = 1 << 2;
+/// QPs without a shadow use it too: their numbers are in `CqInner::foreign`.
+pub const FOREIGN: u32 = 1 << 3;
+
+/// A CQ of the application.
+pub struct CqShadow {
+    /// The application's object.
+    pub cq: Raw<ibv_cq>,
+    /// Its context's own functions.
+    pub ops: ProviderOps,
+    /// Of the application's own request; what `ibv_cq::cqe` says.
+    pub cqe: i32,
+    /// Events instead of polling: its QPs are not protected.
+    pub has_channel: bool,
+    /// Bits above. Written under `inner`, read without (Relaxed: a stale value delays by one poll).
+    pub attention: AtomicU32,
+    /// Polls of the application, roughly (plain increments): tells the sweep that somebody looks.
+    pub polls: AtomicU32,
+    /// `polls` at the last sweep. Of the agent.
+    pub polls_seen: AtomicU32,
+    /// What pollers and the agent share.
+    pub inner: SpinCell<CqInner>,
+}
+
+/// What is behind the lock of a CQ. The holder also owns the completion side of every queue that completes here.
+#[derive(Default)]
+pub struct CqInner {
+    /// The twin on the standby device, once a QP needs it.
+    pub twin: Option<(Raw<ibv_cq>, poll_cq_fn)>,
+    /// Room asked of the provider for the application's CQ and its twin.
+    pub entries: u32,
+    /// Finished completions, in order.
+    pub stash: VecDeque<StashedWc>,
+    /// Raw completions whose predecessor is still in the hands of another thread.
+    pub parked: Vec<(ibv_wc, Source)>,
+    /// QP numbers of QPs without a shadow.
+    pub foreign: Vec<u32>,
+    /// Numbers of recorded QPs that were destroyed lately: what is left of them in the provider's CQ is dropped.
+    pub gone: VecDeque<u32>,
+    /// Depths of the QPs that use this CQ, summed: the room that flushes may need.
+    pub depth: u32,
+    /// The application destroyed the CQ.
+    pub destroyed: bool,
+}
+
+/// How many destroyed QP numbers a CQ remembers; a CQ that is polled at all forgets them long before.
+pub const GONE: usize = 256;
+
+/// Locks both CQs of a QP.
+pub fn lock_cqs(qp: &QpShadow) -> (SpinGuard<'_, CqInner>, Option<SpinGuard<'_, CqInner>>) {
+    let (send, recv) = (&*qp.send_cq, &*qp.recv_cq);
+    if core::ptr::eq(send, recv) {
+        return (send.inner.lock(), None);
+    }
+    if core::ptr::from_ref(send) < core::ptr::from_ref(recv) {
+        let first = send.inner.lock();
+        (first, Some(recv.inner.lock()))
+    } else {
+        let second = recv.inner.lock();
+        (send.inner.lock(), Some(second))
+    }
+}
+
+/// A finished completion and the QP it belongs to (so that destroying the QP can purge it).
+pub struct StashedWc {
+    /// As the application gets it.
+    pub wc: ibv_wc,
+    /// The QP.
+    pub life: u32,
+}
+
+// SAFETY: completions are plain data; the raw pointers inside are handles (see `Raw`).
+unsafe impl Send for CqInner {}
+
+/// Which provider CQ a raw completion came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The application's CQ.
+    Own,
+    /// Its twin.
+    Twin,
+}
+
+/// Where a QP stands towards its faults. See [`QpShadow::stance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stance {
+    /// Recorded, faults are the application's.
+    Recording = 0,
+    /// Recorded, faults are masked.
+    Armed = 1,
+    /// A fault is being masked: errors are counted and kept.
+    Masking = 2,
+    /// The application saw an error of its own: everything is passed on.
+    Passing = 3,
+    /// An error was surfaced: the rest was flushed by us, the NIC's completions are dropped.
+    Surfaced = 4,
+}
+
+impl Stance {
+    const fn from_raw(raw: u8) -> Self {
+        match raw {
+            0 => Self::Recording,
+            1 => Self::Armed,
+            2 => Self::Masking,
+            3 => Self::Passing,
+            _ => Self::Surfaced,
+        }
+    }
+}
+
+/// A QP of the application that is recorded.
+pub struct QpShadow {
+    /// Its number in tags.
+    pub life: u32,
+    /// The application's object.
+    pub qp: Raw<ibv_qp>,
+    /// `qp_num` of it: what every completion says.
+    pub qpn: u32,
+    /// Its PD.
+    pub pd: Arc<PdShadow>,
+    /// Device of the primary.
+    pub device: u16,
+    /// As granted.
+    pub cap: ibv_qp_cap,
+    /// `sq_sig_all` of the application.
+    pub signals_all: bool,
+    /// CQ of its sends.
+    pub send_cq: Arc<CqShadow>,
+    /// CQ of its receives.
+    pub recv_cq: Arc<CqShadow>,
+    stance: AtomicU8,
+    /// Fatal was reported to the agent.
+    pub fatal_told: AtomicBool,
+    /// Status of the first error that was kept from the application, plus one; 0 = none.
+    pub first_error: AtomicU32,
+    /// Send side.
+    pub sq: SendQueue,
+    /// Receive side.
+    pub rq: RecvQueue,
+    /// Everything that only control verbs and the agent touch.
+    pub cold: Mutex<QpCold>,
+    /// Why it is not protected, said once.
+    pub unprotected: OnceLock<String>,
+}
+
+impl QpShadow {
+    /// A new life.
+    #[allow(clippy::too_many_arguments, reason = "each is a fact of the QP that was just made")]
+    pub fn new(
+        life: u32,
+        qp: Raw<ibv_qp>,
+        qpn: u32,
+        pd: Arc<PdShadow>,
+        init: &ibv_qp_init_attr,
+        cqs: (Arc<CqShadow>, Arc<CqShadow>),
+        ops: ProviderOps,
+    ) -> Self {
+        let device = pd.device;
+        let target = Target { qp, post_send: ops.post_send };
+        Self {
+            life,
+            qp,
+            qpn,
+            pd,
+            device,
+            cap: init.cap,
+            signals_all: init.sq_sig_all != 0,
+            send_cq: cqs.0,
+            recv_cq: cqs.1,
+            stance: AtomicU8::new(Stance::Recording as u8),
+            fatal_told: AtomicBool::new(false),
+            first_error: AtomicU32::new(0),
+            sq: SendQueue::new(init.cap, target),
+            rq: RecvQueue::new(init.cap, RecvTarget { qp, post_recv: ops.post_recv }),
+            cold: Mutex::new(QpCold::new(init)),
+            unprotected: OnceLock::new(),
+        }
+    }
+
+    /// Where it stands.
+    #[inline]
+    pub fn stance(&self) -> Stance {
+        Stance::from_raw(self.stance.load(Ordering::Acquire))
+    }
+
+    /// Moves from one stance to another; `false` if it stood elsewhere.
+    pub fn step(&self, from: Stance, to: Stance) -> bool {
+        self.stance.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Moves to a stance from wherever it stands.
+    pub fn stand(&self, to: Stance) {
+        self.stance.store(to as u8, Ordering::Release);
+    }
+
+    /// The cold part. A panic while it was held leaves data that the fail-open paths tolerate, so poison is ignored.
+    pub fn cold(&self) -> std::sync::MutexGuard<'_, QpCold> {
+        self.cold.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What posting does at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostMode {
+    /// Recorded and posted.
+    Direct,
+    /// Recorded; the agent posts it.
+    Held,
+    /// Recorded and flushed at once: the QP is in error for the application.
+    Flushing,
+}
+
+/// Where sends go.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// The QP object of the current path.
+    pub qp: Raw<ibv_qp>,
+    /// Its provider's function.
+    pub post_send: post_send_fn,
+}
+
+/// Where receives go.
+#[derive(Clone, Copy)]
+pub struct RecvTarget {
+    /// The QP object of the current path.
+    pub qp: Raw<ibv_qp>,
+    /// Its provider's function.
+    pub post_recv: post_recv_fn,
+}
+
+/// The send queue's shadow.
+pub struct SendQueue {
+    /// What was posted.
+    pub ring: Ring<SendSlot>,
+    /// Elements beyond the first of each slot, made by the first post that has some.
+    pub more_sges: OnceLock<MoreSges>,
+    /// Room for copied payloads, made by the first post that needs it.
+    pub copies: OnceLock<Copies>,
+    /// The posters' side.
+    pub poster: SpinCell<Poster>,
+    /// Signalled entries of this incarnation whose completion was accounted for. Of the holder of the send CQ's lock.
+    pub signals_seen: AtomicU32,
+    /// An error was accounted for on this incarnation: flushes need not be in the order of signals any more.
+    pub errored: AtomicBool,
+    /// Entries between head and tail may be marked DONE, or signalled by the application without a signal of the NIC.
+    pub mixed: AtomicBool,
+    /// While `mixed`: it ends when head reaches this.
+    pub mixed_until: AtomicU64,
+    /// Current epoch: completions tagged with another are of an old incarnation.
+    pub epoch: AtomicU32,
+}
+
+/// What the one posting thread owns.
+pub struct Poster {
+    /// What to do with a post.
+    pub mode: PostMode,
+    /// Where to.
+    pub target: Target,
+    /// Keys have to be translated (the target is the standby).
+    pub translate: bool,
+    /// The epoch of the current incarnation.
+    pub epoch: u32,
+    /// Packet number after the last posted entry, on the current incarnation.
+    pub psn_next: u64,
+    /// Receive-consuming entries posted on the current incarnation.
+    pub consuming: u64,
+    /// NIC-signalled entries posted.
+    pub signals: u32,
+    /// Unsignalled entries since the last signalled one.
+    pub unsignalled_run: u32,
+    /// After so many one is signalled by us.
+    pub signal_every: u32,
+    /// MTU of the current incarnation, as a shift.
+    pub mtu_shift: u32,
+    /// Translations that were needed lately.
+    pub keys: crate::hot::post::KeyCache,
+    /// Room for the translated elements of one batch.
+    pub sges: Vec<ibv_sge>,
+}
+
+// SAFETY: the raw pointers inside (of the scratch chain) are only used under the poster's cell by the thread that filled them.
+unsafe impl Send for Poster {}
+
+impl SendQueue {
+    fn new(cap: ibv_qp_cap, target: Target) -> Self {
+        let depth = cap.max_send_wr.max(1);
+        Self {
+            ring: Ring::with_room_for(depth),
+            more_sges: OnceLock::new(),
+            copies: OnceLock::new(),
+            poster: SpinCell::new(Poster {
+                mode: PostMode::Direct,
+                target,
+                translate: false,
+                epoch: 0,
+                psn_next: 0,
+                consuming: 0,
+                signals: 0,
+                unsignalled_run: 0,
+                signal_every: (depth / 2).max(1),
+                mtu_shift: 10,
+                keys: crate::hot::post::KeyCache::new(),
+                sges: Vec::new(),
+            }),
+            signals_seen: AtomicU32::new(0),
+            errored: AtomicBool::new(false),
+            mixed: AtomicBool::new(false),
+            mixed_until: AtomicU64::new(0),
+            epoch: AtomicU32::new(0),
+        }
+    }
+}
+
+/// The receive queue's shadow.
+pub struct RecvQueue {
+    /// What was posted.
+    pub ring: Ring<RecvSlot>,
+    /// Elements beyond the first.
+    pub more_sges: OnceLock<MoreSges>,
+    /// The posters' side.
+    pub poster: SpinCell<RecvPoster>,
+    /// Successes on the current incarnation. Of the holder of the receive CQ's lock.
+    pub received: AtomicU64,
+    /// Receives that came back unused since the fence began.
+    pub flushed: AtomicU64,
+    /// Current epoch of the receive side.
+    pub epoch: AtomicU32,
+}
+
+/// What the one thread that posts receives owns.
+pub struct RecvPoster {
+    /// What to do with a post.
+    pub mode: PostMode,
+    /// Where to.
+    pub target: RecvTarget,
+    /// Keys have to be translated.
+    pub translate: bool,
+    /// The epoch of the current incarnation.
+    pub epoch: u32,
+    /// First receive that was recorded while the queue was held, since it was held.
+    pub held_from: u64,
+    /// Translations that were needed lately.
+    pub keys: crate::hot::post::KeyCache,
+    /// Room for translated elements.
+    pub sges: Vec<ibv_sge>,
+}
+
+// SAFETY: as for `Poster`.
+unsafe impl Send for RecvPoster {}
+
+impl RecvQueue {
+    fn new(cap: ibv_qp_cap, target: RecvTarget) -> Self {
+        Self {
+            ring: Ring::with_room_for(cap.max_recv_wr.max(1)),
+            more_sges: OnceLock::new(),
+            poster: SpinCell::new(RecvPoster {
+                mode: PostMode::Direct,
+                target,
+                translate: false,
+                epoch: 0,
+                held_from: 0,
+                keys: crate::hot::post::KeyCache::new(),
+                sges: Vec::new(),
+            }),
+            received: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            epoch: AtomicU32::new(0),
+        }
+    }
+}
+
+/// Scatter/gather elements beyond the first, `stride` a slot.
+pub struct MoreSges {
+    stride: usize,
+    words: Box<[[AtomicU64; 2]]>,
+}
+
+impl MoreSges {
+    /// Room for `slots` entries of up to `max_sge` elements.
+    pub fn new(slots: u64, max_sge: u32) -> Self {
+        let stride = max_sge.saturating_sub(1) as usize;
+        let count = stride * usize::try_from(slots).unwrap_or(0);
+        Self { stride, words: (0..count).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect() }
+    }
+
+    /// Writes element `nth` (from 1) of the slot with index `slot`.
+    pub fn set(&self, slot: usize, nth: usize, sge: ibv_sge) {
+        if let Some([addr, rest]) = self.words.get(slot * self.stride + nth - 1) {
+            addr.store(sge.addr, Ordering::Relaxed);
+            rest.store(u64::from(sge.length) << 32 | u64::from(sge.lkey), Ordering::Relaxed);
+        }
+    }
+
+    /// Reads it.
+    pub fn get(&self, slot: usize, nth: usize) -> ibv_sge {
+        let Some([addr, rest]) = self.words.get(slot * self.stride + nth - 1) else { return ibv_sge::zeroed() };
+        let rest = rest.load(Ordering::Relaxed);
+        ibv_sge { addr: addr.load(Ordering::Relaxed), length: (rest >> 32) as u32, lkey: rest as u32 }
+    }
+}
+
+/// Copied payloads, `stride` bytes a slot. Written by the poster before the slot is published, as the slot is.
+pub struct Copies {
+    /// Bytes per slot.
+    pub stride: usize,
+    bytes: Box<[UnsafeCell<u8>]>,
+    /// Its registrations on the primary and on the standby, made when a replay needs one.
+    pub registrations: [AtomicPtr<ibv_mr>; 2],
+}
+
+// SAFETY: a slot's bytes are written only by the poster, under its cell, before the ring publishes the slot, and read only
+// between that and the slot's retirement, as the ring's rule for slots says.
+unsafe impl Sync for Copies {}
+// SAFETY: plain bytes.
+unsafe impl Send for Copies {}
+
+impl Copies {
+    /// Room for `slots` payloads of up to `stride` bytes.
+    pub fn new(slots: u64, stride: u32) -> Self {
+        let stride = (stride as usize).next_multiple_of(8);
+        let count = stride * usize::try_from(slots).unwrap_or(0);
+        Self {
+            stride,
+            bytes: (0..count).map(|_| UnsafeCell::new(0)).collect(),
+            registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; 2],
+        }
+    }
+
+    /// Where the payload of the slot with this index begins.
+    pub fn at(&self, slot: usize) -> *mut u8 {
+        self.whole().0.wrapping_add(slot * self.stride)
+    }
+
+    /// The whole room, to be registered.
+    pub fn whole(&self) -> (*mut u8, usize) {
+        (UnsafeCell::raw_get(self.bytes.as_ptr()), self.bytes.len())
+    }
+}
+
+/// What only control verbs and the agent touch, under one lock that is never held across a wait.
+pub struct QpCold {
+    /// Attributes as the application set them so far.
+    pub attr: ibv_qp_attr,
+    /// The application has not destroyed (or reset) it.
+    pub alive: bool,
+    /// As the application asked, for the twin.
+    pub init: ibv_qp_init_attr,
+    /// The QP on the standby.
+    pub twin: Option<Raw<ibv_qp>>,
+    /// What each path is connected for: primary, standby.
+    pub connected: [Option<Connected>; 2],
+    /// The path in use.
+    pub path: u8,
+    /// Reports of earlier incarnations that the peer may still need.
+    pub reports: Vec<IncarnationReport>,
+    /// Incarnations that entries of the ledger may have been posted on.
+    pub incarnations: Vec<Incarnation>,
+    /// The fence under way.
+    pub fence: Option<Fence>,
+    /// The epoch for which receives were reposted.
+    pub reposted: Option<u32>,
+    /// Replay under way: next sequence number to be posted on the new path.
+    pub replay_next: u64,
+}
+
+/// A path at RTS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// The epoch it is connected for.
+    pub epoch: u32,
+    /// First PSN of this end.
+    pub own_psn: u32,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// One incarnation, as the sender has to know it to read the peer's report.
+#[derive(Clone, Copy, Debug)]
+pub struct Incarnation {
+    /// Its epoch.
+    pub epoch: u32,
+    /// Its path.
+    pub path: u8,
+    /// Bytes.
+    pub mtu: u32,
+    /// Packet number after the last completed entry, frozen at its fence.
+    pub completed: u64,
+    /// Packet number after the last posted entry, frozen at its fence.
+    pub posted: u64,
+    /// Receive-consuming entries that completed on it, frozen at its fence.
+    pub completed_receives: u64,
+    /// The fence is over: the numbers above are final.
+    pub closed: bool,
+}
+
+/// A fence under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence {
+    /// When it began.
+    pub began: Instant,
+    /// The provider accepted ERR.
+    pub in_error: bool,
+    /// Entries posted on the incarnation when it began.
+    pub send_tail: u64,
+    /// Receives posted on it.
+    pub recv_tail: u64,
+}
+
+// SAFETY: the attribute structures hold raw pointers that are only passed on to libibverbs (see `Raw`).
+unsafe impl Send for QpCold {}
+
+impl QpCold {
+    fn new(init: &ibv_qp_init_attr) -> Self {
+        Self {
+            attr: ibv_qp_attr::zeroed(),
+            alive: true,
+            init: *init,
+            twin: None,
+            connected: [None, None],
+            path: 0,
+            reports: Vec::new(),
+            incarnations: Vec::new(),
+            fence: None,
+            reposted: None,
+            replay_next: 0,
+        }
+    }
+}
