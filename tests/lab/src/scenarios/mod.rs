@@ -5,6 +5,7 @@ use crate::lab::Lab;
 use crate::pair::Setup;
 use crate::trouble::Result;
 
+mod checker;
 mod lab_itself;
 mod non_rdma;
 mod plain;
@@ -82,6 +83,7 @@ pub fn all() -> Vec<Scenario> {
         transparent::scenarios(),
         lab_itself::scenarios(),
         plain::scenarios(),
+        checker::scenarios(),
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,182 @@
+//! The checking application (tests/checker) without the shim and without a fault: every mode is right, and each error that it commits on
+//! purpose is reported as what it is. What it says under the shim is worth as much as these two.
+
+use serde_json::{json, Value};
+
+use crate::figures::Figures;
+use crate::guest::Program;
+use crate::lab::Lab;
+use crate::perftest::Shim;
+use crate::place::{Host, Link};
+use crate::trial::{Story, Trial};
+use crate::trouble::{require, Result, Trouble};
+
+use super::Scenario;
+
+/// TCP port of its side channel.
+const PORT: u16 = 18600;
+/// Where every guest has it.
+const PROGRAM: &str = "/shift/shift-checker";
+
+/// Modes by their names on its command line; the atomics are last.
+const MODES: [&str; 7] = [
+    "write",
+    "write_imm",
+    "send",
+    "read",
+    "mixed",
+    "fadd",
+    "cas",
+];
+
+/// Shapes of a run: name and options. Together they have few and many outstanding, sizes from nothing to several packets, signalled and
+/// not, inline and not, chains, many queue pairs on one completion queue of the exact size, and packet numbers that wrap.
+const SHAPES: [(&str, &str); 6] = [
+    ("one-outstanding", "--messages 300 --depth 1"),
+    ("many-outstanding", "--messages 2000 --depth 64 --psn 16776960"),
+    (
+        "unsignalled-inline-chains",
+        "--messages 2000 --depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
+    ),
+    (
+        "many-queue-pairs",
+        "--messages 100 --depth 4 --qps 16 --direction both",
+    ),
+    (
+        "receiver-waits",
+        "--messages 500 --depth 16 --receiver-waits",
+    ),
+    (
+        "receiver-not-ready",
+        "--messages 200 --depth 8 --scarce-receives --poll sleepy",
+    ),
+];
+
+/// Errors on purpose: the option, the mode, and the reports of which at least one must tell it, at the sender (client) or receiver.
+const COMMITS: [(&str, &str, Host, &str); 17] = [
+    ("loss", "write", Host::B, "loss"),
+    ("loss", "write_imm", Host::B, "loss"),
+    ("loss", "send", Host::B, "loss"),
+    ("loss", "read", Host::A, "loss"),
+    ("duplicate", "write_imm", Host::B, "duplicate"),
+    ("duplicate", "send", Host::B, "duplicate"),
+    ("reorder", "write_imm", Host::B, "reorder"),
+    ("reorder", "send", Host::B, "reorder"),
+    ("damage", "write", Host::B, "damage"),
+    ("damage", "send", Host::B, "damage"),
+    ("damage", "read", Host::A, "damage"),
+    ("stale", "write", Host::B, "stale"),
+    ("stale", "mixed", Host::B, "stale"),
+    ("completion-twice", "mixed", Host::A, "completion_twice"),
+    ("completion-twice", "read", Host::A, "completion_twice"),
+    ("completion-never", "mixed", Host::A, "completion_never"),
+    ("completion-never", "send", Host::A, "completion_never"),
+];
+
+/// All counters of a report.
+const KINDS: [&str; 9] = [
+    "loss",
+    "duplicate",
+    "reorder",
+    "damage",
+    "stale",
+    "completion_twice",
+    "completion_never",
+    "completion_reorder",
+    "completion_wrong",
+];
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios: Vec<Scenario> = MODES
+        .into_iter()
+        .map(|mode| {
+            let about = format!("the checking application in mode {mode}, no shim, no fault: all is right");
+            let run = move |lab: &mut Lab, seed| run_mode(lab, mode, seed);
+            Scenario::guests(format!("checker-plain-{mode}"), about, run)
+        })
+        .collect();
+    scenarios.push(Scenario::guests(
+        "checker-commits",
+        "each error that the checking application commits on purpose is reported as what it is",
+        run_commits,
+    ));
+    scenarios
+}
+
+/// A run of the checking application: the client is on A, the server on B.
+#[derive(Debug, Clone)]
+pub(super) struct Checker {
+    /// The client's options.
+    pub(super) options: String,
+    /// Under the shim?
+    pub(super) shim: Shim,
+}
+
+impl Checker {
+    /// Without the shim.
+    pub(super) fn plain(options: impl Into<String>) -> Checker {
+        Checker {
+            options: options.into(),
+            shim: Shim::Nowhere,
+        }
+    }
+
+    /// The trial of this run, without a fault.
+    pub(super) fn trial(&self) -> Trial {
+        let server_at = format!("{}:{PORT}", Link::Management.address(Host::B));
+        let server = Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at}"));
+        let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {}", self.options);
+        let client = self.shim.apply(Host::A, Program::words(&client));
+        Trial::new(Host::B, PORT, self.shim.apply(Host::B, server), client)
+    }
+}
+
+/// The JSON object with which the program on `host` ended.
+pub(super) fn report(story: &Story, host: Host) -> Result<Value> {
+    let ended = match host {
+        Host::A => &story.client,
+        Host::B => &story.server,
+    };
+    let ended = ended
+        .as_ref()
+        .ok_or_else(|| Trouble::judged(format!("the checker on {} stood still", host.name())))?;
+    let last = ended.out.lines().rev().find(|line| line.starts_with('{'));
+    last.and_then(|line| serde_json::from_str(line).ok())
+        .ok_or_else(|| Trouble::judged(format!("no report of {}: {}", host.name(), ended.brief())))
+}
+
+fn run_mode(lab: &mut Lab, mode: &str, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for (name, options) in SHAPES {
+        let options = format!("--mode {mode} --seed {seed} {options}");
+        let story = Checker::plain(&options).trial().run(lab)?;
+        let (client, server) = (report(&story, Host::A)?, report(&story, Host::B)?);
+        for report in [&client, &server] {
+            require(report["pass"] == true, || format!("{options}: {report}"))?;
+        }
+        story.require_success()?;
+        figures.note(name, json!({ "sent": client["sent"], "received": server["received"], "longest_gap_ms": client["longest_gap_ms"] }));
+    }
+    Ok(figures)
+}
+
+fn run_commits(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for (commit, mode, host, told) in COMMITS {
+        let options = format!("--mode {mode} --seed {seed} --messages 400 --commit {commit} --deadline 10");
+        let story = Checker::plain(&options).trial().run(lab)?;
+        let seen = report(&story, host)?;
+        let counted: Vec<String> = KINDS
+            .iter()
+            .filter(|kind| seen[**kind].as_u64().unwrap_or(0) > 0)
+            .map(|kind| format!("{kind}: {}", seen[*kind]))
+            .collect();
+        require(seen[told].as_u64().unwrap_or(0) > 0 && seen["pass"] == false, || {
+            format!("{options}: {} saw {counted:?}: {seen}", host.name())
+        })?;
+        require(story.is_dead(), || format!("{options}: exit 0 on both sides"))?;
+        require(counted.len() == 1, || format!("{options}: also {counted:?}: {seen}"))?;
+        figures.note(&format!("{commit} {mode}"), counted.join(", "));
+    }
+    Ok(figures)
+}
