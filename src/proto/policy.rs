@@ -6,7 +6,7 @@
 //! atomic breaks linearizability (the second); reading remote memory does not settle it (the third). So a rule that posts
 //! again needs proof of what the receiver did, or an operation whose repetition the application declared harmless.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -300,7 +300,7 @@ impl ProofCap {
             "" | "psn" => Ok(Self::Psn),
             "count" => Ok(Self::Count),
             "sender" => Ok(Self::Sender),
-            other => Err(PolicyError(alloc::format!("\"{}\" is no level of proof: use psn, count or sender", other.to_string()))),
+            other => Err(PolicyError(alloc::format!("\"{other}\" is no level of proof: use psn, count or sender"))),
         }
     }
 

@@ -6,6 +6,9 @@
 //!
 //! On a byte stream each frame follows its length: [`Frame::encode_prefixed`] and [`split_prefixed`].
 
+mod codec;
+mod message;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -276,8 +279,7 @@ impl Frame {
     /// # Errors
     /// A list or text in it is longer than its bound; `out` is as before.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
-        let _ = out;
-        todo!()
+        codec::encode(self, out)
     }
 
     /// Appends the frame behind its length, as it goes on a stream.
@@ -285,8 +287,12 @@ impl Frame {
     /// # Errors
     /// As [`Frame::encode`].
     pub fn encode_prefixed(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
-        let _ = out;
-        todo!()
+        let mut bytes = Vec::new();
+        self.encode(&mut bytes)?;
+        let length = u32::try_from(bytes.len()).map_err(|_| FrameError::TooLong)?;
+        out.extend_from_slice(&length.to_le_bytes());
+        out.append(&mut bytes);
+        Ok(())
     }
 
     /// Reads exactly one frame, without a prefix.
@@ -294,8 +300,7 @@ impl Frame {
     /// # Errors
     /// The bytes are no frame of this version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
-        let _ = bytes;
-        todo!()
+        codec::decode(bytes)
     }
 }
 
@@ -305,6 +310,10 @@ impl Frame {
 /// # Errors
 /// [`FrameError::TooLong`]: the stream is of no use any more.
 pub fn split_prefixed(stream: &[u8]) -> Result<Option<(&[u8], usize)>, FrameError> {
-    let _ = stream;
-    todo!()
+    let Some((prefix, rest)) = stream.split_first_chunk::<PREFIX>() else { return Ok(None) };
+    let length = usize::try_from(u32::from_le_bytes(*prefix)).map_err(|_| FrameError::TooLong)?;
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong);
+    }
+    Ok(rest.get(..length).map(|bytes| (bytes, PREFIX + length)))
 }

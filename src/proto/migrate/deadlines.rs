@@ -1,5 +1,6 @@
 //! Every wait of the protocol has a deadline and a stated outcome. This is the table: the documentation is generated from it.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
@@ -151,6 +152,21 @@ impl Deadlines {
     /// # Errors
     /// One does not hold; the text names it and the variables.
     pub fn check(&self) -> Result<(), DeadlineError> {
-        todo!()
+        if let Some(row) = DEADLINES.iter().find(|row| self.get(row.variable) == Some(Micros(0))) {
+            return Err(DeadlineError(format!("{} is 0: a wait without time always fails", row.variable)));
+        }
+        let two_trips = Micros(self.control_round_trip.0.saturating_mul(2));
+        longer("SHIFT_CLAIM_MS", self.claim, "two round trips (2 * SHIFT_CONTROL_ROUND_TRIP_MS)", two_trips)?;
+        longer("SHIFT_CLAIM_MS", self.claim, "SHIFT_EXCLUDE_MS", self.exclude)?;
+        let fence_and_lifetime = self.fence + self.packet_lifetime;
+        longer("SHIFT_EXCHANGE_MS", self.exchange, "SHIFT_FENCE_MS + SHIFT_PACKET_LIFETIME_MS", fence_and_lifetime)?;
+        longer("SHIFT_PATIENCE_MS", self.patience, "SHIFT_HOLD_MS", self.hold)
     }
+}
+
+fn longer(name: &str, value: Micros, than: &str, bound: Micros) -> Result<(), DeadlineError> {
+    if value > bound {
+        return Ok(());
+    }
+    Err(DeadlineError(format!("{name} ({value}) has to be longer than {than} ({bound}): raise {name} or lower the other")))
 }

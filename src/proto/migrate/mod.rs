@@ -8,17 +8,27 @@
 //! What must hold: both ends never replay in different epochs before the other is ready; after COMMIT nothing resumes on
 //! the old path; every wait ends.
 
+mod claims;
 mod deadlines;
+mod dispatch;
 mod message;
+mod passage;
+mod table;
+mod timers;
 
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
 
 pub use deadlines::{DeadlineError, DeadlineRow, Deadlines, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS};
 pub use message::{Cause, Handshake, MAX_REPORTS};
+pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
 
 use crate::id::{EndpointId, Epoch, Micros, PathId, Tuple};
 use crate::ledger::IncarnationReport;
+use claims::{Claimed, Exclusion};
+use passage::Passage;
+use timers::{Timer, Timers};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +50,12 @@ pub enum Input {
     PathAnswered(PathId),
     /// Answer to [`Effect::Exclude`]: nobody posts or polls. If [`Input::Hold`] changed, that comes first.
     Excluded,
-    /// Answer to [`Effect::Exclude`]: somebody is inside and will not leave soon. The exclude deadline says the same.
+    /// Somebody is inside and will not leave soon: what the exclude deadline says too, only earlier. The caller goes on asking
+    /// the data path until [`Effect::Release`].
     NotExcluded,
     /// The own ledger holds work that could end in an error, or does not any more. To be given whenever it changes.
     Hold(bool),
-    /// Answer to [`Effect::Fence`].
+    /// Answer to [`Effect::Fence`]. If the fence deadline passes without it, the end counts as unable to fence, without any report.
     Fenced {
         /// One per incarnation since the last [`Effect::Forget`], newest last; never empty, at most [`MAX_REPORTS`].
         reports: Vec<IncarnationReport>,
@@ -192,116 +203,170 @@ pub enum Phase {
     Confirmed,
 }
 
-/// Where an end is in a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Stage {
-    /// On its path.
-    Running,
-    /// COMMIT is said; the fence runs.
-    Fencing,
-    /// The fence is done; the peer's report is missing.
-    Fenced,
-    /// One end could not fence; the packet lifetime runs.
-    Settling,
-    /// The receives are being posted on the new path.
-    Reposting,
-    /// They are posted; the peer's READY is missing.
-    Ready,
-    /// The replay is being posted or has not retired.
-    Replaying,
-    /// An error was surfaced, or is the application's.
-    Dead,
-    /// The application destroyed the QP.
-    Gone,
-}
-
-/// What an end is about to do next to its stage: the life of a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Attempt {
-    /// Nothing.
-    Idle,
-    /// A fault is known, no claim is out: a path is sought.
-    Seeking,
-    /// The own claim is out.
-    Claiming,
-    /// It was accepted; the posters are being excluded.
-    Committing,
-    /// The peer's claim was answered with WAIT.
-    Holding,
-    /// The posters are being excluded before the peer's claim is accepted.
-    Accepting,
-    /// The peer's claim is accepted.
-    Accepted,
-}
-
-/// The state as the log shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StateName {
-    /// Where the end is in a migration.
-    pub stage: Stage,
-    /// What it is about to do.
-    pub attempt: Attempt,
-}
-
 /// One end of one connection.
+///
+/// The caller gives an input, then performs the effects in the order in which [`Machine::poll_effect`] gives them until
+/// there is none, then gives the next input. Time only passes by [`Input::Tick`]: an input that comes late, but before the
+/// tick, is still in time. If an input comes later than the stall deadline after a tick was due, this process slept; every
+/// timer then has as long to go as it had at the input before.
+///
+/// An answer belongs to the newest effect of its kind: when [`Effect::Fence`], [`Effect::Repost`] or [`Effect::Replay`] is
+/// given again, the answer to the earlier one must not be given any more. [`Effect::Exclude`] is to be asked of the data
+/// path until it succeeds or [`Effect::Release`] comes; [`Input::Excluded`] is given once. After [`Effect::Fence`] the
+/// exclusion stays until [`Effect::Replay`], which ends it: the replay is posted, then what was held. An
+/// [`Effect::Exclude`] after that interrupts the replay, and an [`Effect::Release`] lets it go on.
+///
+/// [`Input::PathArmed`] of any path arms the connection; the current path then counts as armed too, because a QP in ERR may
+/// be connected anew on it. A target has to be armed at both ends. [`Input::PathDisarmed`] of the last one disarms it.
+///
+/// Before [`Effect::Fence`] is answered and before [`Effect::Replay`] is performed the ledger has to hold everything
+/// outstanding. With [`Input::Retired`] the ledger may forget what is below the epoch; with [`Effect::Forget`] the own
+/// reports may go. What the peer says about a QP that this process does not know any more is answered with
+/// [`Handshake::Gone`].
 #[derive(Clone, Debug)]
 pub struct Machine {
     me: EndpointId,
     peer: EndpointId,
     deadlines: Deadlines,
+    now: Micros,
+    timers: Timers,
+    /// Emptied by the caller after each input; one input adds a dozen at most.
+    effects: VecDeque<Effect>,
+    stage: Stage,
+    epoch: Epoch,
+    path: PathId,
+    /// At most as many as there are path numbers.
+    armed: BTreeSet<PathId>,
+    /// What the migration to the current epoch came to; `None` in the first epoch.
+    passage: Option<Passage>,
+    /// The peer needs no report of an incarnation below that epoch.
+    confirmed: Epoch,
+    claimed: Claimed,
+    /// The own claims so far.
+    attempts: u32,
+    exclusion: Exclusion,
+    fault: Option<Cause>,
+    /// The QP of the current incarnation is in ERR.
+    fatal: bool,
+    seeking: bool,
+    /// The path that answered a probe after the fault.
+    candidate: Option<PathId>,
+    /// No own claim before that.
+    pause_until: Micros,
+    /// The own ledger holds work that could end in an error.
+    risk: bool,
+    /// Until then that is a reason to wait; starts when it first is one.
+    hold_until: Option<Micros>,
+    patience_until: Option<Micros>,
+    /// The peer's application destroyed its QP.
+    peer_gone: bool,
+    /// In [`Stage::Dead`]: the error is the application's, and the peer is told only if it asks.
+    quiet: bool,
+    /// In [`Stage::Dead`]: the peer knows.
+    told: bool,
 }
 
 impl Machine {
     /// One end of a connection that runs on its primary path, not armed.
     #[must_use]
     pub const fn new(me: EndpointId, peer: EndpointId, deadlines: Deadlines) -> Self {
-        Self { me, peer, deadlines }
+        Self {
+            me,
+            peer,
+            deadlines,
+            now: Micros(0),
+            timers: Timers::new(),
+            effects: VecDeque::new(),
+            stage: Stage::Running,
+            epoch: Epoch::FIRST,
+            path: PathId::PRIMARY,
+            armed: BTreeSet::new(),
+            passage: None,
+            confirmed: Epoch::FIRST,
+            claimed: Claimed::Nothing,
+            attempts: 0,
+            exclusion: Exclusion::None,
+            fault: None,
+            fatal: false,
+            seeking: false,
+            candidate: None,
+            pause_until: Micros(0),
+            risk: false,
+            hold_until: None,
+            patience_until: None,
+            peer_gone: false,
+            quiet: false,
+            told: false,
+        }
     }
 
     /// Takes an input. `now` must not go back. Then [`Machine::poll_effect`] until it is empty.
     pub fn handle(&mut self, now: Micros, input: Input) {
-        let _ = (now, input, self.me, self.peer, self.deadlines);
-        todo!()
+        self.wake(now);
+        let before = self.state();
+        self.dispatch(input);
+        self.rearm(before);
     }
 
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        todo!()
+        self.effects.pop_front()
     }
 
     /// When [`Input::Tick`] is wanted at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Micros> {
-        todo!()
+        self.timers.earliest()
     }
 
     /// Where it is.
     #[must_use]
-    pub fn state(&self) -> StateName {
-        todo!()
+    pub const fn state(&self) -> StateName {
+        StateName { stage: self.stage, attempt: self.claimed.attempt() }
     }
 
     /// The epoch in which it is.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        todo!()
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The path that it is on, or moves to.
     #[must_use]
-    pub fn path(&self) -> PathId {
-        todo!()
+    pub const fn path(&self) -> PathId {
+        self.path
     }
 
     /// The migration that made the current epoch.
     #[must_use]
     pub fn tuple(&self) -> Option<Tuple> {
-        todo!()
+        self.passage.as_ref().map(|passage| passage.tuple)
     }
 
     /// Whether a fault of the current path would be migrated.
     #[must_use]
     pub fn is_armed(&self) -> bool {
-        todo!()
+        !self.armed.is_empty()
+    }
+
+    /// Whether that path may be the target of a migration.
+    fn can_use(&self, path: PathId) -> bool {
+        self.armed.contains(&path) || (path == self.path && self.is_armed())
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    fn send(&mut self, message: Handshake) {
+        self.effect(Effect::Send(message));
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        self.effect(Effect::Phase(phase));
+    }
+
+    fn set(&mut self, timer: Timer, span: Micros) {
+        self.timers.set(timer, self.now + span);
     }
 }

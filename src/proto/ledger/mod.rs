@@ -8,12 +8,16 @@
 //! once found can only move to an earlier entry; a proven offset never goes back; nothing is posted again on less than
 //! what [`crate::policy::decide`] asks for.
 
+mod evidence;
+mod walk;
+
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
-use crate::policy::{OnUnknown, Reason};
+use crate::policy::{self, OnUnknown, Reason};
+use evidence::{Incarnation, Record};
 
 /// Entries that one ledger holds: twice the deepest send queue known (mlx5: 32768), for what is held beside it.
 pub const MAX_ENTRIES: usize = 65_536;
@@ -288,14 +292,21 @@ pub struct EntryView {
 /// The ledger of one send queue.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    records: BTreeMap<WrSeq, ()>,
+    /// In posting order; at most [`MAX_ENTRIES`].
+    records: BTreeMap<WrSeq, Record>,
+    /// At most [`MAX_INCARNATIONS`].
+    incarnations: BTreeMap<Epoch, Incarnation>,
+    /// Found by a walk; only ever replaced by an earlier one.
+    stop: Option<Stop>,
+    /// Once the ends disagree, nothing is replayed any more.
+    disagreed: bool,
 }
 
 impl Ledger {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
-        Self { records: BTreeMap::new() }
+        Self { records: BTreeMap::new(), incarnations: BTreeMap::new(), stop: None, disagreed: false }
     }
 
     /// Enters an incarnation, or what changed of it: `completed_` and `posted_` numbers only grow.
@@ -303,8 +314,15 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::TooManyIncarnations`].
     pub fn incarnation(&mut self, facts: IncarnationFacts) -> Result<(), LedgerError> {
-        let _ = facts;
-        todo!()
+        if let Some(known) = self.incarnations.get_mut(&facts.epoch) {
+            known.update(facts);
+            return Ok(());
+        }
+        if self.incarnations.len() >= MAX_INCARNATIONS {
+            return Err(LedgerError::TooManyIncarnations);
+        }
+        self.incarnations.insert(facts.epoch, Incarnation::new(facts));
+        Ok(())
     }
 
     /// Enters a work request; `None`: it is held and was never given to a NIC. Idempotent: an entry that is there already
@@ -313,56 +331,82 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Full`], [`LedgerError::Conflict`], [`LedgerError::TooManyIncarnations`].
     pub fn admit(&mut self, entry: Entry, posting: Option<Posting>) -> Result<(), LedgerError> {
-        let _ = (entry, posting);
-        todo!()
+        match self.records.get(&entry.seq) {
+            Some(known) if known.entry != entry => return Err(LedgerError::Conflict(entry.seq)),
+            Some(_) => {}
+            None if self.records.len() >= MAX_ENTRIES => return Err(LedgerError::Full),
+            None => {
+                self.records.insert(entry.seq, Record::new(entry));
+            }
+        }
+        posting.map_or(Ok(()), |posting| self.posted(entry.seq, posting))
     }
 
-    /// Enters a posting of an entry, before or right after the provider took it. Idempotent per incarnation.
+    /// Enters a posting of an entry, before or right after the provider took it. Idempotent per incarnation; a later
+    /// posting is on a later incarnation.
     ///
     /// # Errors
     /// [`LedgerError::NoEntry`], [`LedgerError::Conflict`], [`LedgerError::TooManyIncarnations`].
     pub fn posted(&mut self, seq: WrSeq, posting: Posting) -> Result<(), LedgerError> {
-        let _ = (seq, posting);
-        todo!()
+        self.records.get_mut(&seq).ok_or(LedgerError::NoEntry(seq))?.post(posting)
     }
 
     /// The entry and all before it are complete: the NIC gave a success of its own for it on its newest incarnation, or it
     /// was decided [`Action::Complete`] and everything before it is. They leave the ledger.
     ///
-    /// A flush proves nothing, and neither does a completion that the shim made out of thin air.
+    /// A flush proves nothing, and neither does a completion that the shim made.
     pub fn landed_through(&mut self, seq: WrSeq) {
-        let _ = seq;
-        todo!()
+        while let Some(first) = self.records.first_entry() {
+            if *first.key() > seq {
+                return;
+            }
+            let record = first.remove();
+            for posting in record.completed_on() {
+                if let Some(incarnation) = self.incarnations.get_mut(&posting.epoch) {
+                    incarnation.retire(&record.entry, posting);
+                }
+            }
+        }
     }
 
     /// Writes into the entries what the peer's reports prove, and checks that both ends agree.
     ///
-    /// Every incarnation on which the ledger holds an entry has to be reported. Of an incarnation that was applied before,
-    /// only the receive count is looked at.
+    /// Every incarnation on which the ledger holds an entry has to be reported, now or before. What an incarnation's first
+    /// report proved stays; of a later one only the receive count is looked at.
     ///
     /// # Errors
     /// The ends do not agree: nothing may be replayed. [`Ledger::decide`] then gives a plan that stops at the first entry.
     pub fn apply(&mut self, reports: &[IncarnationReport]) -> Result<(), Disagreement> {
-        let _ = reports;
-        todo!()
+        self.write_reports(reports);
+        self.write_findings();
+        self.write_landed();
+        self.stop = walk::stop(&self.records, self.stop);
+        let agreement = self.check_agreement();
+        self.disagreed |= agreement.is_err();
+        agreement
     }
 
     /// The plan, by what was applied. Entries admitted since then count as never executed if they were never posted and as
     /// unknown otherwise.
     #[must_use]
     pub fn decide(&self) -> Plan {
-        todo!()
+        let first = self.records.keys().next().copied();
+        let disagreement = first.filter(|_| self.disagreed).map(|seq| Stop { seq, why: StopReason::Disagreement });
+        let stop = disagreement.or_else(|| walk::stop(&self.records, self.stop));
+        Plan { steps: walk::steps_before(&self.records, stop), stop }
     }
 
-    /// Both ends may forget the incarnations below `below`. Those on which an entry was posted that is still here are kept.
+    /// Drops what is kept of the incarnations below `below`, when every entry that was posted on one of them is retired
+    /// (that is when [`crate::migrate::Input::Retired`] is given). Those on which an entry was posted that is still here stay.
     pub fn forget(&mut self, below: Epoch) {
-        let _ = below;
-        todo!()
+        let records = &self.records;
+        let in_use = |epoch| records.values().any(|record| record.posting_on(epoch).is_some());
+        self.incarnations.retain(|epoch, _| *epoch >= below || in_use(*epoch));
     }
 
     /// Every entry as the log shows it, in posting order.
     pub fn entries(&self) -> impl Iterator<Item = EntryView> + '_ {
-        self.records.values().filter_map(|_| None)
+        self.records.values().map(Record::view)
     }
 
     /// How many entries are held.
@@ -380,6 +424,70 @@ impl Ledger {
     /// Whether something in it could end in an error if its path died now: what makes an end wait for its NIC's retries.
     #[must_use]
     pub fn could_end_in_error(&self) -> bool {
-        todo!()
+        self.records.values().any(|record| policy::could_end_in_error(record.entry.op, record.entry.unknown))
+    }
+
+    /// An incarnation's first report is kept; a later one only tells its receive count.
+    fn write_reports(&mut self, reports: &[IncarnationReport]) {
+        for report in reports {
+            let posted = self.records.values().filter_map(|record| record.end_on(report.epoch, &self.incarnations)).max();
+            if let Some(incarnation) = self.incarnations.get_mut(&report.epoch) {
+                incarnation.report(report, posted);
+            }
+        }
+    }
+
+    fn write_findings(&mut self) {
+        for record in self.records.values_mut() {
+            record.find(&self.incarnations);
+        }
+    }
+
+    /// A NIC starts a fenced request only when the results of all earlier READs and atomics are in memory (InfiniBand
+    /// Architecture Specification, "Fence indicator"), so one that began proves that they are.
+    fn write_landed(&mut self) {
+        let mut begun_fenced = None;
+        for (seq, record) in self.records.iter_mut().rev() {
+            if let Some(fenced) = begun_fenced {
+                record.land_before(fenced);
+            }
+            if record.entry.fenced && record.begun() {
+                begun_fenced = Some(*seq);
+            }
+        }
+    }
+
+    /// The successes drained of every incarnation must be as many as the receive-consuming requests held executed there;
+    /// more is harmless only where the walk ends in an error and replays no receive-consuming request before it.
+    fn check_agreement(&self) -> Result<(), Disagreement> {
+        let may_be_more = self.stop.is_some() && !self.replays_a_receive();
+        for (epoch, incarnation) in &self.incarnations {
+            let postings = || self.records.values().filter_map(|record| record.posting_on(*epoch).map(|posting| (record, posting)));
+            let executed = postings().map(|(record, posting)| record.receives_executed(posting)).fold(incarnation.receives_landed(), u64::max);
+            let drained = incarnation.drained();
+            let agree = match drained {
+                Some(drained) => drained == executed || (drained > executed && may_be_more),
+                None => postings().next().is_none(),
+            };
+            if !agree {
+                return Err(Disagreement { epoch: *epoch, executed, drained });
+            }
+        }
+        self.check_incarnations_known()
+    }
+
+    /// A posting on an incarnation of which nothing is known can be proven by nobody.
+    fn check_incarnations_known(&self) -> Result<(), Disagreement> {
+        let mut epochs = self.records.values().flat_map(Record::epochs);
+        match epochs.find(|epoch| !self.incarnations.contains_key(epoch)) {
+            Some(epoch) => Err(Disagreement { epoch, executed: 0, drained: None }),
+            None => Ok(()),
+        }
+    }
+
+    fn replays_a_receive(&self) -> bool {
+        let steps = walk::steps_before(&self.records, self.stop);
+        let mut replayed = steps.iter().filter(|step| matches!(step.action, Action::Replay { .. }));
+        replayed.any(|step| self.records.get(&step.seq).is_some_and(|record| record.entry.op.consumes_receive()))
     }
 }

@@ -1,0 +1,345 @@
+//! The life of a claim beside the stage: from a fault to COMMIT, or back.
+//!
+//! What must hold here: an end excludes its posters before it sends ACCEPT and before it sends COMMIT; an owner sends for
+//! one tuple COMMIT or CANCEL, never both; an attempt given up is never revived; nothing is claimed without a fatal
+//! completion before the target answered a probe, and neither is it with one.
+
+use super::{Attempt, Cause, Effect, Handshake, Machine, Phase, Stage, Surfaced, Timer};
+use crate::id::{Micros, PathId, Tuple};
+
+/// An attempt and the tuple it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claimed {
+    Nothing,
+    Sought,
+    /// Own, sent.
+    Sent(Tuple),
+    /// Own, accepted by the peer.
+    Granted(Tuple),
+    /// The peer's, told to wait.
+    Deferred(Tuple),
+    /// The peer's, to be accepted when the posters are out.
+    Taken(Tuple),
+    /// The peer's, accepted.
+    Accepted(Tuple),
+}
+
+impl Claimed {
+    pub(super) const fn attempt(self) -> Attempt {
+        match self {
+            Self::Nothing => Attempt::Idle,
+            Self::Sought => Attempt::Seeking,
+            Self::Sent(_) => Attempt::Claiming,
+            Self::Granted(_) => Attempt::Committing,
+            Self::Deferred(_) => Attempt::Holding,
+            Self::Taken(_) => Attempt::Accepting,
+            Self::Accepted(_) => Attempt::Accepted,
+        }
+    }
+
+    pub(super) const fn own(self) -> Option<Tuple> {
+        match self {
+            Self::Sent(tuple) | Self::Granted(tuple) => Some(tuple),
+            Self::Nothing | Self::Sought | Self::Deferred(_) | Self::Taken(_) | Self::Accepted(_) => None,
+        }
+    }
+
+    pub(super) const fn theirs(self) -> Option<Tuple> {
+        match self {
+            Self::Deferred(tuple) | Self::Taken(tuple) | Self::Accepted(tuple) => Some(tuple),
+            Self::Nothing | Self::Sought | Self::Sent(_) | Self::Granted(_) => None,
+        }
+    }
+}
+
+/// Whether posters are kept out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exclusion {
+    None,
+    /// New posts are held; somebody may still be inside.
+    Asked,
+    Done,
+}
+
+impl Machine {
+    /// A path is suspect, or its QP is in ERR.
+    pub(super) fn note_fault(&mut self, cause: Cause, fatal: bool) {
+        if self.peer_gone {
+            if fatal {
+                self.surface_untold(Surfaced::PeerGone);
+            }
+            return;
+        }
+        if self.fault.is_none() {
+            self.fault = Some(cause);
+            self.phase(Phase::Trigger);
+        }
+        if fatal {
+            self.fatal = true;
+            self.start_patience();
+        }
+        if !self.seeking {
+            self.seeking = true;
+            self.effect(Effect::Seek);
+        }
+        if self.claimed == Claimed::Nothing {
+            self.claimed = Claimed::Sought;
+        }
+        self.claim_now();
+    }
+
+    pub(super) fn note_risk(&mut self, risk: bool) {
+        self.risk = risk;
+        self.claim_now();
+    }
+
+    /// A path answered while one is sought: it is the target, or nothing was wrong.
+    pub(super) fn target(&mut self, path: PathId) {
+        if self.is_healed_by(path) {
+            self.clear_fault();
+        } else if self.can_use(path) {
+            self.candidate = Some(path);
+            self.claim_now();
+        }
+    }
+
+    /// A path answered while a claim is out.
+    pub(super) fn heal(&mut self, path: PathId) {
+        if self.is_healed_by(path) {
+            self.clear_fault();
+        }
+    }
+
+    fn is_healed_by(&self, path: PathId) -> bool {
+        !self.fatal && self.fault.is_some() && path == self.path
+    }
+
+    fn clear_fault(&mut self) {
+        self.stop_seeking();
+        match self.claimed {
+            Claimed::Sent(tuple) | Claimed::Granted(tuple) => {
+                self.send(Handshake::Cancel { tuple });
+                self.fall_back();
+            }
+            Claimed::Nothing | Claimed::Sought => self.fall_back(),
+            Claimed::Deferred(_) | Claimed::Taken(_) | Claimed::Accepted(_) => {}
+        }
+    }
+
+    pub(super) fn stop_seeking(&mut self) {
+        self.fault = None;
+        self.candidate = None;
+        if self.seeking {
+            self.seeking = false;
+            self.effect(Effect::StopSeek);
+        }
+    }
+
+    /// Claims the path that answered, unless it is too early.
+    pub(super) fn claim_now(&mut self) {
+        let (Claimed::Sought, Some(target), Some(cause)) = (self.claimed, self.candidate, self.fault) else { return };
+        let earliest = if self.must_hold() { self.hold_until.map_or(self.pause_until, |until| until.max(self.pause_until)) } else { self.pause_until };
+        if earliest > self.now {
+            self.timers.set(Timer::Pause, earliest);
+            return;
+        }
+        self.timers.clear(Timer::Pause);
+        self.candidate = None;
+        self.attempts = self.attempts.saturating_add(1);
+        let tuple = Tuple { epoch: self.epoch.next(), owner: self.me, attempt: self.attempts, target };
+        self.claimed = Claimed::Sent(tuple);
+        self.set(Timer::Claim, self.deadlines.claim);
+        self.send(Handshake::Claim { tuple, cause });
+        self.phase(Phase::ClaimSent);
+    }
+
+    /// Unless the own QP is in ERR, an end waits with work that could end in an error, as long as its NIC may heal it: a
+    /// link that flaps for 50 ms must not become an error.
+    fn must_hold(&mut self) -> bool {
+        let in_error = match self.stage {
+            Stage::Running | Stage::Replaying => self.fatal,
+            Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting | Stage::Ready | Stage::Dead | Stage::Gone => true,
+        };
+        if in_error || !self.risk {
+            return false;
+        }
+        let until = self.now + self.deadlines.hold;
+        *self.hold_until.get_or_insert(until) > self.now
+    }
+
+    /// A claim of the peer's, with nothing of the own in its way.
+    pub(super) fn consider(&mut self, tuple: Tuple, cause: Option<Cause>) {
+        self.timers.clear(Timer::Claim);
+        self.timers.clear(Timer::Exclude);
+        if cause == Some(Cause::Planned) || !self.can_use(tuple.target) {
+            self.send(Handshake::Refuse { tuple });
+            self.fall_back();
+        } else if self.must_hold() {
+            self.defer(tuple);
+        } else if self.exclusion == Exclusion::Done {
+            self.accept(tuple);
+        } else {
+            self.claimed = Claimed::Taken(tuple);
+            self.exclude();
+            self.set(Timer::Exclude, self.deadlines.exclude);
+        }
+    }
+
+    /// Of two claims the larger by epoch and owner stands, so there is no tie.
+    pub(super) fn contest(&mut self, tuple: Tuple, cause: Option<Cause>) {
+        let Some(own) = self.claimed.own() else { return };
+        if (tuple.epoch, tuple.owner) > (own.epoch, own.owner) {
+            self.consider(tuple, cause);
+        } else if let (Claimed::Sent(_), Some(cause)) = (self.claimed, self.fault) {
+            self.send(Handshake::Claim { tuple: own, cause });
+        }
+    }
+
+    /// Of two claims of the peer's the newer stands.
+    pub(super) fn reconsider(&mut self, tuple: Tuple, cause: Option<Cause>) {
+        match self.claimed {
+            Claimed::Accepted(accepted) if accepted == tuple => self.send(Handshake::Accept { tuple }),
+            Claimed::Deferred(known) if tuple >= known => self.consider(tuple, cause),
+            Claimed::Taken(known) | Claimed::Accepted(known) if tuple > known => self.consider(tuple, cause),
+            Claimed::Nothing
+            | Claimed::Sought
+            | Claimed::Sent(_)
+            | Claimed::Granted(_)
+            | Claimed::Deferred(_)
+            | Claimed::Taken(_)
+            | Claimed::Accepted(_) => {}
+        }
+    }
+
+    /// WAIT: new posts are held, the NIC goes on retrying, the owner asks again.
+    fn defer(&mut self, tuple: Tuple) {
+        self.claimed = Claimed::Deferred(tuple);
+        self.exclude();
+        self.set(Timer::Claim, self.deadlines.claim);
+        self.send(Handshake::Wait { tuple });
+    }
+
+    fn accept(&mut self, tuple: Tuple) {
+        self.claimed = Claimed::Accepted(tuple);
+        self.set(Timer::Claim, self.deadlines.claim);
+        self.send(Handshake::Accept { tuple });
+        self.phase(Phase::Accepted);
+    }
+
+    fn exclude(&mut self) {
+        if self.exclusion == Exclusion::None {
+            self.exclusion = Exclusion::Asked;
+            self.effect(Effect::Exclude);
+        }
+    }
+
+    /// The posters are out, so the ledger is still: what waited for that goes on. Somebody may have posted work since that
+    /// could end in an error.
+    pub(super) fn note_excluded(&mut self) {
+        if self.exclusion != Exclusion::Asked {
+            return;
+        }
+        self.exclusion = Exclusion::Done;
+        self.timers.clear(Timer::Exclude);
+        if self.stage == Stage::Fencing {
+            self.ask_fence();
+        }
+        match self.claimed {
+            Claimed::Granted(tuple) => self.commit(tuple),
+            Claimed::Taken(tuple) => self.consider(tuple, None),
+            Claimed::Nothing | Claimed::Sought | Claimed::Sent(_) | Claimed::Deferred(_) | Claimed::Accepted(_) => {}
+        }
+    }
+
+    pub(super) fn take_accept(&mut self, tuple: Tuple) {
+        if self.claimed != Claimed::Sent(tuple) {
+            return;
+        }
+        self.timers.clear(Timer::Claim);
+        self.claimed = Claimed::Granted(tuple);
+        self.phase(Phase::Accepted);
+        if self.exclusion == Exclusion::Done {
+            self.commit(tuple);
+        } else {
+            self.exclude();
+            self.set(Timer::Exclude, self.deadlines.exclude);
+        }
+    }
+
+    fn commit(&mut self, tuple: Tuple) {
+        if self.must_hold() {
+            self.give_up();
+        } else {
+            self.adopt(tuple);
+        }
+    }
+
+    pub(super) fn take_refuse(&mut self, tuple: Tuple) {
+        if self.claimed == Claimed::Sent(tuple) {
+            self.fall_back();
+        }
+    }
+
+    /// The peer holds: so does this end, and its claim does not lapse while the peer goes on answering.
+    pub(super) fn take_wait(&mut self, tuple: Tuple) {
+        if self.claimed == Claimed::Sent(tuple) {
+            self.set(Timer::Claim, self.deadlines.claim);
+            self.exclude();
+        }
+    }
+
+    pub(super) fn take_cancel(&mut self, tuple: Tuple) {
+        if self.claimed.theirs() == Some(tuple) {
+            self.fall_back();
+        }
+    }
+
+    pub(super) fn give_up(&mut self) {
+        if let Some(tuple) = self.claimed.own() {
+            self.send(Handshake::Cancel { tuple });
+        }
+        self.fall_back();
+    }
+
+    /// The posters did not leave in time.
+    pub(super) fn put_off(&mut self) {
+        if let Some(tuple) = self.claimed.theirs() {
+            self.send(Handshake::Wait { tuple });
+        }
+        self.fall_back();
+    }
+
+    /// Back to where the attempt began: posting goes on where it was stopped for the attempt, and a fault that is still
+    /// there is claimed again after a pause, when a path answers.
+    pub(super) fn fall_back(&mut self) {
+        for timer in [Timer::Claim, Timer::Exclude, Timer::Pause] {
+            self.timers.clear(timer);
+        }
+        self.claimed = if self.fault.is_some() { Claimed::Sought } else { Claimed::Nothing };
+        self.pause_until = self.now + self.deadlines.resend;
+        if self.fault.is_none() {
+            self.hold_until = None;
+            self.pause_until = Micros(0);
+        }
+        match self.stage {
+            Stage::Running | Stage::Replaying => self.release(),
+            Stage::Ready => self.start_replay(),
+            Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting | Stage::Dead | Stage::Gone => {}
+        }
+    }
+
+    pub(super) fn release(&mut self) {
+        if self.exclusion != Exclusion::None {
+            self.exclusion = Exclusion::None;
+            self.effect(Effect::Release);
+        }
+    }
+
+    /// Makes sure that the posters are out, for the fence.
+    pub(super) fn exclude_then_fence(&mut self) {
+        self.exclude();
+        if self.exclusion == Exclusion::Done {
+            self.ask_fence();
+        }
+    }
+}
