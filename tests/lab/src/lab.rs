@@ -26,12 +26,7 @@ pub struct Lab {
 impl Lab {
     /// A lab around a booted pair.
     pub fn new(setup: Setup, pair: Pair) -> Lab {
-        Lab {
-            setup,
-            pair,
-            spoiled: false,
-            death_expected: false,
-        }
+        Lab { setup, pair, spoiled: false, death_expected: false }
     }
 
     /// Host A, by custom the client.
@@ -66,10 +61,7 @@ impl Lab {
 
     /// What the programs of this scenario have said last.
     pub fn transcript(&self) -> Vec<String> {
-        Host::ALL
-            .into_iter()
-            .flat_map(|host| self.guest(host).transcript())
-            .collect()
+        Host::ALL.into_iter().flat_map(|host| self.guest(host).transcript()).collect()
     }
 
     /// The scenario itself is going to kill a guest.
@@ -122,11 +114,7 @@ impl Lab {
         if ended.succeeded() {
             Ok(at_ns)
         } else {
-            Err(Trouble::setup(format!(
-                "{command} on {}: {}",
-                host.name(),
-                ended.brief()
-            )))
+            Err(Trouble::setup(format!("{command} on {}: {}", host.name(), ended.brief())))
         }
     }
 
@@ -136,9 +124,7 @@ impl Lab {
     /// QEMU refuses.
     pub fn set_carrier(&mut self, host: Host, rail: Rail, up: bool) -> Result<u64> {
         let at_ns = monotonic_ns();
-        self.pair
-            .monitor(host)
-            .set_link(&rail.link().interface(), up)?;
+        self.pair.monitor(host).set_link(&rail.link().interface(), up)?;
         Ok(at_ns)
     }
 
@@ -149,9 +135,7 @@ impl Lab {
     pub fn tear_out(&mut self, host: Host, rail: Rail) -> Result<u64> {
         self.spoil();
         let at_ns = monotonic_ns();
-        self.pair
-            .monitor(host)
-            .device_del(&rail.link().interface())?;
+        self.pair.monitor(host).device_del(&rail.link().interface())?;
         Ok(at_ns)
     }
 
@@ -159,13 +143,7 @@ impl Lab {
     ///
     /// # Errors
     /// One of them cannot be started, or the server ends or does not listen within 60 s.
-    pub fn start_pair(
-        &self,
-        host: Host,
-        port: u16,
-        server: &Program,
-        client: &Program,
-    ) -> Result<(Running, Running)> {
+    pub fn start_pair(&self, host: Host, port: u16, server: &Program, client: &Program) -> Result<(Running, Running)> {
         let server = self.guest(host).spawn(server)?;
         self.wait_listening(&server, port)?;
         Ok((server, self.guest(host.peer()).spawn(client)?))
@@ -177,55 +155,35 @@ impl Lab {
     /// `server` ends first, or nobody does within 60 s.
     pub fn wait_listening(&self, server: &Running, port: u16) -> Result<()> {
         let guest = self.guest(server.host());
-        until(
-            &format!("a listener on port {port}"),
-            Duration::from_secs(60),
-            || {
-                if let Some(ended) = server.ended() {
-                    return Err(Trouble::judged(format!(
-                        "the server ended before it listened: {}",
-                        ended.brief()
-                    )));
-                }
-                let tables = [guest.read("/proc/net/tcp")?, guest.read("/proc/net/tcp6")?];
-                Ok(tables
-                    .iter()
-                    .any(|table| has_listener(table, port))
-                    .then_some(()))
-            },
-        )
+        until(&format!("a listener on port {port}"), Duration::from_secs(60), || {
+            if let Some(ended) = server.ended() {
+                return Err(Trouble::judged(format!("the server ended before it listened: {}", ended.brief())));
+            }
+            let tables = [guest.read("/proc/net/tcp")?, guest.read("/proc/net/tcp6")?];
+            Ok(tables.iter().any(|table| has_listener(table, port)).then_some(()))
+        })
     }
 
     /// Waits until `packets` more RoCE packets have gone over `rail`, both directions together; false if `gone` says stop first.
     ///
     /// # Errors
     /// They do not within `limit`, or the wire is gone.
-    pub fn wait_traffic(
-        &self,
-        rail: Rail,
-        packets: u64,
-        limit: Duration,
-        gone: impl Fn() -> bool,
-    ) -> Result<bool> {
+    pub fn wait_traffic(&self, rail: Rail, packets: u64, limit: Duration, gone: impl Fn() -> bool) -> Result<bool> {
         let carried = || -> Result<u64> {
             let counts = self.wire().counts()?;
             let sum = |host| counts.flow(rail.link(), host).opcodes.values().sum::<u64>();
             Ok(sum(Host::A) + sum(Host::B))
         };
         let goal = carried()? + packets;
-        until(
-            &format!("{packets} packets on {}", rail.device()),
-            limit,
-            || {
-                Ok(if carried()? >= goal {
-                    Some(true)
-                } else if gone() {
-                    Some(false)
-                } else {
-                    None
-                })
-            },
-        )
+        until(&format!("{packets} packets on {}", rail.device()), limit, || {
+            Ok(if carried()? >= goal {
+                Some(true)
+            } else if gone() {
+                Some(false)
+            } else {
+                None
+            })
+        })
     }
 
     /// Brings everything back to how it was after the boot: no rule, nothing running, rails up and usable.
@@ -242,10 +200,16 @@ impl Lab {
         }
         for host in Host::ALL {
             self.guest(host).wait_quiet(QUIET_LIMIT)?;
-            self.guest(host).forget_ended();
             self.guest(host).shell(RESTORE)?;
         }
-        self.wait_ready()
+        self.wait_ready()?;
+        self.forget_ended();
+        Ok(())
+    }
+
+    /// Forgets the programs that have ended, so that a transcript begins here.
+    pub fn forget_ended(&self) {
+        Host::ALL.into_iter().for_each(|host| self.guest(host).forget_ended());
     }
 
     /// Waits until both rails and the management link carry packets and the RDMA devices are active.
@@ -255,22 +219,19 @@ impl Lab {
     pub fn wait_ready(&self) -> Result<()> {
         for host in Host::ALL {
             let peer = Link::ALL.map(|link| link.address(host.peer())).join(" ");
-            until(
-                &format!("both rails of {} to be up", host.name()),
-                READY_LIMIT,
-                || {
-                    let line = format!("{ACTIVE} && for p in {peer}; do /bin/busybox ping -c 1 -W 2 $p || exit 1; done");
-                    let ended = self.guest(host).run(&Program::shell(&line), READY_LIMIT)?;
-                    Ok(ended.succeeded().then_some(()))
-                },
-            )?;
+            until(&format!("both rails of {} to be up", host.name()), READY_LIMIT, || {
+                let line = format!("{ACTIVE} && for p in {peer}; do /bin/busybox ping -c 1 -W 2 $p || exit 1; done");
+                let ended = self.guest(host).run(&Program::shell(&line), READY_LIMIT)?;
+                Ok(ended.succeeded().then_some(()))
+            })?;
         }
         Ok(())
     }
 }
 
 /// Both RDMA devices have their port up.
-const ACTIVE: &str = "for d in rxe0 rxe1; do read s < /sys/class/infiniband/$d/ports/1/state; [ \"$s\" = '4: ACTIVE' ] || exit 1; done";
+const ACTIVE: &str =
+    "for d in rxe0 rxe1; do read s < /sys/class/infiniband/$d/ports/1/state; [ \"$s\" = '4: ACTIVE' ] || exit 1; done";
 
 /// Interfaces up with their addresses; a missing RDMA device is made again.
 const RESTORE: &str = "for n in 1 2; do

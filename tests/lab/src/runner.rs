@@ -27,13 +27,7 @@ pub struct Runner<W: Write> {
 impl<W: Write> Runner<W> {
     /// A runner that prints its objects to `out`; `cpus` overrides what scenarios ask for.
     pub fn new(setup: Setup, cpus: Option<u8>, out: W) -> Runner<W> {
-        Runner {
-            setup,
-            lab: None,
-            cpus,
-            boots: 0,
-            out,
-        }
+        Runner { setup, lab: None, cpus, boots: 0, out }
     }
 
     /// Runs all of them, each with all the seeds; true if all passed.
@@ -41,27 +35,15 @@ impl<W: Write> Runner<W> {
     /// # Errors
     /// The output cannot be written.
     pub fn run_all(&mut self, scenarios: &[&Scenario], seeds: RangeInclusive<u64>) -> Result<bool> {
-        let runs: Vec<_> = scenarios
-            .iter()
-            .flat_map(|each| seeds.clone().map(move |seed| (*each, seed)))
-            .collect();
+        let runs: Vec<_> = scenarios.iter().flat_map(|each| seeds.clone().map(move |seed| (*each, seed))).collect();
         let mut failed = Vec::new();
         for (index, (scenario, seed)) in runs.iter().copied().enumerate() {
-            say(&format!(
-                "[{}/{}] {}: {}",
-                index + 1,
-                runs.len(),
-                scenario.name,
-                scenario.about
-            ));
+            say(&format!("[{}/{}] {}: {}", index + 1, runs.len(), scenario.name, scenario.about));
             let begun = Instant::now();
             let (result, again) = self.run_guarded(scenario, seed);
             if let Err(why) = &result {
                 say(&format!("      FAILED: {why}"));
-                self.lab
-                    .iter()
-                    .flat_map(Lab::transcript)
-                    .for_each(|line| say(&format!("      | {line}")));
+                self.lab.iter().flat_map(Lab::transcript).for_each(|line| say(&format!("      | {line}")));
                 failed.push(scenario.name.as_str());
             }
             let mut object = object(scenario, seed, result);
@@ -72,11 +54,7 @@ impl<W: Write> Runner<W> {
             writeln!(self.out, "{}", Value::Object(object))?;
             self.out.flush()?;
         }
-        say(&format!(
-            "{} of {} passed",
-            runs.len() - failed.len(),
-            runs.len()
-        ));
+        say(&format!("{} of {} passed", runs.len() - failed.len(), runs.len()));
         Ok(failed.is_empty())
     }
 
@@ -102,19 +80,11 @@ impl<W: Write> Runner<W> {
     }
 
     fn guest_lost(&mut self, result: &Result<Figures>) -> Option<Trouble> {
-        if let Some(death) = self
-            .lab
-            .as_mut()
-            .filter(|lab| !lab.is_death_expected())
-            .and_then(Lab::death)
-        {
+        if let Some(death) = self.lab.as_mut().filter(|lab| !lab.is_death_expected()).and_then(Lab::death) {
             return Some(death);
         }
         match result {
-            Err(Trouble::GuestLost { host, why }) => Some(Trouble::GuestLost {
-                host: *host,
-                why: why.clone(),
-            }),
+            Err(Trouble::GuestLost { host, why }) => Some(Trouble::GuestLost { host: *host, why: why.clone() }),
             _ => None,
         }
     }
@@ -133,10 +103,7 @@ impl<W: Write> Runner<W> {
     fn lab_with(&mut self, cpus: u8) -> Result<&mut Lab> {
         let usable = match self.lab.as_mut() {
             Some(lab) if lab.is_spoiled() || lab.pair().cpus != cpus => false,
-            Some(lab) => lab
-                .reset()
-                .inspect_err(|why| say(&format!("      fresh guests: {why}")))
-                .is_ok(),
+            Some(lab) => lab.reset().inspect_err(|why| say(&format!("      fresh guests: {why}"))).is_ok(),
             None => false,
         };
         if !usable {
@@ -158,6 +125,7 @@ pub fn boot(setup: &Setup, cpus: u8, number: u32) -> Result<Lab> {
     let took = pair.boot;
     let lab = Lab::new(setup.clone(), pair);
     lab.wait_ready()?;
+    lab.forget_ended();
     say(&format!("      booted in {:.1} s", took.as_secs_f64()));
     Ok(lab)
 }
@@ -173,10 +141,7 @@ fn object(scenario: &Scenario, seed: u64, result: Result<Figures>) -> Map<String
             object.insert("why".into(), json!(why.to_string()));
         }
     }
-    object.insert(
-        "repeat".into(),
-        json!(format!("scripts/lab run {} --seed {seed}", scenario.name)),
-    );
+    object.insert("repeat".into(), json!(format!("scripts/lab run {} --seed {seed}", scenario.name)));
     object
 }
 

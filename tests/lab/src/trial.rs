@@ -61,10 +61,7 @@ impl Fault {
             Fault::Carrier(host, rail) => lab.set_carrier(*host, *rail, false),
             Fault::TornOut(host, rail) => lab.tear_out(*host, *rail),
             Fault::Silence(rail, from) => {
-                let rule = Rule {
-                    from: *from,
-                    ..Rule::on(rail.link(), Action::Drop)
-                };
+                let rule = Rule { from: *from, ..Rule::on(rail.link(), Action::Drop) };
                 lab.wire().add(rule).map(|(_, at_ns)| at_ns)
             }
             Fault::Rule(rule) => lab.wire().add(rule.clone()).map(|(_, at_ns)| at_ns),
@@ -145,46 +142,33 @@ impl Trial {
         if self.moment == Moment::Before && self.fault != Fault::None {
             fault_ns = Some(self.fault.make(lab)?);
         }
-        let (server, client) =
-            lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
+        let (server, client) = lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
         let over = || client.ended().is_some() || server.ended().is_some();
         if let Moment::Packets(packets) = self.moment {
-            if lab.wait_traffic(Rail::Zero, packets, Duration::from_secs(60), over)?
-                && self.fault != Fault::None
-            {
+            if lab.wait_traffic(Rail::Zero, packets, Duration::from_secs(60), over)? && self.fault != Fault::None {
                 fault_ns = Some(self.fault.make(lab)?);
             }
         }
         let still = wait_for_end(lab, &client, &server, self.stall_limit);
-        for side in [&client, &server] {
-            if side.ended().is_none() {
-                // It may end at this very moment; then there is nothing to kill.
-                let _ = side.signal(9);
-            }
+        let ends = [client.ended(), server.ended()];
+        for side in [&client, &server].into_iter().zip(&ends).filter_map(|(side, end)| end.is_none().then_some(side)) {
+            // It may end at this very moment; then there is nothing to kill.
+            let _ = side.signal(9);
         }
         still?;
-        Story::tell(lab, since, fault_ns, &client, &server)
+        Story::tell(lab, since, fault_ns, ends)
     }
 }
 
 /// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
-fn wait_for_end(
-    lab: &Lab,
-    client: &Running,
-    server: &Running,
-    stall_limit: Duration,
-) -> Result<()> {
+fn wait_for_end(lab: &Lab, client: &Running, server: &Running, stall_limit: Duration) -> Result<()> {
     let begun = Instant::now();
     let (mut seen, mut moved_at) = (None, Instant::now());
     loop {
         if client.ended().is_some() && server.ended().is_some() {
             return Ok(());
         }
-        let state = (
-            lab.wire().counts()?.progress(),
-            client.lines().len(),
-            server.lines().len(),
-        );
+        let state = (lab.wire().counts()?.progress(), client.lines().len(), server.lines().len());
         if seen != Some(state) {
             seen = Some(state);
             moved_at = Instant::now();
@@ -217,31 +201,16 @@ pub struct Story {
 }
 
 impl Story {
-    fn tell(
-        lab: &Lab,
-        since: u64,
-        fault_ns: Option<u64>,
-        client: &Running,
-        server: &Running,
-    ) -> Result<Story> {
-        let (client, server) = (client.ended(), server.ended());
+    fn tell(lab: &Lab, since: u64, fault_ns: Option<u64>, ends: [Option<Ended>; 2]) -> Result<Story> {
+        let [client, server] = ends;
         let records = lab.wire().records_since(since)?;
         let standby_ns = fault_ns.and_then(|fault| first_on_standby(&records, fault));
-        Ok(Story {
-            fault_ns,
-            client,
-            server,
-            standby_ns,
-            longest_pause_ns: longest_pause(&records),
-            records,
-        })
+        Ok(Story { fault_ns, client, server, standby_ns, longest_pause_ns: longest_pause(&records), records })
     }
 
     /// A side ended with an error, or stood still.
     pub fn is_dead(&self) -> bool {
-        [&self.client, &self.server]
-            .into_iter()
-            .any(|side| side.as_ref().is_none_or(|ended| !ended.succeeded()))
+        [&self.client, &self.server].into_iter().any(|side| side.as_ref().is_none_or(|ended| !ended.succeeded()))
     }
 
     /// How both sides ended.
@@ -251,15 +220,10 @@ impl Story {
     pub fn require_success(&self) -> Result<(&Ended, &Ended)> {
         let judge = |name: &str, side| match side {
             None => Err(Trouble::judged(format!("{name} stood still"))),
-            Some(ended) if !Ended::succeeded(ended) => {
-                Err(Trouble::judged(format!("{name}: {}", ended.brief())))
-            }
+            Some(ended) if !Ended::succeeded(ended) => Err(Trouble::judged(format!("{name}: {}", ended.brief()))),
             Some(ended) => Ok(ended),
         };
-        Ok((
-            judge("client", self.client.as_ref())?,
-            judge("server", self.server.as_ref())?,
-        ))
+        Ok((judge("client", self.client.as_ref())?, judge("server", self.server.as_ref())?))
     }
 
     /// Figures that every trial has.
@@ -269,9 +233,7 @@ impl Story {
             Some(ended) if ended.succeeded() => "exit 0".to_owned(),
             Some(ended) => ended.brief(),
         };
-        let mut figures = Figures::new()
-            .with("client", side(&self.client))
-            .with("server", side(&self.server));
+        let mut figures = Figures::new().with("client", side(&self.client)).with("server", side(&self.server));
         figures.note("longest_pause_ms", ms(self.longest_pause_ns));
         let Some(fault) = self.fault_ns else {
             return figures;
@@ -280,10 +242,7 @@ impl Story {
             figures.note("fault_to_standby_ms", ms(standby.saturating_sub(fault)));
         }
         if let Some(client) = &self.client {
-            figures.note(
-                "fault_to_client_end_ms",
-                ms(client.at_ns.saturating_sub(fault)),
-            );
+            figures.note("fault_to_client_end_ms", ms(client.at_ns.saturating_sub(fault)));
         }
         figures
     }
@@ -292,20 +251,11 @@ impl Story {
 /// Queue pairs that were already answered on rail 1 before the fault are probes, or were there first.
 fn first_on_standby(records: &[Record], fault_ns: u64) -> Option<u64> {
     let answers = || {
-        let rail1 = records
-            .iter()
-            .filter(|record| record.link == Rail::One.link());
-        rail1.filter_map(|record| {
-            Some((
-                record,
-                record.delivered_roce().filter(|bth| bth.is_response())?,
-            ))
-        })
+        let rail1 = records.iter().filter(|record| record.link == Rail::One.link());
+        rail1.filter_map(|record| Some((record, record.delivered_roce().filter(|bth| bth.is_response())?)))
     };
-    let before: HashSet<_> = answers()
-        .filter(|(record, _)| record.at_ns < fault_ns)
-        .map(|(record, bth)| (record.from, bth.qpn))
-        .collect();
+    let before: HashSet<_> =
+        answers().filter(|(record, _)| record.at_ns < fault_ns).map(|(record, bth)| (record.from, bth.qpn)).collect();
     let new = |(record, bth): &(&Record, crate::wire::packet::Bth)| {
         record.at_ns >= fault_ns && !before.contains(&(record.from, bth.qpn))
     };
@@ -314,15 +264,6 @@ fn first_on_standby(records: &[Record], fault_ns: u64) -> Option<u64> {
 
 fn longest_pause(records: &[Record]) -> u64 {
     let mut meter = Meter::default();
-    let steps: Vec<u64> = records
-        .iter()
-        .filter(|record| meter.count(record))
-        .map(|record| record.at_ns)
-        .collect();
-    steps
-        .iter()
-        .zip(steps.iter().skip(1))
-        .map(|(before, after)| after.saturating_sub(*before))
-        .max()
-        .unwrap_or(0)
+    let steps: Vec<u64> = records.iter().filter(|record| meter.count(record)).map(|record| record.at_ns).collect();
+    steps.iter().zip(steps.iter().skip(1)).map(|(before, after)| after.saturating_sub(*before)).max().unwrap_or(0)
 }
