@@ -1,1 +1,30 @@
-//! Placeholder until its content lands in the next commits.
+//! The control side of shift-verbs: one background thread per process that arms connections, drives migrations and talks to the
+//! peers' processes.
+//!
+//! It owns configuration, peers, probes, keys and the protocol machine of each queue pair. It touches no verbs object: all that
+//! happens behind [`datapath::DataPath`]. What must hold: no application thread ever waits for it, and whatever goes wrong here
+//! leaves the program as it would be without the shim.
+
+pub mod address;
+pub mod agent;
+mod arming;
+mod clock;
+pub mod config;
+mod core;
+pub mod datapath;
+mod directory;
+mod discovery;
+mod keys;
+mod links;
+mod migration;
+mod peers;
+mod probes;
+mod qp;
+pub mod record;
+mod sockets;
+mod told;
+pub mod variables;
+mod world;
+
+pub use agent::{Agent, EventSender};
+pub use config::{Config, ConfigError};

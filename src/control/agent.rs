@@ -1,0 +1,197 @@
+//! The agent: one thread per process, named "shift-agent", and the handle by which everybody else reaches it.
+//!
+//! It starts with the first device that the program opens and never before. Nobody waits for it; it has all signals blocked, so that
+//! the application's handlers never run on it; its panic makes connections unprotected and never ends the process.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
+use mio::Waker;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use shift_proto::id::ProcessId;
+
+use crate::address::{HostNetwork, Network};
+use crate::config::Config;
+use crate::core::Core;
+use crate::datapath::{DataPath, Event};
+use crate::directory::Directory;
+use crate::links::Links;
+use crate::peers::Peers;
+use crate::sockets::Listener;
+use crate::world::World;
+
+/// How long an orderly exit waits for the goodbyes to be handed to the kernel.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(5);
+/// Signals that a thread raises itself: blocked, they would end the process without a word.
+const OWN_FAULTS: [Signal; 4] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL];
+
+enum Message {
+    Event(Event),
+    Goodbye(Sender<()>),
+}
+
+/// Tells the agent what happened. Cheap to clone; never blocks.
+#[derive(Clone)]
+pub struct EventSender {
+    messages: Sender<Message>,
+    waker: Arc<Waker>,
+    shared: Arc<Shared>,
+    /// A forked child has no agent: what it sends would wait for ever.
+    pid: u32,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The loop was woken and has not looked yet. Set by senders (AcqRel), cleared by the loop (Release) before it looks, so that
+    /// whoever finds it set knows that its message will be seen.
+    woken: AtomicBool,
+    /// The agent ended. Set once by the agent (Release).
+    ended: AtomicBool,
+}
+
+impl EventSender {
+    /// Hands over an event. After the agent has ended, and in a forked child, it is dropped.
+    pub fn send(&self, event: Event) {
+        self.post(Message::Event(event));
+    }
+
+    /// Tells all peers that this process ends in an orderly way, and ends the agent: once this returned, it calls the data path no
+    /// more, unless it was inside a call that took longer than the few milliseconds that this waits.
+    pub fn goodbye(&self) {
+        let (done, wait) = bounded(1);
+        if self.post(Message::Goodbye(done)) {
+            // Nobody is left to be told if it takes longer.
+            let _ = wait.recv_timeout(GOODBYE_LIMIT);
+        }
+    }
+
+    fn post(&self, message: Message) -> bool {
+        if self.shared.ended.load(Ordering::Acquire) || std::process::id() != self.pid {
+            return false;
+        }
+        let sent = self.messages.send(message).is_ok();
+        if !self.shared.woken.swap(true, Ordering::AcqRel) {
+            if let Err(error) = self.waker.wake() {
+                log::debug!("the agent was not woken: {error}");
+            }
+        }
+        sent
+    }
+}
+
+/// The agent of this process.
+#[derive(Debug)]
+pub struct Agent;
+
+impl Agent {
+    /// Starts the agent on this host's networks.
+    ///
+    /// # Errors
+    /// It got no poller, no port or no thread: the caller leaves everything unprotected.
+    pub fn start(config: Config, data: Arc<dyn DataPath>) -> io::Result<EventSender> {
+        Self::start_on(config, data, Box::new(HostNetwork))
+    }
+
+    /// Starts the agent on the given networks.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_on(config: Config, data: Arc<dyn DataPath>, network: Box<dyn Network>) -> io::Result<EventSender> {
+        let (mut links, waker) = Links::new()?;
+        let listener = listen(&config, &*network)?;
+        let port = listener.port();
+        links.listen(listener)?;
+        let own_addresses = network.own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+        let me = ProcessId(u64::from_ne_bytes(random()));
+        let peers = Peers::new(me, own_addresses, config.deadlines.heartbeat, random);
+        let local_name = network.directory_name(config.port);
+        let directory = Directory::new(config.port, port, network.listen_on(), local_name);
+        let core = Core::new(World::new(config, data, network, links, peers, me), directory);
+        let (sender, receiver) = unbounded();
+        let shared = Arc::new(Shared::default());
+        let handle =
+            EventSender { messages: sender, waker, shared: Arc::clone(&shared), pid: std::process::id() };
+        spawn(move || run(core, &receiver, &shared))?;
+        Ok(handle)
+    }
+}
+
+/// Random bytes: for ids and tokens, so that two instances never have the same.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    if getrandom::fill(&mut bytes).is_err() {
+        log::error!("the system gives no random numbers");
+    }
+    bytes
+}
+
+fn listen(config: &Config, network: &dyn Network) -> io::Result<Listener> {
+    let addresses = network.listen_on();
+    let Some((first, last)) = config.port_range else {
+        return Listener::bind(&addresses, 0);
+    };
+    let mut ports = first..=last;
+    ports.find_map(|port| Listener::bind(&addresses, port).ok()).ok_or_else(|| {
+        let text = format!("SHIFT_PORT_RANGE={first}-{last}: none of these ports is free; name more");
+        io::Error::new(io::ErrorKind::AddrInUse, text)
+    })
+}
+
+/// The signal mask is set before the thread exists and inherited: no signal slips in between.
+fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut blocked = SigSet::all();
+    for fault in OWN_FAULTS {
+        blocked.remove(fault);
+    }
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let spawned = std::thread::Builder::new().name("shift-agent".to_owned()).spawn(body);
+    before.thread_set_mask()?;
+    spawned.map(drop)
+}
+
+fn run(mut core: Core, messages: &Receiver<Message>, shared: &Shared) {
+    let mut farewell: Option<Sender<()>> = None;
+    while farewell.is_none() {
+        let turn = catch_unwind(AssertUnwindSafe(|| {
+            core.turn(|events| {
+                shared.woken.store(false, Ordering::Release);
+                for message in messages.try_iter() {
+                    match message {
+                        Message::Event(event) => events.push(event),
+                        Message::Goodbye(done) => farewell = Some(done),
+                    }
+                }
+            })
+        }));
+        match turn {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                log::error!("the agent stops ({error}): connections are unprotected from now on");
+                give_up(&mut core);
+                break;
+            }
+            Err(_) => {
+                log::error!("the agent stops after a mistake of its own: connections are unprotected from now on");
+                give_up(&mut core);
+                break;
+            }
+        }
+    }
+    shared.ended.store(true, Ordering::Release);
+    if let Some(done) = farewell {
+        core.goodbye();
+        // Whoever waited may have left.
+        let _ = done.try_send(());
+    }
+}
+
+fn give_up(core: &mut Core) {
+    if catch_unwind(AssertUnwindSafe(|| core.give_up())).is_err() {
+        log::error!("some connections could not be released");
+    }
+}

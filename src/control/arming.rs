@@ -1,0 +1,351 @@
+//! Arming: from two connected queue pairs to a connection that survives the death of its path.
+//!
+//! Each end offers its standby; each connects its own, probes the path, and says so. Armed is a path of which both ends said that.
+//! Every message is idempotent and is said again: over a new connection at once, otherwise at a slow pace.
+
+use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
+use shift_proto::id::{Micros, PathId, ProcessId};
+use shift_proto::migrate::{Input, Machine};
+
+use crate::probes::Outcome;
+use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
+use crate::world::World;
+
+/// First wait for the peer's offer; it doubles up to [`LAST_OFFER_US`].
+const FIRST_OFFER_US: u64 = 50_000;
+/// A peer that is connected but not yet in RTS.
+const LAST_OFFER_US: u64 = 1_000_000;
+/// How often the own readiness is said again to a peer that has not said its own.
+const CONFIRM_US: u64 = 500_000;
+/// Pace of probes before a path is armed.
+const ARMING_PACE_US: u64 = 200_000;
+/// Pace of probes of a path that failed one.
+const DEAD_PACE_US: u64 = 1_000_000;
+/// Pace of probes while a path is sought.
+const SEEK_PACE_US: u64 = 50_000;
+/// Failed probes in a row that disarm a path: one may be a lost packet on a busy link.
+const FAILURES_TO_DISARM: u32 = 3;
+
+impl Qp {
+    /// The process at the other end is known: the standby is made and offered.
+    pub fn handle_found(&mut self, world: &mut World, process: ProcessId, now: Micros) {
+        if self.process.is_some() {
+            return;
+        }
+        self.process = Some(process);
+        self.prepare(world, now);
+        self.offer_wait_us = FIRST_OFFER_US;
+        self.send_offer(world, now);
+    }
+
+    /// The queue pair stays unprotected, for a reason of this end.
+    pub fn refuse(&mut self, world: &mut World, reason: &str, now: Micros) {
+        if self.refused.is_some() {
+            return;
+        }
+        self.refused = Some(reason.to_owned());
+        world.tell_unprotected(self.facts.qpn, self.facts.device, reason, now);
+        self.withdraw(world, now);
+    }
+
+    /// Nothing will be migrated from now on; the peer is told.
+    pub fn withdraw(&mut self, world: &mut World, now: Micros) {
+        for path in PATHS {
+            self.disarm(world, path, now);
+        }
+        self.mask(world, false);
+        if self.process.is_some() {
+            self.send_offer(world, now);
+        }
+    }
+
+    fn prepare(&mut self, world: &mut World, now: Micros) {
+        if self.own.is_some() || self.refused.is_some() {
+            return;
+        }
+        let standby = match world.data.standby_of(self.facts.device) {
+            Ok(standby) => standby,
+            Err(reason) => return self.refuse(world, &reason.to_string(), now),
+        };
+        match world.data.prepare_standby(self.life) {
+            Ok((primary_end, standby_end)) => {
+                world.devices.insert(primary_end.gid, self.facts.device);
+                world.devices.insert(standby_end.gid, standby);
+                self.own = Some((primary_end, standby_end));
+                for (path, device) in PATHS.into_iter().zip([self.facts.device, standby]) {
+                    if let Some(state) = self.path_mut(path) {
+                        state.device = Some(device);
+                    }
+                }
+            }
+            Err(reason) => self.refuse(world, &reason.to_string(), now),
+        }
+    }
+
+    fn send_offer(&mut self, world: &mut World, now: Micros) {
+        let Some(process) = self.process else {
+            return;
+        };
+        let standby = self.own.filter(|_| self.refused.is_none()).map(|(primary, standby)| StandbyOffer {
+            standby: offer_of(&standby),
+            primary_mtu: primary.mtu,
+            primary_psn_base: primary.psn_base,
+            // As on the primary: each end makes its standby by the values of its own primary.
+            max_rd_atomic: 0,
+            max_dest_rd_atomic: 0,
+            access: 0,
+        });
+        let (own, peer) = (self.own_address(), self.peer_address());
+        world.send(process, Frame::Offer(Offer { from: self.me, device: self.facts.device.0, own, peer, standby }));
+        self.offer_due = now + Micros(self.offer_wait_us.max(FIRST_OFFER_US));
+        self.offer_wait_us = (self.offer_wait_us * 2).clamp(FIRST_OFFER_US, LAST_OFFER_US);
+    }
+
+    /// The peer's offer. Its process was checked before.
+    pub fn handle_offer(&mut self, world: &mut World, process: ProcessId, offer: &Offer, now: Micros) {
+        self.handle_found(world, process, now);
+        if self.process != Some(process) {
+            return;
+        }
+        let known = self.remote.is_some_and(|r| r.end == offer.from);
+        if self.machine.is_some() && !known {
+            // Another life of the peer's queue pair: this end's connection is the old one's.
+            return;
+        }
+        self.remote = Some(Remote { end: offer.from, device: offer.device });
+        if self.heard.replace(*offer) == Some(*offer) {
+            // Who says the same again has not heard this end.
+            self.send_offer(world, now);
+            return;
+        }
+        match &offer.standby {
+            Some(standby) => self.meet(world, standby, now),
+            None => self.handle_peer_refuses(world, now),
+        }
+    }
+
+    fn handle_peer_refuses(&mut self, world: &mut World, now: Micros) {
+        for path in PATHS {
+            self.disarm(world, path, now);
+        }
+        let settled = self.machine.as_ref().is_none_or(|m| m.epoch() == shift_proto::id::Epoch::FIRST);
+        if settled {
+            self.mask(world, false);
+        }
+        if self.refused.is_none() {
+            let reason = "the peer does not protect it; its log says why";
+            world.tell_unprotected(self.facts.qpn, self.facts.device, reason, now);
+        }
+    }
+
+    /// Both ends offered: the standby is connected and both paths are probed.
+    fn meet(&mut self, world: &mut World, standby: &StandbyOffer, now: Micros) {
+        let (Some((own_primary, own_standby)), Some(remote)) = (self.own, self.remote) else {
+            return;
+        };
+        if self.refused.is_some() || self.machine.is_some() {
+            return;
+        }
+        let peer_standby = end_of(&standby.standby);
+        let peer_primary = end_of(&PathOffer {
+            address: self.peer_address(),
+            mtu: standby.primary_mtu,
+            psn_base: standby.primary_psn_base,
+        });
+        let epoch = self.next_epoch();
+        let psns = (own_standby.psn_base.in_epoch(epoch), peer_standby.psn_base.in_epoch(epoch));
+        let connected = world.data.connect(self.life, PathId::STANDBY, epoch, &peer_standby, psns.0, psns.1);
+        if let Err(error) = connected {
+            let reason = format!("its standby cannot be connected to the peer's ({error})");
+            return self.refuse(world, &reason, now);
+        }
+        self.machine = Some(Machine::new(self.me, remote.end, world.config.deadlines));
+        let ends = [(own_primary, peer_primary), (own_standby, peer_standby)];
+        for (path, ends) in PATHS.into_iter().zip(ends) {
+            if let Some(state) = self.path_mut(path) {
+                state.ends = Some(ends);
+                state.probe_due = now;
+            }
+        }
+        self.tick_paths(world, now);
+    }
+
+    /// Says everything again: a new connection to the peer stands.
+    pub fn resync(&mut self, world: &mut World, now: Micros) {
+        if self.remote.is_none() {
+            self.send_offer(world, now);
+        }
+        for path in PATHS {
+            if self.path(path).is_some_and(|s| s.own_ready) {
+                self.send_confirm(world, path, now);
+            }
+        }
+    }
+
+    /// What a probe of one of its paths found.
+    pub fn handle_outcome(&mut self, world: &mut World, outcome: &Outcome, now: Micros) {
+        for path in PATHS {
+            if self.probe_key(path).is_none_or(|(key, _)| key != outcome.key) {
+                continue;
+            }
+            if outcome.answered {
+                self.handle_answered(world, path, outcome.started, now);
+            } else {
+                self.handle_unanswered(world, path, now);
+            }
+        }
+    }
+
+    fn handle_answered(&mut self, world: &mut World, path: PathId, started: Micros, now: Micros) {
+        let seeking = self.seek;
+        let interval = Micros(u64::try_from(world.config.probe_interval.as_micros()).unwrap_or(u64::MAX));
+        let Some(state) = self.path_mut(path) else {
+            return;
+        };
+        let news = !state.own_ready;
+        (state.own_ready, state.failures, state.wanted) = (true, 0, false);
+        state.probe_due = now + if seeking.is_some() { Micros(SEEK_PACE_US) } else { interval };
+        if news {
+            self.send_confirm(world, path, now);
+            self.arm(world, path, now);
+        }
+        if seeking.is_some_and(|since| started >= since) {
+            self.feed(world, now, Input::PathAnswered(path));
+        }
+    }
+
+    fn handle_unanswered(&mut self, world: &mut World, path: PathId, now: Micros) {
+        let seeking = self.seek.is_some();
+        let current = self.current() == path;
+        let Some(state) = self.path_mut(path) else {
+            return;
+        };
+        state.failures = state.failures.saturating_add(1);
+        let lost = state.own_ready && state.failures >= FAILURES_TO_DISARM && !seeking && !current;
+        if lost {
+            state.own_ready = false;
+            self.send_confirm(world, path, now);
+            self.disarm(world, path, now);
+            let name = self.path_name(world, path);
+            let reason = format!("no answer on the path {} to {}; it is tried on", name.device, name.peer_gid);
+            world.tell_unprotected(self.facts.qpn, self.facts.device, &reason, now);
+        }
+    }
+
+    fn send_confirm(&mut self, world: &mut World, path: PathId, now: Micros) {
+        let (Some(process), Some(remote)) = (self.process, self.remote) else {
+            return;
+        };
+        let from = self.me;
+        let Some(state) = self.path_mut(path) else {
+            return;
+        };
+        state.confirm_due = now + Micros(CONFIRM_US);
+        let armed = state.own_ready;
+        world.send(process, Frame::ArmConfirm(ArmConfirm { from, to: remote.end, path, armed }));
+    }
+
+    /// The peer said whether a path carries its data.
+    pub fn handle_confirm(&mut self, world: &mut World, confirm: &ArmConfirm, now: Micros) {
+        if self.remote.is_none_or(|r| r.end != confirm.from) {
+            return;
+        }
+        let Some(state) = self.path_mut(confirm.path) else {
+            return;
+        };
+        let repeated = state.peer_ready && confirm.armed;
+        state.peer_ready = confirm.armed;
+        if !confirm.armed {
+            self.disarm(world, confirm.path, now);
+        } else if repeated {
+            // Who says it again has not heard this end.
+            if self.path(confirm.path).is_some_and(|s| s.own_ready) {
+                self.send_confirm(world, confirm.path, now);
+            }
+        } else {
+            self.arm(world, confirm.path, now);
+        }
+    }
+
+    fn arm(&mut self, world: &mut World, path: PathId, now: Micros) {
+        // The path that it is on counts as armed with any other; by itself it protects nothing.
+        if self.refused.is_some() || path == self.current() {
+            return;
+        }
+        let Some(state) = self.path_mut(path).filter(|s| s.own_ready && s.peer_ready && !s.armed) else {
+            return;
+        };
+        state.armed = true;
+        self.feed(world, now, Input::PathArmed(path));
+        let first = !self.masked;
+        self.mask(world, true);
+        let (from, to) = (self.path_name(world, self.current()), self.path_name(world, path));
+        let again = if first { "" } else { " again" };
+        let words = format!("{} -> {} with peer {}{again}", from.device, to.device, from.peer_gid);
+        world.tell_protected(words, now);
+    }
+
+    fn disarm(&mut self, world: &mut World, path: PathId, now: Micros) {
+        let Some(state) = self.path_mut(path).filter(|s| s.armed) else {
+            return;
+        };
+        state.armed = false;
+        self.feed(world, now, Input::PathDisarmed(path));
+        // On its first path and with nothing to move to, a fault is the application's, at once.
+        if self.machine.as_ref().is_some_and(|m| !m.is_armed()) && self.is_quiet() && self.current() == PathId::PRIMARY {
+            self.mask(world, false);
+        }
+    }
+
+    /// The connection left a path that is dead: it is to prove itself anew.
+    pub fn left_path(&mut self, world: &mut World, path: PathId, now: Micros) {
+        if let Some(state) = self.path_mut(path) {
+            (state.own_ready, state.peer_ready) = (false, false);
+            (state.wanted, state.probe_due) = (false, now + Micros(DEAD_PACE_US));
+        }
+        self.disarm(world, path, now);
+    }
+
+    /// Paths are sought from now on: every one is probed at once.
+    pub fn start_seek(&mut self, world: &mut World, now: Micros) {
+        self.seek = Some(now);
+        for path in &mut self.paths {
+            (path.wanted, path.probe_due) = (false, now);
+        }
+        self.tick_paths(world, now);
+    }
+
+    /// Wants the probes and says the confirmations that are due.
+    pub fn tick_paths(&mut self, world: &mut World, now: Micros) {
+        if self.process.is_some() && now >= self.offer_due && self.remote.is_none() {
+            self.send_offer(world, now);
+        }
+        for path in PATHS {
+            let seeking = self.seek.is_some();
+            let key = self.probe_key(path);
+            let Some(state) = self.path_mut(path) else {
+                continue;
+            };
+            if let Some((key, device)) = key.filter(|_| !state.wanted && now >= state.probe_due) {
+                state.wanted = true;
+                let pace = match (seeking, state.own_ready) {
+                    (true, _) => SEEK_PACE_US,
+                    (false, true) => DEAD_PACE_US,
+                    (false, false) => ARMING_PACE_US,
+                };
+                world.probes.want(key, device, now, pace);
+            }
+            if state.own_ready && !state.peer_ready && now >= state.confirm_due {
+                self.send_confirm(world, path, now);
+            }
+        }
+    }
+
+    /// When [`Qp::tick_paths`] is due.
+    pub fn paths_due(&self) -> Option<Micros> {
+        let offer = (self.process.is_some() && self.remote.is_none()).then_some(self.offer_due);
+        let probes = self.paths.iter().filter(|s| s.ends.is_some() && !s.wanted).map(|s| s.probe_due);
+        let confirms = self.paths.iter().filter(|s| s.own_ready && !s.peer_ready).map(|s| s.confirm_due);
+        offer.into_iter().chain(probes).chain(confirms).filter(|due| *due != Micros::MAX).min()
+    }
+}

@@ -1,0 +1,544 @@
+//! One round of the agent's loop: what came in goes to the queue pair, the peer or the probe that it is for.
+//!
+//! Order matters in a round: events of the shim first, so that a fault of an incarnation that is being left is never taken for one
+//! of the next; then frames; then everything that is due.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use shift_proto::frame::{Frame, Key, Offer, QpAddress};
+use shift_proto::id::{EndpointId, Micros, ProcessId};
+use shift_proto::migrate::{Handshake, Input, Machine};
+
+use crate::address::{canonical, with_port};
+use crate::clock;
+use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
+use crate::directory::Directory;
+use crate::discovery::Discovery;
+use crate::links::{LinkEvent, LinkId};
+use crate::peers::PeerEvent;
+use crate::qp::Qp;
+use crate::record::Outcome;
+use crate::world::World;
+
+/// Queue pairs of one process; further ones are not protected.
+const MAX_QPS: usize = 65_536;
+/// Offers for queue pairs that the application has not connected yet.
+const MAX_EARLY_OFFERS: usize = 1024;
+/// How often queues that the application does not poll are looked at.
+const SWEEP_US: u64 = 20_000;
+/// The same while a migration waits for completions.
+const BUSY_SWEEP_US: u64 = 1_000;
+/// Pace while a migration is under way.
+const FAST: Duration = Duration::from_micros(200);
+/// Pace while a probe is in the air or a path is sought.
+const BRISK_US: u64 = 1_000;
+/// A pause of the loop beyond this means that this process slept (a debugger, a suspended guest), not its peers.
+const SLEPT_US: u64 = 500_000;
+
+struct EarlyOffer {
+    process: ProcessId,
+    remote: Option<IpAddr>,
+    offer: Offer,
+}
+
+/// Everything that the agent owns.
+pub(crate) struct Core {
+    world: World,
+    directory: Directory,
+    discovery: Discovery,
+    qps: BTreeMap<QpLife, Qp>,
+    lives: BTreeMap<(Gid, u32), QpLife>,
+    trusted: BTreeSet<ProcessId>,
+    early: BTreeMap<(Gid, u32), EarlyOffer>,
+    swept: Micros,
+    last_turn: Micros,
+    /// Queue pairs came or went: who is still needed is to be found out.
+    stale: bool,
+}
+
+impl Core {
+    pub fn new(world: World, directory: Directory) -> Self {
+        Self {
+            world,
+            directory,
+            discovery: Discovery::default(),
+            qps: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            trusted: BTreeSet::new(),
+            early: BTreeMap::new(),
+            swept: Micros(0),
+            last_turn: clock::now(),
+            stale: false,
+        }
+    }
+
+    /// Waits for what is due or comes in, then takes the events and does everything.
+    pub fn turn(&mut self, take_events: impl FnOnce(&mut Vec<Event>)) -> io::Result<()> {
+        let incoming = self.wait()?;
+        let now = clock::now();
+        self.notice_sleep(now);
+        let mut events = Vec::new();
+        take_events(&mut events);
+        for event in events {
+            self.handle_event(event, now);
+        }
+        for event in incoming {
+            self.handle_link(event, now);
+        }
+        self.tick(now);
+        self.deliver(now);
+        Ok(())
+    }
+
+    /// Says goodbye to every peer; the process ends.
+    pub fn goodbye(&mut self) {
+        self.world.flush_news(Micros::MAX);
+        self.world.peers.goodbye(&mut self.world.links);
+    }
+
+    /// After a mistake of the agent: every fault is the application's from now on.
+    pub fn give_up(&mut self) {
+        for (life, qp) in &self.qps {
+            self.world.data.set_armed(*life, false);
+            if !qp.is_quiet() {
+                self.world.data.surface(*life, None);
+            }
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Vec<LinkEvent>> {
+        if self.qps.values().any(|q| !matches!(q.job, crate::qp::Job::Idle)) {
+            let incoming = self.world.links.poll(Some(Duration::ZERO))?;
+            if incoming.is_empty() {
+                std::thread::sleep(FAST);
+            }
+            return Ok(incoming);
+        }
+        let now = clock::now();
+        let timeout = self.deadline(now).map(|due| Duration::from_micros(due.since(now).0));
+        self.world.links.poll(timeout)
+    }
+
+    fn deadline(&self, now: Micros) -> Option<Micros> {
+        let machines = self.qps.values().filter_map(|q| q.machine.as_ref().and_then(Machine::deadline));
+        let paths = self.qps.values().filter_map(Qp::paths_due);
+        let brisk = self.world.probes.is_busy() || self.qps.values().any(|q| !q.is_quiet());
+        let masked = self.qps.values().any(|q| q.masked);
+        let others = [
+            brisk.then_some(now + Micros(BRISK_US)),
+            masked.then_some(self.swept + Micros(SWEEP_US)),
+            (!self.world.loopback.is_empty()).then_some(now),
+            self.directory.deadline(),
+            self.discovery.deadline(),
+            self.world.peers.deadline(),
+            self.world.news_due(),
+            self.world.links.has_ungreeted().then_some(now + Micros(SLEPT_US / 2)),
+        ];
+        machines.chain(paths).chain(others.into_iter().flatten()).min()
+    }
+
+    fn notice_sleep(&mut self, now: Micros) {
+        let expected_us = SLEPT_US;
+        if now.since(self.last_turn).0 > expected_us && self.qps.values().any(|q| q.masked) {
+            self.world.links.forgive_silence(now);
+            self.world.peers.forgive_silence(now);
+        }
+        self.last_turn = now;
+    }
+
+    fn tick(&mut self, now: Micros) {
+        self.directory.tick(&mut self.world.links, now);
+        self.discovery.tick(&mut self.world.links, now);
+        self.world.peers.tick(&mut self.world.links, now);
+        self.deliver(now);
+        let data = self.world.data.clone();
+        for outcome in self.world.probes.tick(&*data, now) {
+            log::trace!("probe {outcome:?}");
+            for qp in self.qps.values_mut() {
+                qp.handle_outcome(&mut self.world, &outcome, now);
+            }
+        }
+        for qp in self.qps.values_mut() {
+            qp.tick(&mut self.world, now);
+        }
+        self.sweep(now);
+        if std::mem::take(&mut self.stale) {
+            self.forget_unused();
+        }
+        for (peer, frame) in self.world.probes.take_frames() {
+            self.world.send(peer, frame);
+        }
+        self.tell_failures(now);
+        self.world.flush_news(now);
+    }
+
+    fn sweep(&mut self, now: Micros) {
+        let pace = if self.qps.values().any(Qp::is_retiring) { BUSY_SWEEP_US } else { SWEEP_US };
+        if now.since(self.swept).0 >= pace && self.qps.values().any(|q| q.masked) {
+            self.swept = now;
+            self.world.data.sweep();
+        }
+    }
+
+    fn tell_failures(&mut self, now: Micros) {
+        for failure in self.discovery.take_failures(now) {
+            for qp in self.qps.values().filter(|q| q.peer_address() == failure.sought) {
+                self.world.tell_unprotected(qp.facts.qpn, qp.facts.device, &failure.reason, now);
+            }
+        }
+    }
+
+    /// Peers, probes and searches that no queue pair needs any more.
+    fn forget_unused(&mut self) {
+        let mut keys = BTreeSet::new();
+        let mut processes = BTreeSet::new();
+        for qp in self.qps.values() {
+            keys.extend(crate::qp::PATHS.into_iter().filter_map(|p| qp.probe_key(p)).map(|(key, _)| key));
+            processes.extend(qp.process);
+        }
+        let data = self.world.data.clone();
+        self.world.probes.keep_only(&*data, &keys);
+        for process in self.world.peers.connected() {
+            self.world.peers.set_wanted(process, processes.contains(&process));
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, now: Micros) {
+        log::trace!("event {event:?}");
+        match event {
+            Event::DeviceOpened { device, async_fd } => {
+                if let Err(error) = self.world.links.watch(async_fd, device.0) {
+                    log::warn!("port events of {} are not seen ({error})", self.world.data.device_name(device));
+                }
+            }
+            Event::Connected { qp, facts } => self.handle_connected(qp, facts, now),
+            Event::Unprotected { qp, reason } => self.with(qp, |q, world| {
+                q.refused = Some(reason.0);
+                q.withdraw(world, now);
+            }),
+            Event::Fatal { qp, status } => {
+                let now_ns = clock::now_ns();
+                if self.qps.contains_key(&qp) {
+                    self.with(qp, |q, world| q.handle_fatal(world, status, now, now_ns));
+                } else {
+                    self.world.data.surface(qp, None);
+                }
+            }
+            Event::ApplicationError { qp } => self.with(qp, |q, world| q.handle_application_error(world, now)),
+            Event::Destroyed { qp } => self.handle_destroyed(qp, now),
+            Event::Held { qp } => self.with(qp, |q, _| q.held = true),
+            Event::KeyAdded { device, rkey, standby_rkey } => {
+                let frame = self.world.own_keys.add(device, rkey, standby_rkey);
+                self.tell_key(&frame);
+            }
+            Event::KeyRemoved { device, rkey } => {
+                let peers = self.world.peers.connected();
+                if let Some(frame) = self.world.own_keys.remove(device, rkey, peers) {
+                    self.tell_key(&frame);
+                }
+            }
+            Event::Port { device, up } => self.handle_port(device, up, now),
+        }
+    }
+
+    fn with(&mut self, life: QpLife, act: impl FnOnce(&mut Qp, &mut World)) {
+        if let Some(qp) = self.qps.get_mut(&life) {
+            act(qp, &mut self.world);
+        }
+    }
+
+    fn tell_key(&mut self, frame: &Frame) {
+        // Two queue pairs of this process may be connected to each other: it is its own peer too.
+        let own = self.world.peer_keys.entry(self.world.me).or_default();
+        match frame {
+            Frame::KeyAdd { key, standby_rkey } => own.handle_add(*key, *standby_rkey),
+            Frame::KeyDel(key) => own.handle_del(*key),
+            _ => {}
+        }
+        self.world.peers.broadcast(&mut self.world.links, frame);
+    }
+
+    fn handle_port(&mut self, device: DeviceId, up: bool, now: Micros) {
+        let state = if up { "up" } else { "down" };
+        log::info!("port of {} is {state}", self.world.data.device_name(device));
+        for qp in self.qps.values_mut() {
+            qp.handle_port(&mut self.world, device, up, now);
+        }
+    }
+
+    fn handle_connected(&mut self, life: QpLife, facts: ConnectionFacts, now: Micros) {
+        if self.qps.len() >= MAX_QPS || self.qps.contains_key(&life) {
+            return;
+        }
+        let mut qp = Qp::new(self.world.me, life, facts);
+        let own = qp.own_address();
+        self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
+        self.lives.insert(key_of(own), life);
+        if qp.own_address() == qp.peer_address() {
+            qp.refuse(&mut self.world, "it is connected to itself, which is not supported yet", now);
+        } else if let Err(reason) = self.world.data.standby_of(qp.facts.device) {
+            qp.refuse(&mut self.world, &reason.to_string(), now);
+        } else {
+            self.seek_peer(&mut qp, now);
+        }
+        self.qps.insert(life, qp);
+        self.stale = true;
+        self.meet_early_offer(life, own, now);
+    }
+
+    fn seek_peer(&mut self, qp: &mut Qp, now: Micros) {
+        let peer = qp.peer_address();
+        if let Some(other) = self.lives.get(&key_of(peer)).copied() {
+            let me = self.world.me;
+            qp.handle_found(&mut self.world, me, now);
+            self.with(other, |other, world| other.handle_found(world, me, now));
+            self.discovery.stop(&mut self.world.links, qp.own_address());
+            return;
+        }
+        let Some(host) = self.world.network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev) else {
+            let reason = "the remote GID is no IP address, so the peer's process cannot be found";
+            return qp.refuse(&mut self.world, reason, now);
+        };
+        let source = self.world.network.peer_address(&qp.facts.gid, &qp.facts.netdev).map(|a| a.ip());
+        let site = with_port(host, self.world.config.port);
+        self.discovery.seek(peer, site, source, now);
+    }
+
+    fn meet_early_offer(&mut self, life: QpLife, own: QpAddress, now: Micros) {
+        let Some(early) = self.early.remove(&key_of(own)) else {
+            return;
+        };
+        self.handle_offer_for(life, early.process, early.remote, &early.offer, now);
+    }
+
+    fn handle_destroyed(&mut self, life: QpLife, now: Micros) {
+        self.with(life, |q, world| {
+            q.feed(world, now, Input::Destroyed);
+            q.finish_record(world, Outcome::Destroyed);
+        });
+        let Some(qp) = self.qps.remove(&life) else {
+            return;
+        };
+        let own = qp.own_address();
+        self.directory.remove(&mut self.world.links, Gid(own.gid), own.qpn);
+        if self.lives.get(&key_of(own)) == Some(&life) {
+            self.lives.remove(&key_of(own));
+        }
+        self.discovery.stop(&mut self.world.links, qp.peer_address());
+        self.stale = true;
+    }
+
+    fn handle_link(&mut self, event: LinkEvent, now: Micros) {
+        let links = &mut self.world.links;
+        match event {
+            LinkEvent::Accepted(link) => drop(self.directory.accepted(links, link)),
+            LinkEvent::Connected(link) => {
+                if !self.discovery.connected(links, link, now) {
+                    self.world.peers.handle_connected(links, link);
+                }
+            }
+            LinkEvent::Received(link, frame) => {
+                if links.is_open(link) {
+                    self.handle_received(link, frame, now);
+                }
+            }
+            LinkEvent::Watched(device) => self.world.data.read_async(DeviceId(device)),
+            LinkEvent::Closed(link, ending) => {
+                self.directory.closed(link, now);
+                if !self.discovery.closed(link, ending, now) {
+                    self.world.peers.handle_closed(links, link, ending, now);
+                }
+            }
+        }
+        self.deliver(now);
+    }
+
+    fn handle_received(&mut self, link: LinkId, frame: Box<Frame>, now: Micros) {
+        let links = &mut self.world.links;
+        match *frame {
+            Frame::Ask(address) => {
+                let port = self.directory.owner(Gid(address.gid), address.qpn);
+                links.send(link, &Frame::Owner { address, port });
+            }
+            Frame::Owner { address, port } if self.directory.knows(link) => {
+                self.directory.handle(links, link, &Frame::Owner { address, port });
+            }
+            Frame::Owner { address, port } => {
+                let source = self.discovery.source_of(address);
+                if let Some(at) = self.discovery.handle_owner(link, address, port) {
+                    self.world.peers.locate(links, at, source, now);
+                }
+            }
+            frame => self.world.peers.handle_frame(links, link, Box::new(frame), now),
+        }
+    }
+
+    /// What the peers' connections and this process itself brought.
+    fn deliver(&mut self, now: Micros) {
+        loop {
+            let events = self.world.peers.take_events();
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                self.handle_peer(event, now);
+            }
+        }
+        // What this process says to itself in answer has its turn in the next round.
+        for frame in std::mem::take(&mut self.world.loopback) {
+            let me = self.world.me;
+            self.handle_frame(me, None, frame, now);
+        }
+    }
+
+    fn handle_peer(&mut self, event: PeerEvent, now: Micros) {
+        match event {
+            PeerEvent::Located(address, process) => self.handle_located(address, process, now),
+            PeerEvent::NotLocated(address, reason) => self.discovery.lost(address, &reason, now),
+            PeerEvent::Joined(process, link) => {
+                for frame in self.world.own_keys.frames() {
+                    self.world.links.send(link, &frame);
+                }
+                for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
+                    qp.resync(&mut self.world, now);
+                }
+                self.stale = true;
+            }
+            PeerEvent::Frame(process, link, frame) => {
+                let remote = self.world.links.remote(link).map(|a| canonical(a.ip()));
+                self.handle_frame(process, remote, *frame, now);
+            }
+            PeerEvent::Gone(process) => self.handle_gone(process, now),
+            PeerEvent::Silent(process) => {
+                for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
+                    qp.feed(&mut self.world, now, Input::PeerGone);
+                }
+            }
+        }
+    }
+
+    fn handle_located(&mut self, address: SocketAddr, process: ProcessId, now: Micros) {
+        self.trusted.insert(process);
+        for sought in self.discovery.sought_at(address) {
+            for qp in self.qps.values_mut().filter(|q| q.peer_address() == sought) {
+                qp.handle_found(&mut self.world, process, now);
+            }
+            self.discovery.stop(&mut self.world.links, sought);
+        }
+        self.stale = true;
+    }
+
+    fn handle_gone(&mut self, process: ProcessId, now: Micros) {
+        log::debug!("peer process {:016x} is gone", process.0);
+        for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
+            qp.handle_peer_gone(&mut self.world, now);
+        }
+        let data = self.world.data.clone();
+        self.world.probes.forget_peer(&*data, process);
+        self.world.peer_keys.remove(&process);
+        self.world.own_keys.forget_peer(process);
+        self.trusted.remove(&process);
+    }
+
+    fn handle_frame(&mut self, process: ProcessId, remote: Option<IpAddr>, frame: Frame, now: Micros) {
+        match frame {
+            Frame::Offer(offer) => self.handle_offer(process, remote, offer, now),
+            Frame::ArmConfirm(confirm) if confirm.from.process == process => {
+                self.with_end(process, confirm.to, |q, world| q.handle_confirm(world, &confirm, now));
+            }
+            Frame::Migration { to, from, msg } if from.process == process => self.handle_message(to, from, msg, now),
+            Frame::KeyAdd { key, standby_rkey } => {
+                self.world.peer_keys.entry(process).or_default().handle_add(key, standby_rkey);
+            }
+            Frame::KeyDel(key) => self.handle_key_del(process, key),
+            Frame::KeyDelAck(key) => self.world.own_keys.handle_confirmed(process, key),
+            Frame::KeyAsk { device, rkey } => {
+                let state = self.world.own_keys.state(device, rkey);
+                self.world.send(process, Frame::KeyAnswer { device, rkey, state });
+            }
+            Frame::KeyAnswer { device, rkey, state } => {
+                self.world.peer_keys.entry(process).or_default().handle_answer(device, rkey, state);
+            }
+            Frame::Probe(probe) if self.trusted.contains(&process) || process == self.world.me => {
+                let World { data, probes, devices, .. } = &mut self.world;
+                probes.handle_frame(&**data, process, &probe, |gid| devices.get(gid).copied(), now);
+            }
+            Frame::ArmConfirm(_) | Frame::Migration { .. } | Frame::Probe(_) => {
+                log::debug!("a frame of {:016x} speaks for somebody else", process.0);
+            }
+            Frame::Hello(_)
+            | Frame::Ask(_)
+            | Frame::Owner { .. }
+            | Frame::Ping { .. }
+            | Frame::Pong { .. }
+            | Frame::Goodbye => {}
+        }
+    }
+
+    fn handle_key_del(&mut self, process: ProcessId, key: Key) {
+        self.world.peer_keys.entry(process).or_default().handle_del(key);
+        self.world.send(process, Frame::KeyDelAck(key));
+    }
+
+    /// The queue pair `to`, if its peer is `process`.
+    fn with_end(&mut self, process: ProcessId, to: EndpointId, act: impl FnOnce(&mut Qp, &mut World)) {
+        if let Some(qp) = self.qps.get_mut(&QpLife(to.life)).filter(|q| q.me == to && q.process == Some(process)) {
+            act(qp, &mut self.world);
+        }
+    }
+
+    fn handle_message(&mut self, to: EndpointId, from: EndpointId, msg: Handshake, now: Micros) {
+        let known = self.qps.get(&QpLife(to.life)).is_some_and(|q| q.me == to);
+        if !known {
+            // Its application destroyed it; the peer named it, so it was here.
+            if to.process == self.world.me && msg != Handshake::Gone {
+                self.world.send(from.process, Frame::Migration { to: from, from: to, msg: Handshake::Gone });
+            }
+            return;
+        }
+        self.with_end(from.process, to, |q, world| {
+            if q.remote.is_some_and(|r| r.end == from) {
+                q.handle_message(world, msg, now);
+            }
+        });
+    }
+
+    fn handle_offer(&mut self, process: ProcessId, remote: Option<IpAddr>, offer: Offer, now: Micros) {
+        if offer.from.process != process {
+            return;
+        }
+        if let Some(life) = self.lives.get(&key_of(offer.peer)).copied() {
+            self.handle_offer_for(life, process, remote, &offer, now);
+        } else if self.early.len() < MAX_EARLY_OFFERS || self.early.contains_key(&key_of(offer.peer)) {
+            self.early.insert(key_of(offer.peer), EarlyOffer { process, remote, offer });
+        }
+    }
+
+    /// An offer counts if it names the connection as the application does, and comes from the host that the GID names.
+    fn handle_offer_for(&mut self, life: QpLife, process: ProcessId, remote: Option<IpAddr>, offer: &Offer, now: Micros) {
+        let Some(qp) = self.qps.get_mut(&life).filter(|q| q.peer_address() == offer.own) else {
+            return;
+        };
+        if !self.trusted.contains(&process) && process != self.world.me {
+            let host = self.world.network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev);
+            if host.is_none() || host.map(|a| a.ip()) != remote {
+                log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
+                return;
+            }
+            self.trusted.insert(process);
+        }
+        qp.handle_offer(&mut self.world, process, offer, now);
+        let sought = qp.peer_address();
+        if qp.process.is_some() && self.discovery.seeks(sought) {
+            self.discovery.stop(&mut self.world.links, sought);
+        }
+        self.stale = true;
+    }
+}
+
+fn key_of(address: QpAddress) -> (Gid, u32) {
+    (Gid(address.gid), address.qpn)
+}

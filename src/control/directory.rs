@@ -1,0 +1,187 @@
+//! Which process of this network namespace owns a queue pair.
+//!
+//! One process holds the well-known port and answers for all; the others register with it over an abstract Unix socket,
+//! which has exactly the scope of the port. When the holder exits, its sockets close, and the first of the others to bind the
+//! port takes over. Nothing armed depends on it: it only introduces processes to one another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use shift_proto::frame::{Frame, QpAddress};
+use shift_proto::id::Micros;
+
+use crate::datapath::Gid;
+use crate::links::{LinkId, Links};
+use crate::sockets::Listener;
+
+/// Queue pairs that other processes may register here, all together.
+const MAX_REGISTERED: usize = 65_536;
+/// How long until the port, or its holder, is tried again.
+const RETRY_US: u64 = 200_000;
+
+/// A queue pair as its peer names it.
+pub type Owned = (Gid, u32);
+
+enum Role {
+    /// Neither the port nor its holder was reached; the next attempt is due then, if this process owns anything.
+    Seeking(Micros),
+    /// This process answers.
+    Holder,
+    /// Another one answers, and is told over this connection.
+    Member(LinkId),
+}
+
+struct Registration {
+    port: u16,
+    link: LinkId,
+    user: Option<u32>,
+}
+
+/// This process's part in the directory.
+pub struct Directory {
+    role: Role,
+    well_known: u16,
+    listen_on: Vec<IpAddr>,
+    local_name: String,
+    own_port: u16,
+    own: BTreeSet<Owned>,
+    registered: BTreeMap<Owned, Registration>,
+    members: BTreeSet<LinkId>,
+}
+
+impl Directory {
+    /// Nothing is bound before the first [`Directory::tick`].
+    pub fn new(well_known: u16, own_port: u16, listen_on: Vec<IpAddr>, local_name: String) -> Self {
+        Self {
+            role: Role::Seeking(Micros(0)),
+            well_known,
+            listen_on,
+            local_name,
+            own_port,
+            own: BTreeSet::new(),
+            registered: BTreeMap::new(),
+            members: BTreeSet::new(),
+        }
+    }
+
+    /// This process owns the queue pair.
+    pub fn add(&mut self, links: &mut Links, gid: Gid, qpn: u32) {
+        self.own.insert((gid, qpn));
+        self.register(links, gid, qpn, Some(self.own_port));
+    }
+
+    /// It does not any more.
+    pub fn remove(&mut self, links: &mut Links, gid: Gid, qpn: u32) {
+        self.own.remove(&(gid, qpn));
+        self.register(links, gid, qpn, None);
+    }
+
+    fn register(&self, links: &mut Links, gid: Gid, qpn: u32, port: Option<u16>) {
+        if let Role::Member(link) = self.role {
+            links.send(link, &Frame::Owner { address: QpAddress { gid: gid.0, qpn }, port });
+        }
+    }
+
+    /// The port of the process that owns the queue pair, as far as it is known here.
+    pub fn owner(&self, gid: Gid, qpn: u32) -> Option<u16> {
+        if self.own.contains(&(gid, qpn)) {
+            return Some(self.own_port);
+        }
+        self.registered.get(&(gid, qpn)).map(|r| r.port)
+    }
+
+    /// A connection came in. `true`: it is a local process that will register here.
+    pub fn accepted(&mut self, links: &mut Links, link: LinkId) -> bool {
+        if links.local_user(link).is_none() {
+            return false;
+        }
+        links.set_greeted(link);
+        self.members.insert(link);
+        true
+    }
+
+    /// Whether the connection belongs to the directory.
+    pub fn knows(&self, link: LinkId) -> bool {
+        self.members.contains(&link) || matches!(self.role, Role::Member(holder) if holder == link)
+    }
+
+    /// A local process registers or withdraws a queue pair.
+    pub fn handle(&mut self, links: &Links, link: LinkId, frame: &Frame) {
+        let Frame::Owner { address, port } = frame else {
+            return;
+        };
+        if !self.members.contains(&link) {
+            return;
+        }
+        let key = (Gid(address.gid), address.qpn);
+        let user = links.local_user(link);
+        // Another user's registration is not replaced: its process withdraws it, or ends.
+        if self.registered.get(&key).is_some_and(|r| r.user != user) {
+            return;
+        }
+        match port {
+            Some(port) if self.registered.len() < MAX_REGISTERED => {
+                self.registered.insert(key, Registration { port: *port, link, user });
+            }
+            Some(_) => {}
+            None => drop(self.registered.remove(&key)),
+        }
+    }
+
+    /// A connection of the directory ended.
+    pub fn closed(&mut self, link: LinkId, now: Micros) {
+        if self.members.remove(&link) {
+            self.registered.retain(|_, r| r.link != link);
+        }
+        if matches!(self.role, Role::Member(holder) if holder == link) {
+            self.role = Role::Seeking(now);
+        }
+    }
+
+    /// Takes the port, or finds who has it, if that is due.
+    pub fn tick(&mut self, links: &mut Links, now: Micros) {
+        let Role::Seeking(due) = self.role else {
+            return;
+        };
+        if now < due || self.deadline().is_none() {
+            return;
+        }
+        self.role = if self.hold(links) {
+            log::debug!("this process answers on the well-known port {}", self.well_known);
+            Role::Holder
+        } else if let Some(holder) = self.join(links) {
+            Role::Member(holder)
+        } else {
+            Role::Seeking(now + Micros(RETRY_US))
+        };
+    }
+
+    /// When [`Directory::tick`] is due.
+    pub fn deadline(&self) -> Option<Micros> {
+        match self.role {
+            Role::Seeking(due) => (due == Micros(0) || !self.own.is_empty()).then_some(due),
+            Role::Holder | Role::Member(_) => None,
+        }
+    }
+
+    fn hold(&self, links: &mut Links) -> bool {
+        let Ok(public) = Listener::bind(&self.listen_on, self.well_known) else {
+            return false;
+        };
+        // Without the local socket the other processes of the namespace stay unprotected; this one need not be.
+        match Listener::bind_local(&self.local_name) {
+            Ok(local) => drop(links.listen(local)),
+            Err(error) => log::warn!("SHIFT_PORT={}: other processes cannot register here ({error})", self.well_known),
+        }
+        links.listen(public).is_ok()
+    }
+
+    fn join(&self, links: &mut Links) -> Option<LinkId> {
+        let holder = links.dial_local(&self.local_name).ok()?;
+        for (gid, qpn) in &self.own {
+            let address = QpAddress { gid: gid.0, qpn: *qpn };
+            links.send(holder, &Frame::Owner { address, port: Some(self.own_port) });
+        }
+        Some(holder)
+    }
+}

@@ -1,0 +1,253 @@
+//! Which process is at the other end of a queue pair?
+//!
+//! The host follows from the remote GID, the process from an [`Frame::Ask`] at that host's well-known port. Owns the connections to
+//! well-known ports and nothing else; where the process listens is all that it finds out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use shift_proto::frame::{Frame, QpAddress};
+use shift_proto::id::Micros;
+
+use crate::address;
+use crate::links::{Ending, LinkId, Links};
+
+/// First wait until the same is tried again; it doubles up to [`LAST_RETRY_US`].
+const FIRST_RETRY_US: u64 = 20_000;
+/// A peer may start minutes later; a refused connection attempt a second costs nothing.
+const LAST_RETRY_US: u64 = 1_000_000;
+/// A connection attempt that takes longer has failed.
+const DIAL_LIMIT_US: u64 = 2_000_000;
+/// Two ends of one job reach RTS within this time of each other; a search that takes longer is told to the operator.
+const PATIENCE_US: u64 = 2_000_000;
+
+/// Why a search finds nothing, for the operator; told once per search by [`Discovery::take_failures`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The queue pair that is sought.
+    pub sought: QpAddress,
+    /// The reason, with address and port.
+    pub reason: String,
+}
+
+enum Answer {
+    /// Nothing known yet; the next question is due then.
+    Missing { due: Micros, wait_us: u64 },
+    /// Its process listens there.
+    At(SocketAddr),
+}
+
+struct Search {
+    site: SocketAddr,
+    source: Option<IpAddr>,
+    since: Micros,
+    told: bool,
+    answer: Answer,
+}
+
+struct Site {
+    link: Option<LinkId>,
+    standing: bool,
+    due: Micros,
+    wait_us: u64,
+    last: String,
+}
+
+/// All searches of this process.
+#[derive(Default)]
+pub struct Discovery {
+    searches: BTreeMap<(crate::datapath::Gid, u32), Search>,
+    sites: BTreeMap<SocketAddr, Site>,
+}
+
+impl Discovery {
+    /// Seeks the process of the queue pair at the well-known `site`, with connections from `source`.
+    pub fn seek(&mut self, sought: QpAddress, site: SocketAddr, source: Option<IpAddr>, now: Micros) {
+        let answer = Answer::Missing { due: now, wait_us: FIRST_RETRY_US };
+        self.searches.insert(key_of(sought), Search { site, source, since: now, told: false, answer });
+        self.sites.entry(site).or_insert_with(|| Site {
+            link: None,
+            standing: false,
+            due: now,
+            wait_us: FIRST_RETRY_US,
+            last: "no answer".to_owned(),
+        });
+    }
+
+    /// The search is over.
+    pub fn stop(&mut self, links: &mut Links, sought: QpAddress) {
+        self.searches.remove(&key_of(sought));
+        let searches = &self.searches;
+        self.sites.retain(|address, site| {
+            let used = searches.values().any(|s| s.site == *address);
+            if let Some(link) = site.link.filter(|_| !used) {
+                links.close(link);
+            }
+            used
+        });
+    }
+
+    /// Whether the queue pair is sought.
+    pub fn seeks(&self, sought: QpAddress) -> bool {
+        self.searches.contains_key(&key_of(sought))
+    }
+
+    /// The queue pairs whose process listens at `address`, by what was answered.
+    pub fn sought_at(&self, address: SocketAddr) -> Vec<QpAddress> {
+        let at = |s: &Search| matches!(s.answer, Answer::At(found) if found == address);
+        self.searches.iter().filter(|(_, s)| at(s)).map(|((gid, qpn), _)| QpAddress { gid: gid.0, qpn: *qpn }).collect()
+    }
+
+    /// Nobody (or somebody else) listens at `address`: the questions start anew.
+    pub fn lost(&mut self, address: SocketAddr, reason: &str, now: Micros) {
+        for search in self.searches.values_mut() {
+            if matches!(search.answer, Answer::At(found) if found == address) {
+                search.answer = Answer::Missing { due: now + Micros(LAST_RETRY_US), wait_us: LAST_RETRY_US };
+                if let Some(site) = self.sites.get_mut(&search.site) {
+                    reason.clone_into(&mut site.last);
+                }
+            }
+        }
+    }
+
+    /// A dialed connection stands. `true`: it is one of these.
+    pub fn connected(&mut self, links: &mut Links, link: LinkId, now: Micros) -> bool {
+        let Some(site) = self.site_of(link) else {
+            return false;
+        };
+        site.standing = true;
+        site.wait_us = FIRST_RETRY_US;
+        "it does not know the queue pair".clone_into(&mut site.last);
+        for search in self.searches.values_mut() {
+            if let Answer::Missing { due, .. } = &mut search.answer {
+                *due = now.min(*due);
+            }
+        }
+        self.tick(links, now);
+        true
+    }
+
+    /// A connection ended. `true`: it was one of these.
+    pub fn closed(&mut self, link: LinkId, ending: Ending, now: Micros) -> bool {
+        let Some(site) = self.site_of(link) else {
+            return false;
+        };
+        // A holder closes who only asks after a while; that is no failure.
+        if !site.standing {
+            site.last = describe(ending).to_owned();
+            site.wait_us = (site.wait_us * 2).min(LAST_RETRY_US);
+        }
+        site.link = None;
+        site.standing = false;
+        site.due = now + Micros(site.wait_us);
+        true
+    }
+
+    /// An answer. Where the process listens, if that is news.
+    pub fn handle_owner(&mut self, link: LinkId, sought: QpAddress, port: Option<u16>) -> Option<SocketAddr> {
+        let site = *self.sites.iter().find(|(_, s)| s.link == Some(link))?.0;
+        let search = self.searches.get_mut(&key_of(sought)).filter(|s| s.site == site)?;
+        let at = address::with_port(site, port?);
+        search.answer = Answer::At(at);
+        Some(at)
+    }
+
+    /// From where connections to the process of the queue pair start.
+    pub fn source_of(&self, sought: QpAddress) -> Option<IpAddr> {
+        self.searches.get(&key_of(sought)).and_then(|s| s.source)
+    }
+
+    /// Dials and asks what is due.
+    pub fn tick(&mut self, links: &mut Links, now: Micros) {
+        self.dial_sites(links, now);
+        for ((gid, qpn), search) in &mut self.searches {
+            let Answer::Missing { due, wait_us } = &mut search.answer else {
+                continue;
+            };
+            let Some(link) = self.sites.get(&search.site).filter(|s| s.standing).and_then(|s| s.link) else {
+                continue;
+            };
+            if now >= *due {
+                links.send(link, &Frame::Ask(QpAddress { gid: gid.0, qpn: *qpn }));
+                *due = now + Micros(*wait_us);
+                *wait_us = (*wait_us * 2).min(LAST_RETRY_US);
+            }
+        }
+    }
+
+    /// Searches that have taken too long, each told once.
+    pub fn take_failures(&mut self, now: Micros) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for ((gid, qpn), search) in &mut self.searches {
+            if search.told || now.since(search.since).0 < PATIENCE_US {
+                continue;
+            }
+            search.told = true;
+            let last = self.sites.get(&search.site).map_or("no answer", |s| s.last.as_str());
+            let reason = format!("no shim answers for the peer at {}: {last}", search.site);
+            failures.push(Failure { sought: QpAddress { gid: gid.0, qpn: *qpn }, reason });
+        }
+        failures
+    }
+
+    /// When [`Discovery::tick`] is due.
+    pub fn deadline(&self) -> Option<Micros> {
+        let asks = self.searches.values().filter_map(|s| match s.answer {
+            Answer::Missing { due, .. } if self.sites.get(&s.site).is_some_and(|site| site.standing) => Some(due),
+            Answer::Missing { .. } | Answer::At(_) => None,
+        });
+        let tells = self.searches.values().filter(|s| !s.told).map(|s| s.since + Micros(PATIENCE_US));
+        let dials = self.sites.values().filter_map(|s| match s.link {
+            None => Some(s.due),
+            Some(_) if !s.standing => Some(s.due + Micros(DIAL_LIMIT_US)),
+            Some(_) => None,
+        });
+        asks.chain(tells).chain(dials).min()
+    }
+
+    fn dial_sites(&mut self, links: &mut Links, now: Micros) {
+        for (address, site) in &mut self.sites {
+            let wanted = |s: &&Search| s.site == *address && matches!(s.answer, Answer::Missing { .. });
+            let Some(search) = self.searches.values().find(wanted) else {
+                site.due = now + Micros(LAST_RETRY_US);
+                continue;
+            };
+            if let Some(link) = site.link.filter(|_| !site.standing && now >= site.due + Micros(DIAL_LIMIT_US)) {
+                links.close(link);
+                site.link = None;
+                site.due = now + Micros(LAST_RETRY_US);
+                "no answer to a connection attempt".clone_into(&mut site.last);
+            }
+            if site.link.is_none() && now >= site.due {
+                site.due = now;
+                match links.dial(*address, search.source) {
+                    Ok(link) => site.link = Some(link),
+                    Err(error) => {
+                        site.last = error.to_string();
+                        site.wait_us = (site.wait_us * 2).min(LAST_RETRY_US);
+                        site.due = now + Micros(site.wait_us);
+                    }
+                }
+            }
+        }
+    }
+
+    fn site_of(&mut self, link: LinkId) -> Option<&mut Site> {
+        self.sites.values_mut().find(|s| s.link == Some(link))
+    }
+}
+
+/// The ending in an operator's words.
+pub fn describe(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Refused => "connection refused",
+        Ending::Ended => "it closed the connection",
+        Ending::Unreachable => "unreachable",
+        Ending::Malformed => "what answers there speaks another protocol",
+        Ending::Slow => "it does not answer",
+    }
+}
+
+fn key_of(address: QpAddress) -> (crate::datapath::Gid, u32) {
+    (crate::datapath::Gid(address.gid), address.qpn)
+}

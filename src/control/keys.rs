@@ -1,0 +1,294 @@
+//! Remote keys: by which number does the peer's standby know the memory that an rkey names on its primary?
+//!
+//! rkeys recur after a deregistration, so each registration of a process has a generation, and frames may come twice and late:
+//! what is known of a key only ever moves to a newer generation. A key that nobody told is asked for, never guessed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shift_proto::frame::{Frame, Key, KeyState};
+use shift_proto::id::{Micros, ProcessId};
+
+use crate::datapath::{DeviceId, RemoteKey, RemoteKeys};
+
+/// Keys of one peer process that are kept; further ones are asked for when they are used.
+const MAX_KEYS: usize = 1 << 20;
+/// Withdrawn keys that are remembered one by one; older ones are remembered as "everything up to this generation".
+const MAX_WITHDRAWN: usize = 4096;
+/// How long an answer may take until the question is sent again.
+const REASK_US: u64 = 50_000;
+
+/// The registrations of this process.
+#[derive(Debug, Default)]
+pub struct OwnKeys {
+    keys: BTreeMap<(u16, u32), (u32, u32)>,
+    generation: u32,
+    unconfirmed: BTreeMap<(u16, u32, u32), BTreeSet<ProcessId>>,
+}
+
+impl OwnKeys {
+    /// A registration; the frame that tells it.
+    pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkey: u32) -> Frame {
+        self.generation = self.generation.saturating_add(1);
+        self.keys.insert((device.0, rkey), (self.generation, standby_rkey));
+        Frame::KeyAdd { key: Key { device: device.0, rkey, generation: self.generation }, standby_rkey }
+    }
+
+    /// A registration is gone; the frame that tells it to `peers`, which have to confirm.
+    pub fn remove(&mut self, device: DeviceId, rkey: u32, peers: BTreeSet<ProcessId>) -> Option<Frame> {
+        let (generation, _) = self.keys.remove(&(device.0, rkey))?;
+        if !peers.is_empty() {
+            self.unconfirmed.insert((device.0, rkey, generation), peers);
+        }
+        Some(Frame::KeyDel(Key { device: device.0, rkey, generation }))
+    }
+
+    /// A peer confirmed a withdrawal.
+    pub fn handle_confirmed(&mut self, peer: ProcessId, key: Key) {
+        let id = (key.device, key.rkey, key.generation);
+        if let Some(waiting) = self.unconfirmed.get_mut(&id) {
+            waiting.remove(&peer);
+            if waiting.is_empty() {
+                self.unconfirmed.remove(&id);
+            }
+        }
+    }
+
+    /// A peer that is gone confirms nothing any more.
+    pub fn forget_peer(&mut self, peer: ProcessId) {
+        self.unconfirmed.retain(|_, waiting| {
+            waiting.remove(&peer);
+            !waiting.is_empty()
+        });
+    }
+
+    /// Everything, as a peer that is met has to be told.
+    pub fn frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        let added = self.keys.iter().map(|((device, rkey), (generation, standby_rkey))| Frame::KeyAdd {
+            key: Key { device: *device, rkey: *rkey, generation: *generation },
+            standby_rkey: *standby_rkey,
+        });
+        let withdrawn = self.unconfirmed.keys().map(|(device, rkey, generation)| {
+            Frame::KeyDel(Key { device: *device, rkey: *rkey, generation: *generation })
+        });
+        added.chain(withdrawn)
+    }
+
+    /// What a key is, for a peer that asks.
+    pub fn state(&self, device: u16, rkey: u32) -> KeyState {
+        match self.keys.get(&(device, rkey)) {
+            Some((generation, standby_rkey)) => {
+                KeyState::Known { generation: *generation, standby_rkey: *standby_rkey }
+            }
+            None => KeyState::Absent,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Known {
+    Registered(u32),
+    Withdrawn,
+    /// The peer says that there is none.
+    Absent,
+    /// The peer says that its standby has none.
+    Unprotected,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    first: Micros,
+    last: Micros,
+}
+
+/// What is known of the registrations of one peer process.
+#[derive(Debug, Default)]
+pub struct PeerKeys {
+    keys: BTreeMap<(u16, u32), (u32, Known)>,
+    withdrawn: usize,
+    forgotten_through: u32,
+    asked: BTreeMap<(u16, u32), Asked>,
+}
+
+impl PeerKeys {
+    /// The peer told a registration.
+    pub fn handle_add(&mut self, key: Key, standby_rkey: u32) {
+        if key.generation > self.forgotten_through {
+            self.enter(key, Known::Registered(standby_rkey));
+        }
+    }
+
+    /// The peer told that a registration is gone.
+    pub fn handle_del(&mut self, key: Key) {
+        self.enter(key, Known::Withdrawn);
+        if self.withdrawn > MAX_WITHDRAWN {
+            let gone = |known: &Known| matches!(known, Known::Withdrawn);
+            let newest = self.keys.values().filter(|(_, k)| gone(k)).map(|(generation, _)| *generation).max();
+            self.forgotten_through = self.forgotten_through.max(newest.unwrap_or(0));
+            self.keys.retain(|_, (_, known)| !gone(known));
+            self.withdrawn = 0;
+        }
+    }
+
+    /// The peer answered a question.
+    pub fn handle_answer(&mut self, device: u16, rkey: u32, state: KeyState) {
+        let newest = self.keys.get(&(device, rkey)).map_or(0, |(generation, _)| *generation);
+        let (generation, known) = match state {
+            KeyState::Known { generation, standby_rkey } => (generation, Known::Registered(standby_rkey)),
+            KeyState::Unprotected => (newest, Known::Unprotected),
+            KeyState::Absent => (newest, Known::Absent),
+        };
+        // An answer to a question that nobody asked is a stranger's, or late.
+        if self.asked.remove(&(device, rkey)).is_some() {
+            self.enter(Key { device, rkey, generation }, known);
+        }
+    }
+
+    /// Whether a question is due for a key that is needed. `Err`: nobody answered within `limit`.
+    pub fn ask(&mut self, device: u16, rkey: u32, now: Micros, limit: Micros) -> Result<Option<Frame>, ()> {
+        if matches!(self.keys.get(&(device, rkey)), Some((_, Known::Unprotected))) {
+            return Err(());
+        }
+        let fresh = Asked { first: now, last: Micros(0) };
+        let asked = self.asked.entry((device, rkey)).or_insert(fresh);
+        if now.since(asked.first) > limit {
+            self.asked.remove(&(device, rkey));
+            return Err(());
+        }
+        if asked.last != Micros(0) && now.since(asked.last).0 < REASK_US {
+            return Ok(None);
+        }
+        asked.last = now;
+        Ok(Some(Frame::KeyAsk { device, rkey }))
+    }
+
+    fn enter(&mut self, key: Key, known: Known) {
+        let id = (key.device, key.rkey);
+        let is_withdrawn = |k: &Known| usize::from(matches!(k, Known::Withdrawn));
+        match self.keys.get(&id) {
+            Some((generation, _)) if *generation > key.generation => return,
+            // Of one generation the withdrawal comes last, whatever the order of arrival.
+            Some((generation, Known::Withdrawn)) if *generation == key.generation => {
+                if !matches!(known, Known::Absent | Known::Unprotected) {
+                    return;
+                }
+            }
+            Some(_) => {}
+            None if self.keys.len() >= MAX_KEYS => return,
+            None => {}
+        }
+        self.withdrawn += is_withdrawn(&known);
+        if let Some((_, old)) = self.keys.insert(id, (key.generation, known)) {
+            self.withdrawn = self.withdrawn.saturating_sub(is_withdrawn(&old));
+        }
+    }
+}
+
+/// The keys of one peer process for one of its devices.
+#[derive(Debug)]
+pub struct KeysOf<'a> {
+    /// Everything known of the process.
+    pub keys: Option<&'a PeerKeys>,
+    /// Its device, as it numbers them.
+    pub device: u16,
+}
+
+impl RemoteKeys for KeysOf<'_> {
+    fn remote(&self, rkey: u32) -> RemoteKey {
+        match self.keys.and_then(|k| k.keys.get(&(self.device, rkey))) {
+            Some((_, Known::Registered(standby_rkey))) => RemoteKey::Known(*standby_rkey),
+            Some((_, Known::Absent)) => RemoteKey::Absent,
+            Some((_, Known::Withdrawn | Known::Unprotected)) | None => RemoteKey::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "a test that fails should say where")]
+mod tests {
+    use super::*;
+
+    fn key(rkey: u32, generation: u32) -> Key {
+        Key { device: 0, rkey, generation }
+    }
+
+    fn remote(keys: &PeerKeys, rkey: u32) -> RemoteKey {
+        KeysOf { keys: Some(keys), device: 0 }.remote(rkey)
+    }
+
+    #[test]
+    fn a_registration_is_found_by_the_peer() {
+        let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
+        let Frame::KeyAdd { key, standby_rkey } = own.add(DeviceId(0), 7, 70) else { panic!("no KeyAdd") };
+        peer.handle_add(key, standby_rkey);
+        assert_eq!(remote(&peer, 7), RemoteKey::Known(70));
+        assert_eq!(remote(&peer, 8), RemoteKey::Unknown);
+    }
+
+    #[test]
+    fn a_late_frame_of_an_old_generation_changes_nothing() {
+        let mut peer = PeerKeys::default();
+        peer.handle_add(key(7, 3), 73);
+        peer.handle_add(key(7, 1), 71);
+        peer.handle_del(key(7, 2));
+        assert_eq!(remote(&peer, 7), RemoteKey::Known(73));
+    }
+
+    #[test]
+    fn a_withdrawn_key_does_not_come_back_by_a_repeated_frame() {
+        let mut peer = PeerKeys::default();
+        peer.handle_add(key(7, 1), 71);
+        peer.handle_del(key(7, 1));
+        peer.handle_add(key(7, 1), 71);
+        assert_eq!(remote(&peer, 7), RemoteKey::Unknown);
+        peer.handle_add(key(7, 2), 72);
+        assert_eq!(remote(&peer, 7), RemoteKey::Known(72));
+    }
+
+    #[test]
+    fn nor_when_so_many_were_withdrawn_that_they_are_forgotten() {
+        let mut peer = PeerKeys::default();
+        for rkey in 0..=5000 {
+            peer.handle_add(key(rkey, rkey + 1), 1);
+            peer.handle_del(key(rkey, rkey + 1));
+        }
+        assert!(peer.keys.len() <= MAX_WITHDRAWN + 1);
+        peer.handle_add(key(3, 4), 1);
+        assert_eq!(remote(&peer, 3), RemoteKey::Unknown);
+    }
+
+    #[test]
+    fn an_unknown_key_is_asked_for_until_the_deadline() {
+        let mut peer = PeerKeys::default();
+        let limit = Micros(1_000_000);
+        let ask = Frame::KeyAsk { device: 0, rkey: 9 };
+        assert_eq!(peer.ask(0, 9, Micros(1), limit), Ok(Some(ask.clone())));
+        assert_eq!(peer.ask(0, 9, Micros(2), limit), Ok(None));
+        assert_eq!(peer.ask(0, 9, Micros(60_000), limit), Ok(Some(ask)));
+        assert_eq!(peer.ask(0, 9, Micros(1_000_002), limit), Err(()));
+    }
+
+    #[test]
+    fn an_answer_counts_only_if_it_was_asked_for() {
+        let mut peer = PeerKeys::default();
+        peer.handle_answer(0, 9, KeyState::Absent);
+        assert_eq!(remote(&peer, 9), RemoteKey::Unknown);
+        assert!(peer.ask(0, 9, Micros(1), Micros(10)).is_ok());
+        peer.handle_answer(0, 9, KeyState::Absent);
+        assert_eq!(remote(&peer, 9), RemoteKey::Absent);
+        peer.handle_add(key(9, 1), 90);
+        assert_eq!(remote(&peer, 9), RemoteKey::Known(90));
+    }
+
+    #[test]
+    fn a_withdrawal_waits_for_every_peer() {
+        let (a, b) = (ProcessId(1), ProcessId(2));
+        let mut own = OwnKeys::default();
+        own.add(DeviceId(0), 7, 70);
+        let Some(Frame::KeyDel(deleted)) = own.remove(DeviceId(0), 7, BTreeSet::from([a, b])) else { panic!("no KeyDel") };
+        own.handle_confirmed(a, deleted);
+        assert_eq!(own.frames().count(), 1);
+        own.forget_peer(b);
+        assert_eq!(own.frames().count(), 0);
+        assert_eq!(own.state(0, 7), KeyState::Absent);
+    }
+}

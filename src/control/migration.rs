@@ -1,0 +1,463 @@
+//! Moving a connection: the machine's effects become calls of the data path, and what those achieve becomes its inputs.
+//!
+//! Nothing here decides; the order of things is the machine's. What must hold: the fence's result is asked for in a later
+//! round of the loop than the fence was begun in, so that every fault of the old incarnation that was on its way has been taken off
+//! the channel before the new one exists.
+
+use shift_proto::frame::Frame;
+use shift_proto::id::{Epoch, Micros, Tuple, WrSeq};
+use shift_proto::ledger::{IncarnationReport, Plan};
+use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
+
+use crate::clock;
+use crate::datapath::{FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
+use crate::qp::{Job, Qp};
+use crate::record::{Outcome, Record};
+use crate::world::World;
+
+/// A target that cannot be connected may be a port that is just coming up.
+const REPOST_TRIES: u32 = 5;
+/// Pause between those tries.
+const REPOST_PAUSE_US: u64 = 20_000;
+/// `IBV_WC_REM_ACCESS_ERR`: what hardware says of a key that does not exist.
+const WC_REM_ACCESS_ERR: u32 = 10;
+
+impl Qp {
+    /// Gives the machine an input and performs what follows from it, and from that, until nothing more does.
+    pub fn feed(&mut self, world: &mut World, now: Micros, input: Input) {
+        let Some(before) = self.machine.as_ref().map(Machine::state) else {
+            return;
+        };
+        self.inputs.push_back(input);
+        if std::mem::replace(&mut self.feeding, true) {
+            // What an effect brings about has its turn after the effect.
+            return;
+        }
+        while let Some(input) = self.inputs.pop_front() {
+            log::trace!("qp {:#x}: {input:?}", self.facts.qpn);
+            if let Some(machine) = &mut self.machine {
+                machine.handle(now, input);
+            }
+            while let Some(effect) = self.machine.as_mut().and_then(Machine::poll_effect) {
+                log::trace!("qp {:#x}: -> {effect:?}", self.facts.qpn);
+                self.perform(world, now, effect);
+            }
+        }
+        self.feeding = false;
+        let after = self.machine.as_ref().map(Machine::state);
+        if let Some(after) = after.filter(|after| *after != before) {
+            log::debug!("qp {:#x}: {before} -> {after}", self.facts.qpn);
+            self.handle_settled(world, after, now);
+        }
+    }
+
+    /// The machine came to rest: a record of a fault that healed is no migration.
+    fn handle_settled(&mut self, world: &mut World, state: StateName, now: Micros) {
+        if state.stage != Stage::Fencing && matches!(self.job, Job::Fencing) {
+            // The fence was given up; a late answer is none.
+            self.job = Job::Idle;
+        }
+        if matches!(state.stage, Stage::Dead | Stage::Gone) {
+            self.seek = None;
+        }
+        let healed = state.stage == Stage::Running && state.attempt == Attempt::Idle;
+        if healed && self.record.as_ref().is_some_and(|r| !r.has(Phase::Committed)) {
+            self.record = None;
+            self.first_error_ns = None;
+            let name = self.path_name(world, self.current());
+            if world.told.is_due(&format!("healed {}", name.device), now, 1_000_000) {
+                log::info!("the path {} to {} is good again, nothing was moved", name.device, name.peer_gid);
+            }
+        }
+    }
+
+    fn perform(&mut self, world: &mut World, now: Micros, effect: Effect) {
+        match effect {
+            Effect::Send(msg) => self.send(world, msg),
+            Effect::Seek => self.start_seek(world, now),
+            Effect::StopSeek => self.seek = None,
+            Effect::Exclude => self.exclude(world),
+            Effect::Release => self.release(world),
+            Effect::Fence => {
+                self.paused = None;
+                world.data.fence(self.life);
+                self.job = Job::Fencing;
+            }
+            Effect::Repost { tuple } => {
+                self.job = Job::Reposting { tuple, due: now, tries: 0 };
+                let done = self.try_repost(world, now);
+                self.inputs.extend(done);
+            }
+            Effect::Replay { tuple, reports } => {
+                let done = self.start_replay(world, tuple, &reports, now);
+                self.inputs.extend(done);
+            }
+            Effect::Forget { below } => world.data.forget(self.life, below),
+            Effect::Confirmed { epoch } => self.handle_confirmed(world, epoch),
+            Effect::Surface { why } => self.surface(world, why),
+            Effect::Phase(phase) => self.stamp(world, phase, now),
+        }
+    }
+
+    fn send(&self, world: &mut World, msg: Handshake) {
+        if let (Some(process), Some(remote)) = (self.process, self.remote) {
+            world.send(process, Frame::Migration { to: remote.end, from: self.me, msg });
+        }
+    }
+
+    fn exclude(&mut self, world: &World) {
+        let job = std::mem::replace(&mut self.job, Job::Excluding);
+        if matches!(job, Job::Replaying { .. } | Job::Retiring { .. } | Job::Stopping { .. }) {
+            self.paused = Some(job);
+        }
+        let done = self.try_exclude(world);
+        self.inputs.extend(done);
+    }
+
+    fn try_exclude(&mut self, world: &World) -> Vec<Input> {
+        if !world.data.exclude(self.life) {
+            return Vec::new();
+        }
+        self.job = Job::Idle;
+        let hold = world.data.could_end_in_error(self.life);
+        let changed = std::mem::replace(&mut self.hold, hold) != hold;
+        changed.then_some(Input::Hold(hold)).into_iter().chain([Input::Excluded]).collect()
+    }
+
+    fn release(&mut self, world: &World) {
+        world.data.release(self.life);
+        self.job = self.paused.take().unwrap_or(Job::Idle);
+        self.held = true;
+    }
+
+    fn try_repost(&mut self, world: &World, now: Micros) -> Option<Input> {
+        let Job::Reposting { tuple, due, tries } = self.job else {
+            return None;
+        };
+        if now < due {
+            return None;
+        }
+        match self.repost(world, tuple) {
+            Ok(count) => {
+                if let Some(record) = &mut self.record {
+                    record.reposted = count as u64;
+                }
+                self.job = Job::Idle;
+                self.at = tuple.target;
+                Some(Input::Reposted)
+            }
+            Err(error) if tries + 1 >= REPOST_TRIES => {
+                log::warn!("qp {:#x}: {} cannot take over ({error})", self.facts.qpn, tuple.target);
+                self.job = Job::Idle;
+                Some(Input::RepostFailed)
+            }
+            Err(_) => {
+                self.job = Job::Reposting { tuple, due: now + Micros(REPOST_PAUSE_US), tries: tries + 1 };
+                None
+            }
+        }
+    }
+
+    fn repost(&self, world: &World, tuple: Tuple) -> Result<usize, crate::datapath::Errno> {
+        let ends = self.path(tuple.target).and_then(|s| s.ends);
+        let (own, peer) = ends.ok_or(crate::datapath::Errno(nix::libc::EINVAL))?;
+        let (own_psn, peer_psn) = (own.psn_base.in_epoch(tuple.epoch), peer.psn_base.in_epoch(tuple.epoch));
+        world.data.connect(self.life, tuple.target, tuple.epoch, &peer, own_psn, peer_psn)?;
+        world.data.repost(self.life, tuple.target, tuple.epoch)
+    }
+
+    fn start_replay(&mut self, world: &mut World, tuple: Tuple, reports: &[IncarnationReport], now: Micros) -> Option<Input> {
+        world.data.admit(self.life, &mut self.ledger);
+        if let Err(disagreement) = self.ledger.apply(reports) {
+            log::warn!("qp {:#x}: the two ends do not agree, {disagreement}", self.facts.qpn);
+            self.note_why(&format!("the two ends do not agree: {disagreement}"));
+            return Some(Input::ReplayFailed);
+        }
+        let plan = self.ledger.decide();
+        self.log_plan(&plan);
+        let last = world.data.next_seq(self.life).0;
+        if let Some(record) = &mut self.record {
+            record.count(&plan, last);
+        }
+        self.job = Job::Replaying { tuple, plan };
+        self.drive_replay(world, now)
+    }
+
+    fn log_plan(&self, plan: &Plan) {
+        if !log::log_enabled!(log::Level::Debug) {
+            return;
+        }
+        let qpn = self.facts.qpn;
+        for (view, step) in self.ledger.entries().zip(plan.steps.iter().map(Some).chain(std::iter::repeat(None))) {
+            let action = step.map(|s| (s.action, s.evidence));
+            log::debug!(
+                "qp {qpn:#x} {}: {:?} of {} bytes, proven to byte {}, {action:?}",
+                view.entry.seq, view.entry.op, view.entry.bytes, view.proven_offset
+            );
+        }
+        if let Some(stop) = plan.stop {
+            log::debug!("qp {qpn:#x} {}: ends here, {:?}", stop.seq, stop.why);
+        }
+    }
+
+    fn drive_replay(&mut self, world: &mut World, now: Micros) -> Option<Input> {
+        let Job::Replaying { tuple, plan } = &self.job else {
+            return None;
+        };
+        let (remote, process) = (self.remote?, self.process?);
+        let keys = world.keys_of(process, remote.device);
+        let progress = world.data.replay(self.life, tuple.target, tuple.epoch, plan, &mut self.ledger, &keys);
+        match progress {
+            ReplayProgress::Done => self.finish_replay(world),
+            ReplayProgress::Full => None,
+            ReplayProgress::NeedsKey(rkey) => match self.ask_key(world, rkey, now) {
+                Ok(()) => None,
+                Err(_) => {
+                    self.note_why(&format!("the peer does not name a standby key for rkey {rkey:#x}"));
+                    Some(Input::ReplayFailed)
+                }
+            },
+            ReplayProgress::Refused(error) => {
+                log::warn!("qp {:#x}: the new path refuses the replay ({error})", self.facts.qpn);
+                Some(Input::ReplayFailed)
+            }
+        }
+    }
+
+    fn finish_replay(&mut self, world: &World) -> Option<Input> {
+        let job = std::mem::replace(&mut self.job, Job::Idle);
+        let Job::Replaying { plan, .. } = job else {
+            return None;
+        };
+        let from = world.data.retired_below(self.life);
+        if let Some(stop) = plan.stop {
+            self.job = Job::Stopping { below: stop.seq };
+            return None;
+        }
+        let below = plan.steps.last().map_or(WrSeq(0), |s| WrSeq(s.seq.0 + 1));
+        self.job = Job::Retiring { below, from };
+        Some(Input::Replayed)
+    }
+
+    /// `Err`: the status with which the request that needs the key ends.
+    fn ask_key(&self, world: &mut World, rkey: u32, now: Micros) -> Result<(), Option<u32>> {
+        let (Some(process), Some(remote)) = (self.process, self.remote) else {
+            return Err(None);
+        };
+        if world.keys_of(process, remote.device).remote(rkey) == RemoteKey::Absent {
+            return Err(Some(WC_REM_ACCESS_ERR));
+        }
+        let limit = world.config.deadlines.key_lookup;
+        let question = world.peer_keys.entry(process).or_default().ask(remote.device, rkey, now, limit);
+        match question {
+            Ok(Some(frame)) => {
+                world.send(process, frame);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(()) => Err(None),
+        }
+    }
+
+    /// Goes on with what is under way.
+    pub fn tick(&mut self, world: &mut World, now: Micros) {
+        self.tick_paths(world, now);
+        let inputs = match &self.job {
+            Job::Idle => Vec::new(),
+            Job::Excluding => self.try_exclude(world),
+            Job::Fencing => self.poll_fence(world).into_iter().collect(),
+            Job::Reposting { .. } => self.try_repost(world, now).into_iter().collect(),
+            Job::Replaying { .. } => self.drive_replay(world, now).into_iter().collect(),
+            Job::Retiring { below, from } => self.poll_retiring(world, *below, *from),
+            Job::Stopping { below } => {
+                let reached = world.data.retired_below(self.life) >= *below;
+                if reached {
+                    self.job = Job::Idle;
+                }
+                reached.then_some(Input::StopReached).into_iter().collect()
+            }
+        };
+        for input in inputs {
+            self.feed(world, now, input);
+        }
+        if !self.is_quiet() {
+            self.update_hold(world, now);
+        }
+        if self.machine.as_ref().and_then(Machine::deadline).is_some_and(|due| now >= due) {
+            self.feed(world, now, Input::Tick);
+        }
+        self.post_held(world, now);
+    }
+
+    fn poll_fence(&mut self, world: &World) -> Option<Input> {
+        let (reports, complete) = match world.data.poll_fence(self.life) {
+            FenceProgress::Pending => return None,
+            FenceProgress::Fenced(reports) => (reports, true),
+            FenceProgress::Failed(reports) => (reports, false),
+        };
+        self.job = Job::Idle;
+        world.data.admit(self.life, &mut self.ledger);
+        let reports: Vec<IncarnationReport> = reports.into_iter().map(|r| world.config.proof.limit(r)).collect();
+        for report in &reports {
+            log::debug!("qp {:#x}: fenced {complete}, {report:?}", self.facts.qpn);
+        }
+        Some(Input::Fenced { reports, complete })
+    }
+
+    fn poll_retiring(&mut self, world: &World, below: WrSeq, from: WrSeq) -> Vec<Input> {
+        let retired = world.data.retired_below(self.life);
+        let mut inputs = Vec::new();
+        if retired > from {
+            inputs.push(Input::Progress);
+            if let Some(record) = &mut self.record {
+                record.first_success_ns.get_or_insert_with(clock::now_ns);
+            }
+            self.job = Job::Retiring { below, from: retired };
+        }
+        if retired >= below {
+            self.job = Job::Idle;
+            inputs.push(Input::Retired);
+        }
+        inputs
+    }
+
+    /// Posts that wait for a key or for room go on, unless a replay is in front of them.
+    fn post_held(&mut self, world: &mut World, now: Micros) {
+        if !self.held || !matches!(self.job, Job::Idle | Job::Retiring { .. }) {
+            return;
+        }
+        let Some((remote, process)) = self.remote.zip(self.process) else {
+            self.held = false;
+            return;
+        };
+        let keys = world.keys_of(process, remote.device);
+        let failure = match world.data.post_held(self.life, &keys) {
+            ReplayProgress::Done => {
+                self.held = false;
+                None
+            }
+            ReplayProgress::Full => None,
+            ReplayProgress::NeedsKey(rkey) => self.ask_key(world, rkey, now).err(),
+            ReplayProgress::Refused(error) => {
+                log::warn!("qp {:#x}: a held post is refused ({error})", self.facts.qpn);
+                Some(None)
+            }
+        };
+        if let Some(status) = failure {
+            self.held = false;
+            world.data.surface(self.life, status);
+            self.feed(world, now, Input::ApplicationError);
+        }
+    }
+
+    /// Tells the machine whether the queue holds work that could end in an error.
+    pub fn update_hold(&mut self, world: &mut World, now: Micros) {
+        if self.machine.is_none() {
+            return;
+        }
+        let hold = world.data.could_end_in_error(self.life);
+        if self.hold != hold {
+            self.hold = hold;
+            self.feed(world, now, Input::Hold(hold));
+        }
+    }
+
+    /// A message of the peer's.
+    pub fn handle_message(&mut self, world: &mut World, msg: Handshake, now: Micros) {
+        if matches!(msg, Handshake::Claim { .. }) {
+            self.update_hold(world, now);
+        }
+        self.feed(world, now, Input::Frame(msg));
+    }
+
+    fn stamp(&mut self, world: &mut World, phase: Phase, now: Micros) {
+        if phase == Phase::Trigger && self.record.as_ref().is_some_and(|r| r.has(Phase::Committed)) {
+            self.finish_record(world, Outcome::Overtaken);
+        }
+        let first_error_ns = self.first_error_ns;
+        let cause = self.cause.filter(|_| phase == Phase::Trigger);
+        let record = self.open_record(world);
+        record.stamp(phase, clock::now_ns());
+        record.first_error_ns = record.first_error_ns.or(first_error_ns);
+        if let Some(cause) = cause {
+            record.set_cause(cause);
+        }
+        match phase {
+            Phase::Committed => self.handle_committed(world, now),
+            Phase::Resumed => self.forget_retired(),
+            Phase::Trigger
+            | Phase::ClaimSent
+            | Phase::Accepted
+            | Phase::Fenced
+            | Phase::ReportIn
+            | Phase::Reposted
+            | Phase::Ready
+            | Phase::Replayed
+            | Phase::Confirmed => {}
+        }
+    }
+
+    /// What was replayed has retired: the ledger needs no incarnation below this one.
+    fn forget_retired(&mut self) {
+        if let Some(epoch) = self.machine.as_ref().map(Machine::epoch) {
+            self.ledger.forget(epoch);
+        }
+    }
+
+    fn open_record(&mut self, world: &World) -> &mut Record {
+        let from = self.path_name(world, self.at);
+        let (qpn, me) = (self.facts.qpn, self.me);
+        self.record.get_or_insert_with(|| Record::new(qpn, me.to_string(), from))
+    }
+
+    /// The point of no return: the path that is left has to prove itself anew.
+    fn handle_committed(&mut self, world: &mut World, now: Micros) {
+        let target = self.current();
+        let to = self.path_name(world, target);
+        let epoch = self.machine.as_ref().map_or(0, |m| m.epoch().0);
+        if let Some(record) = &mut self.record {
+            (record.epoch, record.to) = (epoch, to);
+        }
+        if self.at != target {
+            self.left_path(world, self.at, now);
+        }
+    }
+
+    fn handle_confirmed(&mut self, world: &mut World, epoch: Epoch) {
+        log::debug!("qp {:#x}: {epoch} confirmed", self.facts.qpn);
+        self.finish_record(world, Outcome::Confirmed);
+    }
+
+    fn surface(&mut self, world: &mut World, why: Surfaced) {
+        (self.job, self.paused, self.seek, self.held) = (Job::Idle, None, None, false);
+        world.data.surface(self.life, None);
+        let (first, next) = (world.data.retired_below(self.life).0, world.data.next_seq(self.life).0);
+        self.note_why(&why.to_string());
+        let record = self.open_record(world);
+        record.surfaced = record.surfaced.max(next.saturating_sub(first));
+        record.why.get_or_insert_with(|| why.to_string());
+        self.finish_record(world, Outcome::Surfaced);
+    }
+
+    /// The first reason counts: it is the most exact.
+    fn note_why(&mut self, why: &str) {
+        if let Some(record) = &mut self.record {
+            record.why.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Closes the record and tells it.
+    pub fn finish_record(&mut self, world: &mut World, outcome: Outcome) {
+        self.first_error_ns = None;
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        let line = record.finish(outcome, clock::now_ns());
+        if outcome == Outcome::Surfaced {
+            log::warn!("{line}");
+        } else {
+            log::info!("{line}");
+        }
+        world.keep(&record);
+    }
+}

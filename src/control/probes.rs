@@ -1,0 +1,328 @@
+//! Probes: does a path carry data now?
+//!
+//! A probe is a zero-length WRITE on a queue pair of the shim's own, never on the application's. Each end owns the probes that it
+//! starts, one pair of queue pairs per (peer process, own GID, remote GID), shared by every queue pair between the two; the other
+//! end only answers. A probe that failed has killed its queue pair: it is connected anew under the next generation, which takes a
+//! round trip on the control connection.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shift_proto::frame::{Frame, Probe as ProbeFrame, ProbeStep};
+use shift_proto::id::{Epoch, Micros, ProcessId, Psn};
+
+use crate::datapath::{DataPath, DeviceId, Gid, PathEnd, ProbeId, ProbeState};
+use crate::qp::{end_of, offer_of};
+
+/// How long an offer waits for its answer before it is sent again.
+const RESEND_US: u64 = 100_000;
+/// Probe queue pairs that one peer process may make this one open.
+const MAX_ANSWERING: usize = 64;
+
+/// The path that a probe tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProbeKey {
+    /// The process at the other end.
+    pub peer: ProcessId,
+    /// GID of this end.
+    pub own: Gid,
+    /// GID of the other end.
+    pub remote: Gid,
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The path.
+    pub key: ProbeKey,
+    /// When the probe was posted; of one that could not be posted, when that was tried.
+    pub started: Micros,
+    /// When it ended.
+    pub ended: Micros,
+    /// The data round trip completed.
+    pub answered: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Not connected; tried again then.
+    Broken(Micros),
+    /// The other end was asked to connect, then.
+    Offered(Micros),
+    /// Connected, nothing posted.
+    Idle,
+    /// Posted then.
+    Flying(Micros),
+}
+
+struct Probe {
+    device: DeviceId,
+    id: u64,
+    generation: u32,
+    local: Option<(ProbeId, PathEnd)>,
+    state: State,
+    /// An answer to a probe started then or later is wanted, tried again at this pace.
+    wanted: Option<(Micros, u64)>,
+}
+
+struct Answering {
+    local: ProbeId,
+    end: PathEnd,
+    generation: u32,
+}
+
+/// All probes of this process, its own and those that it answers.
+pub struct Probes {
+    own: BTreeMap<ProbeKey, Probe>,
+    answering: BTreeMap<(ProcessId, u64), Answering>,
+    next_id: u64,
+    limit_us: u64,
+    frames: Vec<(ProcessId, Frame)>,
+}
+
+impl Probes {
+    /// `limit_us`: an answer that takes longer is none.
+    pub fn new(limit_us: u64) -> Self {
+        Self { own: BTreeMap::new(), answering: BTreeMap::new(), next_id: 1, limit_us, frames: Vec::new() }
+    }
+
+    /// An answer to a probe started at `from` or later is wanted; after a failure it is tried again every `pace_us`.
+    pub fn want(&mut self, key: ProbeKey, device: DeviceId, from: Micros, pace_us: u64) {
+        let next_id = &mut self.next_id;
+        let probe = self.own.entry(key).or_insert_with(|| {
+            let id = *next_id;
+            *next_id = next_id.wrapping_add(1);
+            Probe { device, id, generation: 0, local: None, state: State::Broken(from), wanted: None }
+        });
+        let (from, pace_us) = match probe.wanted {
+            Some((other, pace)) => (from.max(other), pace.min(pace_us)),
+            None => (from, pace_us),
+        };
+        probe.wanted = Some((from, pace_us));
+        if let State::Broken(due) = &mut probe.state {
+            *due = from.min(*due);
+        }
+    }
+
+    /// No answer is wanted any more.
+    pub fn unwant(&mut self, key: &ProbeKey) {
+        if let Some(probe) = self.own.get_mut(key) {
+            probe.wanted = None;
+        }
+    }
+
+    /// Whether something is in the air or wanted.
+    pub fn is_busy(&self) -> bool {
+        self.own.values().any(|p| p.wanted.is_some() || matches!(p.state, State::Flying(_)))
+    }
+
+    /// Frames that are to go to peers since the last call.
+    pub fn take_frames(&mut self) -> Vec<(ProcessId, Frame)> {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// Goes on with every probe that is wanted or in the air, and tells what became known.
+    pub fn tick(&mut self, data: &dyn DataPath, now: Micros) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for (key, probe) in &mut self.own {
+            if let Some(outcome) = probe.poll(key, data, now, self.limit_us) {
+                outcomes.push(outcome);
+            }
+            if let Some(frame) = probe.go_on(key, data, now) {
+                self.frames.push((key.peer, frame));
+            }
+        }
+        outcomes
+    }
+
+    /// A peer's word about a probe. `device` finds the device behind a GID of this process.
+    pub fn handle_frame(
+        &mut self,
+        data: &dyn DataPath,
+        peer: ProcessId,
+        frame: &ProbeFrame,
+        device: impl Fn(&Gid) -> Option<DeviceId>,
+        now: Micros,
+    ) {
+        match frame.step {
+            ProbeStep::Offer => match device(&Gid(frame.peer_gid)) {
+                Some(device) => self.handle_offer(data, peer, frame, device),
+                None => self.frames.push((peer, Frame::Probe(ProbeFrame { step: ProbeStep::Refuse, ..*frame }))),
+            },
+            ProbeStep::Accept => self.handle_accept(data, peer, frame),
+            ProbeStep::Refuse => self.handle_refuse(peer, frame, now),
+            ProbeStep::Close => {
+                if let Some(answering) = self.answering.remove(&(peer, frame.pair)) {
+                    data.probe_close(answering.local);
+                }
+            }
+        }
+    }
+
+    fn own_mut(&mut self, peer: ProcessId, frame: &ProbeFrame) -> Option<&mut Probe> {
+        let found = self.own.iter_mut().find(|(key, probe)| key.peer == peer && probe.id == frame.pair);
+        let probe = found.map(|(_, probe)| probe)?;
+        (probe.generation == frame.generation && matches!(probe.state, State::Offered(_))).then_some(probe)
+    }
+
+    fn handle_accept(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame) {
+        let Some(probe) = self.own_mut(peer, frame) else {
+            return;
+        };
+        let Some((local, own_end)) = probe.local else {
+            return;
+        };
+        let peer_end = end_of(&frame.own);
+        let (own_psn, peer_psn) = psns(&own_end, &peer_end, frame.generation);
+        if data.probe_connect(local, &peer_end, own_psn, peer_psn).is_ok() {
+            probe.state = State::Idle;
+        }
+    }
+
+    /// The other end has no such device yet; its queue pair may be about to come up.
+    fn handle_refuse(&mut self, peer: ProcessId, frame: &ProbeFrame, now: Micros) {
+        if let Some(probe) = self.own_mut(peer, frame) {
+            probe.state = State::Broken(now + Micros(RESEND_US));
+        }
+    }
+
+    fn handle_offer(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame, device: DeviceId) {
+        let key = (peer, frame.pair);
+        let known = self.answering.get(&key).map(|a| a.generation);
+        if known.is_some_and(|g| g > frame.generation) {
+            return;
+        }
+        if known != Some(frame.generation) && self.connect_answering(data, key, frame, device).is_none() {
+            return;
+        }
+        if let Some(answering) = self.answering.get(&key) {
+            let accept = ProbeFrame { step: ProbeStep::Accept, own: offer_of(&answering.end), ..*frame };
+            self.frames.push((peer, Frame::Probe(accept)));
+        }
+    }
+
+    /// Nothing remains of a peer that is gone.
+    pub fn forget_peer(&mut self, data: &dyn DataPath, peer: ProcessId) {
+        self.retain(data, |key| key.peer != peer);
+        self.answering.retain(|(process, _), answering| {
+            if *process == peer {
+                data.probe_close(answering.local);
+            }
+            *process != peer
+        });
+    }
+
+    /// Closes the probes of paths that no queue pair uses any more.
+    pub fn keep_only(&mut self, data: &dyn DataPath, used: &BTreeSet<ProbeKey>) {
+        self.retain(data, |key| used.contains(key));
+    }
+
+    fn retain(&mut self, data: &dyn DataPath, keep: impl Fn(&ProbeKey) -> bool) {
+        let frames = &mut self.frames;
+        self.own.retain(|key, probe| {
+            let keep = keep(key);
+            if let Some((local, end)) = probe.local.filter(|_| !keep) {
+                data.probe_close(local);
+                frames.push((key.peer, probe.frame(key, ProbeStep::Close, &end)));
+            }
+            keep
+        });
+    }
+
+    fn connect_answering(
+        &mut self,
+        data: &dyn DataPath,
+        key: (ProcessId, u64),
+        frame: &ProbeFrame,
+        device: DeviceId,
+    ) -> Option<()> {
+        let (local, end) = match self.answering.get(&key) {
+            Some(answering) => (answering.local, answering.end),
+            None => {
+                let held = self.answering.range((key.0, 0)..=(key.0, u64::MAX)).count();
+                if held >= MAX_ANSWERING {
+                    return None;
+                }
+                data.probe_open(device, Gid(frame.peer_gid)).ok()?
+            }
+        };
+        // Kept also if it cannot be connected now: the offer comes again.
+        self.answering.insert(key, Answering { local, end, generation: 0 });
+        let peer_end = end_of(&frame.own);
+        let (own_psn, peer_psn) = psns(&end, &peer_end, frame.generation);
+        data.probe_connect(local, &peer_end, own_psn, peer_psn).ok()?;
+        self.answering.insert(key, Answering { local, end, generation: frame.generation });
+        Some(())
+    }
+}
+
+impl Probe {
+    fn poll(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros, limit_us: u64) -> Option<Outcome> {
+        let State::Flying(started) = self.state else {
+            return None;
+        };
+        let (local, _) = self.local?;
+        let answered = match data.probe_poll(local) {
+            ProbeState::Answered => true,
+            ProbeState::Failed(_) => false,
+            ProbeState::Pending if now.since(started).0 > limit_us => false,
+            ProbeState::Pending => return None,
+        };
+        if answered {
+            self.state = State::Idle;
+            if self.wanted.is_some_and(|(from, _)| started >= from) {
+                self.wanted = None;
+            }
+        } else {
+            self.break_off(now);
+        }
+        Some(Outcome { key: *key, started, ended: now, answered })
+    }
+
+    /// Does what is next for an answer that is wanted; a frame if the other end is needed.
+    fn go_on(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros) -> Option<Frame> {
+        self.wanted?;
+        match self.state {
+            State::Broken(due) if now >= due => self.offer(key, data, now),
+            State::Offered(sent) if now.since(sent).0 >= RESEND_US => self.offer(key, data, now),
+            State::Idle => {
+                let (local, _) = self.local?;
+                match data.probe_start(local) {
+                    Ok(()) => self.state = State::Flying(now),
+                    Err(_) => self.break_off(now),
+                }
+                None
+            }
+            State::Broken(_) | State::Offered(_) | State::Flying(_) => None,
+        }
+    }
+
+    fn offer(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros) -> Option<Frame> {
+        if self.local.is_none() {
+            self.local = data.probe_open(self.device, key.own).ok();
+        }
+        let Some((_, end)) = self.local else {
+            self.state = State::Broken(now + Micros(RESEND_US));
+            return None;
+        };
+        if matches!(self.state, State::Broken(_)) {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.state = State::Offered(now);
+        Some(self.frame(key, ProbeStep::Offer, &end))
+    }
+
+    fn frame(&self, key: &ProbeKey, step: ProbeStep, end: &PathEnd) -> Frame {
+        let (pair, generation) = (self.id, self.generation);
+        Frame::Probe(ProbeFrame { pair, generation, step, own: offer_of(end), peer_gid: key.remote.0 })
+    }
+
+    fn break_off(&mut self, now: Micros) {
+        let pace_us = self.wanted.map_or(0, |(_, pace_us)| pace_us);
+        self.state = State::Broken(now + Micros(pace_us));
+    }
+}
+
+/// First PSNs, own and peer's: a generation of a probe is to its queue pair what an epoch is to a path.
+fn psns(own: &PathEnd, peer: &PathEnd, generation: u32) -> (Psn, Psn) {
+    (own.psn_base.in_epoch(Epoch(generation)), peer.psn_base.in_epoch(Epoch(generation)))
+}

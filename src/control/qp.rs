@@ -1,0 +1,279 @@
+//! One protected queue pair at this end: its connection, its paths, its protocol machine and its ledger.
+//!
+//! The state lives here; how it is armed stands in [`crate::arming`], how it is moved in [`crate::migration`]. What must hold:
+//! faults are masked only from the moment both ends said that the standby path carries data.
+
+use std::collections::VecDeque;
+
+use shift_proto::frame::{Offer, PathOffer, QpAddress};
+use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq};
+use shift_proto::ledger::{Ledger, Plan};
+use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Stage};
+
+use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife};
+use crate::probes::ProbeKey;
+use crate::record::{PathName, Record};
+use crate::world::World;
+
+/// Paths of one queue pair: the application's own and the standby.
+pub const PATHS: [PathId; 2] = [PathId::PRIMARY, PathId::STANDBY];
+
+/// Status of a completion: `IBV_WC_WR_FLUSH_ERR`.
+const WC_WR_FLUSH_ERR: u32 = 5;
+
+/// What is known of one path.
+#[derive(Debug, Default)]
+pub(crate) struct PathState {
+    /// Both ends of it, own first; known once both ends offered.
+    pub ends: Option<(PathEnd, PathEnd)>,
+    /// Device at this end.
+    pub device: Option<DeviceId>,
+    /// A probe of this end was answered.
+    pub own_ready: bool,
+    /// The peer said the same.
+    pub peer_ready: bool,
+    /// The machine knows that the connection may move there.
+    pub armed: bool,
+    /// Failed probes in a row.
+    pub failures: u32,
+    /// A probe is wanted and has not been answered yet.
+    pub wanted: bool,
+    /// When the next one is wanted.
+    pub probe_due: Micros,
+    /// When the own readiness is said again.
+    pub confirm_due: Micros,
+}
+
+/// The other end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remote {
+    /// As the protocol names it.
+    pub end: EndpointId,
+    /// Its primary device, as its key frames name it.
+    pub device: u16,
+}
+
+/// What is under way in the data path.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Nothing.
+    Idle,
+    /// Posters and pollers are to leave.
+    Excluding,
+    /// The recipe runs.
+    Fencing,
+    /// The target could not be connected, or the receives not be posted, so far.
+    Reposting { tuple: Tuple, due: Micros, tries: u32 },
+    /// The plan is being posted.
+    Replaying { tuple: Tuple, plan: Plan },
+    /// The plan is posted; its entries below that have to retire.
+    Retiring { below: WrSeq, from: WrSeq },
+    /// The entries before the stop have to retire.
+    Stopping { below: WrSeq },
+}
+
+/// One queue pair.
+pub(crate) struct Qp {
+    pub life: QpLife,
+    pub me: EndpointId,
+    pub facts: ConnectionFacts,
+    /// The process at the other end.
+    pub process: Option<ProcessId>,
+    pub remote: Option<Remote>,
+    /// The peer's last offer, as it came.
+    pub heard: Option<Offer>,
+    /// Primary and standby end as offered.
+    pub own: Option<(PathEnd, PathEnd)>,
+    pub paths: [PathState; 2],
+    pub machine: Option<Machine>,
+    /// Inputs for the machine that came up while it was being fed.
+    pub inputs: VecDeque<Input>,
+    pub feeding: bool,
+    /// The path that the data path is on.
+    pub at: PathId,
+    pub ledger: Ledger,
+    /// Why it is not protected, for good.
+    pub refused: Option<String>,
+    /// Faults are masked.
+    pub masked: bool,
+    pub job: Job,
+    /// A replay that an exclusion interrupted.
+    pub paused: Option<Job>,
+    /// Paths are being sought since then.
+    pub seek: Option<Micros>,
+    /// Posts are held for a key or for room.
+    pub held: bool,
+    /// What the machine was told of the ledger.
+    pub hold: bool,
+    pub offer_due: Micros,
+    pub offer_wait_us: u64,
+    pub record: Option<Record>,
+    pub first_error_ns: Option<u64>,
+    /// What this end saw last.
+    pub cause: Option<Cause>,
+}
+
+impl Qp {
+    /// A queue pair that the application has just connected.
+    pub fn new(process: ProcessId, life: QpLife, facts: ConnectionFacts) -> Self {
+        Self {
+            life,
+            me: EndpointId { process, life: life.0, side: 0 },
+            facts,
+            process: None,
+            remote: None,
+            heard: None,
+            own: None,
+            paths: [PathState::default(), PathState::default()],
+            machine: None,
+            inputs: VecDeque::new(),
+            feeding: false,
+            at: PathId::PRIMARY,
+            ledger: Ledger::new(),
+            refused: None,
+            masked: false,
+            job: Job::Idle,
+            paused: None,
+            seek: None,
+            held: false,
+            hold: false,
+            offer_due: Micros(0),
+            offer_wait_us: 0,
+            record: None,
+            first_error_ns: None,
+            cause: None,
+        }
+    }
+
+    /// This end, as the peer names it.
+    pub fn own_address(&self) -> QpAddress {
+        QpAddress { gid: self.facts.gid.0, qpn: self.facts.qpn }
+    }
+
+    /// The other end, as the application named it.
+    pub fn peer_address(&self) -> QpAddress {
+        QpAddress { gid: self.facts.peer_gid.0, qpn: self.facts.peer_qpn }
+    }
+
+    /// The state of a path; a number beyond the known ones has none.
+    pub fn path(&self, path: PathId) -> Option<&PathState> {
+        self.paths.get(usize::from(path.0))
+    }
+
+    /// The same, to change it.
+    pub fn path_mut(&mut self, path: PathId) -> Option<&mut PathState> {
+        self.paths.get_mut(usize::from(path.0))
+    }
+
+    /// The path that it is on, or moves to.
+    pub fn current(&self) -> PathId {
+        self.machine.as_ref().map_or(PathId::PRIMARY, Machine::path)
+    }
+
+    /// What has to be probed to try a path.
+    pub fn probe_key(&self, path: PathId) -> Option<(ProbeKey, DeviceId)> {
+        let state = self.path(path)?;
+        let (own, peer) = state.ends?;
+        Some((ProbeKey { peer: self.process?, own: own.gid, remote: peer.gid }, state.device?))
+    }
+
+    /// The names of a path.
+    pub fn path_name(&self, world: &World, path: PathId) -> PathName {
+        let Some(state) = self.path(path) else {
+            return PathName { path: path.0, ..PathName::default() };
+        };
+        let show = |gid: Gid| std::net::Ipv6Addr::from(gid.0).to_string();
+        PathName {
+            path: path.0,
+            device: state.device.map(|d| world.data.device_name(d)).unwrap_or_default(),
+            gid: state.ends.map(|(own, _)| show(own.gid)).unwrap_or_default(),
+            peer_gid: state.ends.map(|(_, peer)| show(peer.gid)).unwrap_or_default(),
+        }
+    }
+
+    /// Nothing is under way: the loop may sleep.
+    pub fn is_quiet(&self) -> bool {
+        let attempt = self.machine.as_ref().map(|m| m.state().attempt);
+        matches!(self.job, Job::Idle) && !self.held && self.seek.is_none() && matches!(attempt, None | Some(Attempt::Idle))
+    }
+
+    /// Entries wait for their completions on a new path.
+    pub fn is_retiring(&self) -> bool {
+        matches!(self.job, Job::Retiring { .. } | Job::Stopping { .. })
+    }
+
+    /// A completion says that the incarnation is in ERR.
+    pub fn handle_fatal(&mut self, world: &mut World, status: u32, now: Micros, now_ns: u64) {
+        let stage = self.machine.as_ref().map(|m| m.state().stage);
+        // From the fence until the new path is connected, what comes is of the incarnation that was left.
+        if matches!(stage, Some(Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting)) {
+            return;
+        }
+        if stage.is_none() || !self.masked {
+            // It was kept from the application while the queue pair was being disarmed.
+            world.data.surface(self.life, None);
+            return;
+        }
+        self.first_error_ns.get_or_insert(now_ns);
+        let cause = if status == WC_WR_FLUSH_ERR { Cause::Flushed } else { Cause::RetryExceeded };
+        self.cause = Some(cause);
+        self.update_hold(world, now);
+        self.feed(world, now, Input::Fault { cause, fatal: true });
+    }
+
+    /// The port of a device went down or came up.
+    pub fn handle_port(&mut self, world: &mut World, device: DeviceId, up: bool, now: Micros) {
+        for path in PATHS {
+            if let Some(state) = self.path_mut(path).filter(|s| s.device == Some(device)) {
+                (state.probe_due, state.wanted) = (now, false);
+            }
+        }
+        let current = self.path(self.current()).and_then(|s| s.device);
+        if !up && self.masked && current == Some(device) {
+            self.cause = Some(Cause::PortDown);
+            self.update_hold(world, now);
+            self.feed(world, now, Input::Fault { cause: Cause::PortDown, fatal: false });
+        }
+    }
+
+    /// An error that the application holds itself.
+    pub fn handle_application_error(&mut self, world: &mut World, now: Micros) {
+        self.feed(world, now, Input::ApplicationError);
+        self.mask(world, false);
+    }
+
+    /// The peer's process ended.
+    pub fn handle_peer_gone(&mut self, world: &mut World, now: Micros) {
+        // What a process that ended would have said had it had the time.
+        self.feed(world, now, Input::Frame(Handshake::Gone));
+        for path in &mut self.paths {
+            (path.own_ready, path.peer_ready, path.armed, path.wanted) = (false, false, false, false);
+            path.probe_due = Micros::MAX;
+        }
+        self.seek = None;
+        self.offer_due = Micros::MAX;
+    }
+
+    /// The first epoch to which the connection may move.
+    pub fn next_epoch(&self) -> Epoch {
+        self.machine.as_ref().map_or(Epoch::FIRST, Machine::epoch).next()
+    }
+
+    /// Faults are masked from now on, or are the application's.
+    pub fn mask(&mut self, world: &World, masked: bool) {
+        if self.masked != masked {
+            self.masked = masked;
+            world.set_armed(self.life, masked);
+        }
+    }
+}
+
+/// A path end as it goes over the wire.
+pub(crate) fn offer_of(end: &PathEnd) -> PathOffer {
+    PathOffer { address: QpAddress { gid: end.gid.0, qpn: end.qpn }, mtu: end.mtu, psn_base: end.psn_base }
+}
+
+/// A path end as it came over the wire.
+pub(crate) fn end_of(offer: &PathOffer) -> PathEnd {
+    PathEnd { qpn: offer.address.qpn, gid: Gid(offer.address.gid), mtu: offer.mtu, psn_base: offer.psn_base }
+}

@@ -1,0 +1,270 @@
+//! The record of a migration: what happened when, what was proven, what was done about it.
+//!
+//! One line for people, one JSON object a line for tools (`SHIFT_EVENT_FILE`). Times are nanoseconds of CLOCK_MONOTONIC, so that
+//! the records of two processes of one host, and a trace of the same host, can be laid side by side.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use shift_proto::ledger::{Action, Basis, Plan, StopReason};
+use shift_proto::migrate::{Cause, Phase};
+
+/// One end of one path, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PathName {
+    /// Number of the path: 0 is the application's own.
+    pub path: u8,
+    /// The device at this end.
+    pub device: String,
+    /// GID of this end.
+    pub gid: String,
+    /// GID of the other end.
+    pub peer_gid: String,
+}
+
+/// How a migration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Under way.
+    Open,
+    /// Both ends run on the new path.
+    Confirmed,
+    /// The application got an error.
+    Surfaced,
+    /// A further fault came first; the next record goes on.
+    Overtaken,
+    /// The queue pair was destroyed first.
+    Destroyed,
+}
+
+/// How many entries were decided, by what they rest on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Proofs {
+    /// By the receiver's final PSN.
+    pub psn: u64,
+    /// By the receiver's final receive count.
+    pub receive_count: u64,
+    /// By receives that the other end drained without a complete fence.
+    pub successes: u64,
+    /// A later fenced request began, so this one's result was here.
+    pub landed: u64,
+    /// Never given to a NIC.
+    pub never_posted: u64,
+    /// Nothing proves anything: the policy decided.
+    pub unproven: u64,
+}
+
+/// The record of one migration at one end.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// Always "migration".
+    pub event: &'static str,
+    /// Process id.
+    pub pid: u32,
+    /// The application's QP number.
+    pub qpn: u32,
+    /// This end, as the protocol names it.
+    pub endpoint: String,
+    /// The epoch reached.
+    pub epoch: u32,
+    /// What made this end move; of an end that followed its peer, "peer".
+    pub cause: String,
+    /// The path left.
+    pub from: PathName,
+    /// The path taken.
+    pub to: PathName,
+    /// When each phase was reached at this end, ns.
+    pub phases_ns: BTreeMap<&'static str, u64>,
+    /// When the first error completion was seen, ns.
+    pub first_error_ns: Option<u64>,
+    /// When the first request completed on the new path, ns.
+    pub first_success_ns: Option<u64>,
+    /// Requests proven executed, completed without being posted again.
+    pub proven: u64,
+    /// Requests posted again, or for the first time after they were held.
+    pub replayed: u64,
+    /// WRITEs among them that went on behind a proven part.
+    pub replayed_partly: u64,
+    /// Requests that ended in an error.
+    pub surfaced: u64,
+    /// Receives posted on the new path.
+    pub reposted: u64,
+    /// What the decisions rest on.
+    pub proofs: Proofs,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Of an error: why.
+    pub why: Option<String>,
+    /// From the first phase to the last, ms.
+    pub duration_ms: f64,
+}
+
+impl Record {
+    /// A record that begins now.
+    pub fn new(qpn: u32, endpoint: String, from: PathName) -> Self {
+        Self {
+            event: "migration",
+            pid: std::process::id(),
+            qpn,
+            endpoint,
+            epoch: 0,
+            cause: "peer".to_owned(),
+            from,
+            to: PathName::default(),
+            phases_ns: BTreeMap::new(),
+            first_error_ns: None,
+            first_success_ns: None,
+            proven: 0,
+            replayed: 0,
+            replayed_partly: 0,
+            surfaced: 0,
+            reposted: 0,
+            proofs: Proofs::default(),
+            outcome: Outcome::Open,
+            why: None,
+            duration_ms: 0.0,
+        }
+    }
+
+    /// What was seen here first.
+    pub fn set_cause(&mut self, cause: Cause) {
+        self.cause = cause.to_string();
+    }
+
+    /// A phase was reached; the first time counts.
+    pub fn stamp(&mut self, phase: Phase, now_ns: u64) {
+        self.phases_ns.entry(phase_name(phase)).or_insert(now_ns);
+    }
+
+    /// Whether a phase was reached.
+    pub fn has(&self, phase: Phase) -> bool {
+        self.phases_ns.contains_key(phase_name(phase))
+    }
+
+    /// Counts what the plan decided; `last` is the number behind the last entry.
+    pub fn count(&mut self, plan: &Plan, last: u64) {
+        (self.proven, self.replayed, self.replayed_partly, self.proofs) = (0, 0, 0, Proofs::default());
+        for step in &plan.steps {
+            match step.action {
+                Action::Complete => self.proven += 1,
+                Action::Replay { offset } => {
+                    self.replayed += 1;
+                    self.replayed_partly += u64::from(offset > 0);
+                }
+            }
+            *self.proofs.by(step.evidence.basis) += 1;
+        }
+        if let Some(stop) = plan.stop {
+            self.surfaced = last.saturating_sub(stop.seq.0);
+            self.why = Some(match stop.why {
+                StopReason::Table(reason) => reason.to_string(),
+                StopReason::Disagreement => "the two ends do not agree on what was executed".to_owned(),
+            });
+        }
+    }
+
+    /// The end; gives the line for people.
+    pub fn finish(&mut self, outcome: Outcome, now_ns: u64) -> String {
+        self.outcome = outcome;
+        let first = self.phases_ns.values().min().copied().unwrap_or(now_ns);
+        let resumed = self.phases_ns.get(phase_name(Phase::Resumed)).copied().unwrap_or(now_ns);
+        self.duration_ms = resumed.saturating_sub(first) as f64 / 1e6;
+        let mut line = format!(
+            "failover {} -> {} qp {:#x}: {:.1} ms ({}), {} proven executed{}, {} replayed, {} surfaced",
+            self.from.device,
+            if self.to.device.is_empty() { "nowhere" } else { &self.to.device },
+            self.qpn,
+            self.duration_ms,
+            self.cause,
+            self.proven,
+            self.proofs.describe(),
+            self.replayed,
+            self.surfaced
+        );
+        if let Some(why) = &self.why {
+            line.push_str(": ");
+            line.push_str(why);
+        }
+        line
+    }
+}
+
+impl Proofs {
+    fn by(&mut self, basis: Basis) -> &mut u64 {
+        match basis {
+            Basis::NeverPosted => &mut self.never_posted,
+            Basis::Psn(_) => &mut self.psn,
+            Basis::ReceiveCount(_) => &mut self.receive_count,
+            Basis::Successes(_) => &mut self.successes,
+            Basis::LandedBeforeFenced(_) => &mut self.landed,
+            Basis::Nothing => &mut self.unproven,
+        }
+    }
+
+    fn describe(&self) -> String {
+        let named = [
+            (self.psn, "psn"),
+            (self.receive_count, "receive count"),
+            (self.successes, "successes"),
+            (self.landed, "later fenced"),
+        ];
+        let used: Vec<&str> = named.iter().filter(|(count, _)| *count > 0).map(|(_, name)| *name).collect();
+        if used.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", used.join(", "))
+        }
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Trigger => "trigger",
+        Phase::ClaimSent => "claim_sent",
+        Phase::Accepted => "accepted",
+        Phase::Committed => "committed",
+        Phase::Fenced => "fenced",
+        Phase::ReportIn => "report_in",
+        Phase::Reposted => "reposted",
+        Phase::Ready => "ready",
+        Phase::Replayed => "replayed",
+        Phase::Resumed => "resumed",
+        Phase::Confirmed => "confirmed",
+    }
+}
+
+/// Where records go.
+#[derive(Debug)]
+pub struct Journal {
+    file: Option<PathBuf>,
+}
+
+impl Journal {
+    /// Nothing is opened before the first record.
+    pub fn new(file: Option<PathBuf>) -> Self {
+        Self { file }
+    }
+
+    /// Appends a record. A file that cannot be written is told once and not tried again.
+    pub fn append(&mut self, record: &Record) {
+        let Some(path) = &self.file else {
+            return;
+        };
+        if let Err(error) = append_line(path, record) {
+            log::error!("SHIFT_EVENT_FILE={}: {error}; name a file that this process may write", path.display());
+            self.file = None;
+        }
+    }
+}
+
+/// One write per record: lines of several processes in one file do not mix.
+fn append_line(path: &PathBuf, record: &Record) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(&line)
+}

@@ -1,0 +1,82 @@
+//! Every environment variable of the shim, in one table; the pages for operators are made from it.
+
+use std::sync::LazyLock;
+
+use shift_proto::migrate::DEADLINES;
+
+/// The log level without `SHIFT_LOG`: what an operator has to know, nothing else.
+pub const DEFAULT_LOG: &str = "info";
+
+/// One variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds if it is not set.
+    pub default: String,
+    /// The unit of its value, or its form.
+    pub unit: &'static str,
+    /// What it does.
+    pub meaning: String,
+}
+
+/// All variables but the deadlines: name, default, unit, meaning.
+static SETTINGS: &[(&str, &str, &str, &str)] = &[
+    ("SHIFT_DISABLE", "0", "0 or 1", "1 makes the library inert: the program runs as without it."),
+    (
+        "SHIFT_STANDBY",
+        "the shim chooses among the usable devices",
+        "PRIMARY=STANDBY[,...]",
+        "The standby device of each device, by name: rxe0=rxe1,mlx5_0=mlx5_1.",
+    ),
+    (
+        "SHIFT_POLICY",
+        "write=replay,read=replay",
+        "ITEM[,...]",
+        "What becomes of a request of which nobody knows whether it was executed: write=replay|error, \
+         write<=BYTES=replay|error, read=replay|error; the first that matches wins.",
+    ),
+    ("SHIFT_PROOF", "psn", "psn, count or sender", "The best level of proof that is used, where the provider allows it."),
+    ("SHIFT_LOG", DEFAULT_LOG, "LEVEL or MODULE=LEVEL[,...]", "What is written to standard error."),
+    (
+        "SHIFT_PORT",
+        "17471",
+        "TCP port, 1 to 32767",
+        "The well-known port on which the shims of a job find one another; the same in the whole job.",
+    ),
+    (
+        "SHIFT_PORT_RANGE",
+        "the kernel chooses",
+        "FIRST-LAST",
+        "Ports on which each process listens beside the well-known one, for firewalls.",
+    ),
+    (
+        "SHIFT_PROBE_INTERVAL_MS",
+        "30000",
+        "ms",
+        "How often the path that a connection would move to is probed again.",
+    ),
+    (
+        "SHIFT_EVENT_FILE",
+        "none",
+        "path",
+        "The record of each migration is appended there, one JSON object a line; {pid} stands for the process id.",
+    ),
+];
+
+/// The table of all variables.
+pub static VARIABLES: LazyLock<Vec<Variable>> = LazyLock::new(|| {
+    let settings = SETTINGS.iter().map(|(name, default, unit, meaning)| Variable {
+        name,
+        default: (*default).to_owned(),
+        unit,
+        meaning: (*meaning).to_owned(),
+    });
+    let deadlines = DEADLINES.iter().map(|row| Variable {
+        name: row.variable,
+        default: row.default.as_millis().to_string(),
+        unit: "ms",
+        meaning: format!("Bounds {}. When it passes: {}.", row.bounds, row.outcome),
+    });
+    settings.chain(deadlines).collect()
+});

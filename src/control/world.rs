@@ -1,0 +1,156 @@
+//! What every queue pair shares: the data path, the peers, the probes, the keys, the log.
+//!
+//! Owns no queue pair. The queue pairs act on it; it never calls back into them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use shift_proto::frame::Frame;
+use shift_proto::id::{Micros, ProcessId};
+
+use crate::address::Network;
+use crate::config::Config;
+use crate::datapath::{DataPath, DeviceId, Gid, QpLife};
+use crate::keys::{KeysOf, OwnKeys, PeerKeys};
+use crate::links::Links;
+use crate::peers::Peers;
+use crate::probes::Probes;
+use crate::record::{Journal, Record};
+use crate::told::Told;
+
+/// How long news of one kind are gathered into one line.
+const GATHER_US: u64 = 100_000;
+/// How often the same reason is told again, with the number of queue pairs since.
+const REPEAT_US: u64 = 10_000_000;
+
+#[derive(Debug, Default)]
+struct Tally {
+    count: usize,
+    due: Micros,
+    warning: bool,
+}
+
+/// See the module.
+pub struct World {
+    /// The operator's wishes.
+    pub config: Config,
+    /// The shim.
+    pub data: Arc<dyn DataPath>,
+    /// The host's networks.
+    pub network: Box<dyn Network>,
+    /// All sockets.
+    pub links: Links,
+    /// The other processes.
+    pub peers: Peers,
+    /// All probes.
+    pub probes: Probes,
+    /// Registrations here.
+    pub own_keys: OwnKeys,
+    /// Registrations there.
+    pub peer_keys: BTreeMap<ProcessId, PeerKeys>,
+    /// Device of each GID that was offered to a peer.
+    pub devices: BTreeMap<Gid, DeviceId>,
+    /// This process.
+    pub me: ProcessId,
+    /// Frames to this process itself.
+    pub loopback: VecDeque<Frame>,
+    /// What the operator knows.
+    pub told: Told,
+    /// Where the records go.
+    pub journal: Journal,
+    /// Lines in the making.
+    tallies: BTreeMap<String, Tally>,
+}
+
+impl World {
+    /// Puts it together; nothing happens yet.
+    pub fn new(config: Config, data: Arc<dyn DataPath>, network: Box<dyn Network>, links: Links, peers: Peers, me: ProcessId) -> Self {
+        let journal = Journal::new(config.event_file_of(std::process::id()));
+        let probes = Probes::new(config.deadlines.probe.0);
+        Self {
+            config,
+            data,
+            network,
+            links,
+            peers,
+            probes,
+            own_keys: OwnKeys::default(),
+            peer_keys: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            me,
+            loopback: VecDeque::new(),
+            told: Told::default(),
+            journal,
+            tallies: BTreeMap::new(),
+        }
+    }
+
+    /// Sends to a process, which may be this one.
+    pub fn send(&mut self, to: ProcessId, frame: Frame) {
+        if to == self.me {
+            self.loopback.push_back(frame);
+        } else {
+            self.peers.send(&mut self.links, to, &frame);
+        }
+    }
+
+    /// The keys of a peer's device. Of this process itself they are looked up in the same way: it tells itself.
+    pub fn keys_of(&self, peer: ProcessId, device: u16) -> KeysOf<'_> {
+        KeysOf { keys: self.peer_keys.get(&peer), device }
+    }
+
+    /// A queue pair is protected.
+    pub fn tell_protected(&mut self, words: String, now: Micros) {
+        let tally = self.tallies.entry(words).or_default();
+        tally.count += 1;
+        if tally.count == 1 {
+            tally.due = now + Micros(GATHER_US);
+        }
+    }
+
+    /// A queue pair is not protected; the first of a reason is told at once.
+    pub fn tell_unprotected(&mut self, qpn: u32, device: DeviceId, reason: &str, now: Micros) {
+        let name = self.data.device_name(device);
+        if self.told.is_new(reason, now) {
+            log::warn!("qp {qpn:#x} on {name} is unprotected: {reason}");
+            return;
+        }
+        let tally = self.tallies.entry(format!("unprotected on {name}: {reason}")).or_default();
+        tally.count += 1;
+        tally.warning = true;
+        if tally.count == 1 {
+            tally.due = now + Micros(REPEAT_US);
+        }
+    }
+
+    /// Writes the lines that are due.
+    pub fn flush_news(&mut self, now: Micros) {
+        self.tallies.retain(|words, tally| {
+            if now < tally.due {
+                return true;
+            }
+            let noun = if tally.count == 1 { "QP" } else { "QPs" };
+            if tally.warning {
+                log::warn!("{} more {noun} {words}", tally.count);
+            } else {
+                log::info!("{} {noun} protected: {words}", tally.count);
+            }
+            false
+        });
+    }
+
+    /// When [`World::flush_news`] is due.
+    pub fn news_due(&self) -> Option<Micros> {
+        self.tallies.values().map(|t| t.due).min()
+    }
+
+    /// Keeps a record that is complete.
+    pub fn keep(&mut self, record: &Record) {
+        self.journal.append(record);
+    }
+
+    /// From now on faults of the queue pair are masked, or are the application's.
+    pub fn set_armed(&self, qp: QpLife, armed: bool) {
+        self.data.set_armed(qp, armed);
+    }
+}
