@@ -88,10 +88,7 @@ impl FromStr for GidIndex {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(GidIndex::Auto),
-            number => number
-                .parse()
-                .map(GidIndex::At)
-                .map_err(|e| format!("{e}; expected `auto` or an index")),
+            number => number.parse().map(GidIndex::At).map_err(|e| format!("{e}; expected `auto` or an index")),
         }
     }
 }
@@ -171,10 +168,7 @@ impl FromStr for SizeRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let (min, max) = text.split_once("..").unwrap_or((text, text));
         let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text:?}: {e}"));
-        let range = Self {
-            min: number(min)?,
-            max: number(max)?,
-        };
+        let range = Self { min: number(min)?, max: number(max)? };
         if range.min > range.max || range.max > MAX_SIZE {
             return Err(format!("expected MIN..MAX with MIN <= MAX <= {MAX_SIZE}"));
         }
@@ -290,29 +284,17 @@ impl Params {
             return Err("--receiver-waits needs --direction one: who sends must poll".to_owned());
         }
         if self.receiver_waits && self.duration.is_some() {
-            return Err(
-                "--receiver-waits needs --messages: its receives are posted in advance".to_owned(),
-            );
+            return Err("--receiver-waits needs --messages: its receives are posted in advance".to_owned());
         }
         if self.receiver_waits && self.messages > MAX_WAITING {
-            return Err(format!(
-                "--receiver-waits takes at most {MAX_WAITING} messages"
-            ));
+            return Err(format!("--receiver-waits takes at most {MAX_WAITING} messages"));
         }
-        if self
-            .pause_before_message
-            .is_some_and(|k| k >= self.messages)
-            && self.duration.is_none()
-        {
+        if self.pause_before_message.is_some_and(|k| k >= self.messages) && self.duration.is_none() {
             return Err("--pause-before-message lies behind the last message".to_owned());
         }
         let bytes = crate::layout::Layout::new(self).total_bytes();
         if bytes > MAX_MEMORY {
-            return Err(format!(
-                "this would take {} MiB of memory; at most {}",
-                bytes >> 20,
-                MAX_MEMORY >> 20
-            ));
+            return Err(format!("this would take {} MiB of memory; at most {}", bytes >> 20, MAX_MEMORY >> 20));
         }
         Ok(())
     }
@@ -363,42 +345,16 @@ mod tests {
         let params = Params::for_tests();
         assert_eq!(params.check(), Ok(()));
         let text = serde_json::to_string(&params).expect("parameters are plain data");
-        assert_eq!(
-            serde_json::from_str::<Params>(&text).expect("they come back"),
-            params
-        );
+        assert_eq!(serde_json::from_str::<Params>(&text).expect("they come back"), params);
     }
 
     #[test]
     fn contradictions_are_refused() {
-        let waits = Params {
-            receiver_waits: true,
-            ..Params::for_tests()
-        };
+        let waits = Params { receiver_waits: true, ..Params::for_tests() };
         assert!(waits.check().is_ok());
-        assert!(Params {
-            direction: Ways::Both,
-            ..waits.clone()
-        }
-        .check()
-        .is_err());
-        assert!(Params {
-            duration: Some(1),
-            ..waits.clone()
-        }
-        .check()
-        .is_err());
-        assert!(Params {
-            messages: 1 << 20,
-            ..waits
-        }
-        .check()
-        .is_err());
-        assert!(Params {
-            pause_before_message: Some(1000),
-            ..Params::for_tests()
-        }
-        .check()
-        .is_err());
+        assert!(Params { direction: Ways::Both, ..waits.clone() }.check().is_err());
+        assert!(Params { duration: Some(1), ..waits.clone() }.check().is_err());
+        assert!(Params { messages: 1 << 20, ..waits }.check().is_err());
+        assert!(Params { pause_before_message: Some(1000), ..Params::for_tests() }.check().is_err());
     }
 }

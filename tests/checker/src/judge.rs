@@ -95,14 +95,9 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Message `number` arrived; `expected` are the receive-consuming messages from the own [`next`](Self::next) on.
-    pub fn arrived(
-        &mut self,
-        number: u64,
-        expected: impl Iterator<Item = u64>,
-    ) -> Result<(), Kind> {
+    pub fn arrived(&mut self, number: u64, expected: impl Iterator<Item = u64>) -> Result<(), Kind> {
         if number >= self.next {
-            self.missing
-                .extend(expected.take_while(|&skipped| skipped < number));
+            self.missing.extend(expected.take_while(|&skipped| skipped < number));
             self.next = number + 1;
             Ok(())
         } else if self.missing.remove(&number) {
@@ -168,16 +163,13 @@ impl Completions {
     /// Whether the last one posted is not signalled and not retired.
     #[must_use]
     pub fn ends_unsignalled(&self) -> bool {
-        self.outstanding
-            .back()
-            .is_some_and(|posted| !posted.signalled)
+        self.outstanding.back().is_some_and(|posted| !posted.signalled)
     }
 
     /// The work request with this counter, if it is not retired.
     #[must_use]
     pub fn get(&self, counter: u64) -> Option<&Posted> {
-        self.outstanding
-            .get(usize::try_from(counter.checked_sub(self.first)?).ok()?)
+        self.outstanding.get(usize::try_from(counter.checked_sub(self.first)?).ok()?)
     }
 
     /// The message of the oldest work request that is not retired.
@@ -208,17 +200,10 @@ impl Completions {
     }
 
     fn completed(&mut self, counter: u64, may: impl Fn(&Posted) -> bool) -> Retired {
-        let nothing = |kind| Retired {
-            fault: Some(kind),
-            posted: Vec::new(),
-        };
+        let nothing = |kind| Retired { fault: Some(kind), posted: Vec::new() };
         if counter < self.first {
             let late = self.overtaken.remove(&counter);
-            return nothing(if late {
-                Kind::CompletionReorder
-            } else {
-                Kind::CompletionTwice
-            });
+            return nothing(if late { Kind::CompletionReorder } else { Kind::CompletionTwice });
         }
         let place = (counter - self.first) as usize;
         match self.outstanding.get(place) {
@@ -227,26 +212,16 @@ impl Completions {
             Some(_) => {}
         }
         let posted: Vec<Posted> = self.outstanding.drain(..=place).collect();
-        let overtaken = (self.first..counter)
-            .zip(&posted)
-            .filter(|(_, posted)| posted.signalled);
+        let overtaken = (self.first..counter).zip(&posted).filter(|(_, posted)| posted.signalled);
         self.overtaken.extend(overtaken.map(|(counter, _)| counter));
         self.first = counter + 1;
-        Retired {
-            fault: None,
-            posted,
-        }
+        Retired { fault: None, posted }
     }
 
     /// The signalled work requests that did not complete, now that nothing more will come.
     pub fn never(&self) -> impl Iterator<Item = u64> + '_ {
-        let waiting = (self.first..)
-            .zip(&self.outstanding)
-            .filter(|(_, posted)| posted.signalled);
-        self.overtaken
-            .iter()
-            .copied()
-            .chain(waiting.map(|(counter, _)| counter))
+        let waiting = (self.first..).zip(&self.outstanding).filter(|(_, posted)| posted.signalled);
+        self.overtaken.iter().copied().chain(waiting.map(|(counter, _)| counter))
     }
 }
 
@@ -282,13 +257,7 @@ pub fn content(
     }
     // Eight bytes do not agree by chance.
     let word = seen.get(at..at + 8);
-    let same = |other: &u64| {
-        word.is_some_and(|word| {
-            plan.payload(*other)
-                .first_difference(at as u64, word)
-                .is_none()
-        })
-    };
+    let same = |other: &u64| word.is_some_and(|word| plan.payload(*other).first_difference(at as u64, word).is_none());
     let mut others = others;
     match others.find(same) {
         Some(other) => Content::Other(other),
@@ -302,10 +271,7 @@ pub fn first_unpoisoned(seen: &[u8]) -> Option<usize> {
     const CLEAN: [u8; 256] = [POISON; 256];
     for (block, chunk) in seen.chunks(CLEAN.len()).enumerate() {
         if CLEAN.get(..chunk.len()) != Some(chunk) {
-            return chunk
-                .iter()
-                .position(|&byte| byte != POISON)
-                .map(|at| block * CLEAN.len() + at);
+            return chunk.iter().position(|&byte| byte != POISON).map(|at| block * CLEAN.len() + at);
         }
     }
     None
@@ -361,14 +327,7 @@ mod tests {
     fn queue(signalled: &[bool]) -> Completions {
         let mut queue = Completions::default();
         for (message, &signalled) in (0..).zip(signalled) {
-            assert_eq!(
-                queue.posted(Posted {
-                    message,
-                    signalled,
-                    len: 0
-                }),
-                message
-            );
+            assert_eq!(queue.posted(Posted { message, signalled, len: 0 }), message);
         }
         queue
     }
@@ -410,14 +369,7 @@ mod tests {
         let mut queue = queue(&[false, false, true, true]);
         let retired = queue.succeeded(2);
         assert_eq!(retired.fault, None);
-        assert_eq!(
-            retired
-                .posted
-                .iter()
-                .map(|posted| posted.message)
-                .collect::<Vec<_>>(),
-            [0, 1, 2]
-        );
+        assert_eq!(retired.posted.iter().map(|posted| posted.message).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(queue.outstanding(), 3..4);
         assert_eq!(queue.succeeded(3).posted.len(), 1);
         assert_eq!(queue.never().count(), 0);
@@ -455,17 +407,11 @@ mod tests {
 
     #[test]
     fn a_completion_of_nothing_is_told() {
-        assert_eq!(
-            queue(&[true]).succeeded(1).fault,
-            Some(Kind::CompletionWrong)
-        );
+        assert_eq!(queue(&[true]).succeeded(1).fault, Some(Kind::CompletionWrong));
     }
 
     fn slot(number: u64, len: usize) -> (Plan, Vec<u8>) {
-        let params = Params {
-            mode: Mode::Write,
-            ..Params::for_tests()
-        };
+        let params = Params { mode: Mode::Write, ..Params::for_tests() };
         let plan = Plan::new(&params, 0, Direction::ClientToServer);
         let mut slot = vec![POISON; 600];
         plan.payload(number).fill(0, &mut slot[..len]);
@@ -473,13 +419,7 @@ mod tests {
     }
 
     fn judged(plan: &Plan, slot: &[u8], number: u64, len: usize) -> Content {
-        content(
-            (plan.payload(number), 0),
-            len,
-            slot,
-            plan,
-            [number.wrapping_sub(32), number + 32].into_iter(),
-        )
+        content((plan.payload(number), 0), len, slot, plan, [number.wrapping_sub(32), number + 32].into_iter())
     }
 
     #[test]

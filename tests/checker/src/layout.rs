@@ -24,16 +24,8 @@ impl Layout {
     pub fn new(params: &Params) -> Self {
         let depth = u64::from(params.depth);
         // Twice the depth: a slot rests, poisoned, for as many messages as may be in flight, before it is used again.
-        let ring = if params.receiver_waits {
-            params.messages
-        } else {
-            2 * depth
-        };
-        let receives = if params.scarce_receives {
-            (ring / 4).max(1)
-        } else {
-            ring
-        };
+        let ring = if params.receiver_waits { params.messages } else { 2 * depth };
+        let receives = if params.scarce_receives { (ring / 4).max(1) } else { ring };
         Self {
             slot: round_up(u64::from(params.size.max.max(8) + GUARD_BYTES)),
             source: round_up(u64::from(params.source_bytes().max(8))),
@@ -134,11 +126,7 @@ mod tests {
 
     #[test]
     fn no_two_places_overlap_and_all_lie_inside() {
-        let params = Params {
-            qps: 3,
-            depth: 4,
-            ..Params::for_tests()
-        };
+        let params = Params { qps: 3, depth: 4, ..Params::for_tests() };
         let layout = Layout::new(&params);
         let (mut local, mut shared) = (Vec::new(), Vec::new());
         for qp in 0..params.qps {
@@ -155,14 +143,9 @@ mod tests {
             shared.push((layout.source_area(qp), u64::from(params.source_bytes())));
             shared.push((layout.counter(qp), 8));
         }
-        for (mut places, bytes) in [
-            (local, layout.local_bytes()),
-            (shared, layout.shared_bytes()),
-        ] {
+        for (mut places, bytes) in [(local, layout.local_bytes()), (shared, layout.shared_bytes())] {
             places.sort_unstable();
-            assert!(places
-                .windows(2)
-                .all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+            assert!(places.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
             assert!(places.last().is_some_and(|(at, len)| at + len <= bytes));
             assert!(places.iter().all(|(at, _)| at % LINE == 0));
         }
@@ -170,11 +153,7 @@ mod tests {
 
     #[test]
     fn a_waiting_receiver_has_a_slot_for_every_message() {
-        let params = Params {
-            receiver_waits: true,
-            messages: 300,
-            ..Params::for_tests()
-        };
+        let params = Params { receiver_waits: true, messages: 300, ..Params::for_tests() };
         let layout = Layout::new(&params);
         assert_eq!((layout.ring(), layout.receives()), (300, 300));
     }

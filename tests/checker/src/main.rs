@@ -7,12 +7,7 @@
 
 #![cfg_attr(
     test,
-    allow(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        reason = "a test may fail by panicking"
-    )
+    allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test may fail by panicking")
 )]
 
 mod args;
@@ -47,43 +42,19 @@ fn main() -> ExitCode {
     let (name, status) = match cli.role {
         Role::Server { listen, local } => {
             let limit = Duration::from_secs(local.connect_timeout);
-            (
-                "server",
-                Side::accept(listen, limit)
-                    .map_err(SetupError::from)
-                    .and_then(|side| serve(side, &local)),
-            )
+            ("server", Side::accept(listen, limit).map_err(SetupError::from).and_then(|side| serve(side, &local)))
         }
-        Role::Client {
-            connect,
-            local,
-            params,
-            commit,
-            commit_at,
-            idle_until_file,
-        } => {
+        Role::Client { connect, local, params, commit, commit_at, idle_until_file } => {
             let from = commit_at.unwrap_or(params.messages / 2);
-            let sabotage = commit.map(|commit| Sabotage {
-                commit,
-                from,
-                committed: None,
-            });
-            let trigger = params
-                .pause_before_message
-                .map(|_| Trigger::new(idle_until_file));
+            let sabotage = commit.map(|commit| Sabotage { commit, from, committed: None });
+            let trigger = params.pause_before_message.map(|_| Trigger::new(idle_until_file));
             let limit = Duration::from_secs(local.connect_timeout);
             let side = Side::connect(connect, limit).map_err(SetupError::from);
-            (
-                "client",
-                side.and_then(|side| ask(side, &local, params, sabotage, trigger)),
-            )
+            ("client", side.and_then(|side| ask(side, &local, params, sabotage, trigger)))
         }
     };
     status.unwrap_or_else(|e| {
-        say(
-            &serde_json::json!({"checker": name, "pass": false, "setup": e.to_string()})
-                .to_string(),
-        );
+        say(&serde_json::json!({"checker": name, "pass": false, "setup": e.to_string()}).to_string());
         ExitCode::from(4)
     })
 }
@@ -117,14 +88,7 @@ fn run(
         End::Server => "server",
         End::Client => "client",
     };
-    let mut session = Session::new(prepare(
-        end,
-        params.clone(),
-        local,
-        side,
-        sabotage,
-        trigger,
-    )?);
+    let mut session = Session::new(prepare(end, params.clone(), local, side, sabotage, trigger)?);
     say(&format!("STARTED {name} t={}", session.started_ns()));
     let ending = session.run();
     let ended_ns = monotonic_ns();

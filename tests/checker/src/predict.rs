@@ -65,11 +65,7 @@ impl WrName {
     pub const fn from_wr_id(wr_id: u64, seed: u64) -> Self {
         let packed = unmix(wr_id) ^ mix(seed);
         Self {
-            queue: if packed >> 63 == 0 {
-                Queue::Send
-            } else {
-                Queue::Receive
-            },
+            queue: if packed >> 63 == 0 { Queue::Send } else { Queue::Receive },
             qp: (packed >> Self::COUNTER_BITS) as u16,
             counter: packed & ((1 << Self::COUNTER_BITS) - 1),
         }
@@ -94,9 +90,7 @@ impl Stream {
         let first_word = from / 8;
         let skip = (from % 8) as usize;
         let words = first_word..;
-        words
-            .flat_map(move |word| mix(self.key.wrapping_add(word.wrapping_mul(2))).to_le_bytes())
-            .skip(skip)
+        words.flat_map(move |word| mix(self.key.wrapping_add(word.wrapping_mul(2))).to_le_bytes()).skip(skip)
     }
 
     /// Fills `out` with the stream from its byte `from` on.
@@ -124,11 +118,7 @@ impl Stream {
             let expected = expected.get_mut(..chunk.len())?;
             self.fill(from + at as u64, expected);
             if expected != chunk {
-                return chunk
-                    .iter()
-                    .zip(expected.iter())
-                    .position(|(a, b)| a != b)
-                    .map(|i| at + i);
+                return chunk.iter().zip(expected.iter()).position(|(a, b)| a != b).map(|i| at + i);
             }
         }
         None
@@ -343,11 +333,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plan(mode: Mode) -> Plan {
-        let params = Params {
-            mode,
-            size: SizeRange { min: 0, max: 9000 },
-            ..Params::for_tests()
-        };
+        let params = Params { mode, size: SizeRange { min: 0, max: 9000 }, ..Params::for_tests() };
         Plan::new(&params, 3, Direction::ClientToServer)
     }
 
@@ -391,17 +377,12 @@ mod tests {
         let plan = plan(Mode::Mixed);
         let messages: Vec<_> = (0..4000).map(|n| plan.message(n)).collect();
         for op in [Op::Write, Op::WriteImm, Op::Send, Op::SendImm, Op::Read] {
-            assert!(
-                messages.iter().filter(|m| m.op == op).count() > 200,
-                "{op:?}"
-            );
+            assert!(messages.iter().filter(|m| m.op == op).count() > 200, "{op:?}");
         }
         for len in [0, 1, 1023, 1024, 1025, 2048, 9000] {
             assert!(messages.iter().any(|m| m.len == len), "{len}");
         }
-        assert!(messages
-            .iter()
-            .all(|m| m.source_at + m.len <= 18_000 + 128 && m.len <= 9000));
+        assert!(messages.iter().all(|m| m.source_at + m.len <= 18_000 + 128 && m.len <= 9000));
     }
 
     #[test]
@@ -411,9 +392,7 @@ mod tests {
         for qp in 0..20 {
             for direction in [Direction::ClientToServer, Direction::ServerToClient] {
                 let mut word = [0; 8];
-                Plan::new(&params, qp, direction)
-                    .payload(0)
-                    .fill(0, &mut word);
+                Plan::new(&params, qp, direction).payload(0).fill(0, &mut word);
                 first_words.push(u64::from_le_bytes(word));
             }
         }
@@ -426,10 +405,7 @@ mod tests {
     fn the_counter_moves_by_what_the_atomics_do_to_it() {
         let fadd = plan(Mode::Fadd);
         assert_eq!(fadd.counter_before(0), 0);
-        assert_eq!(
-            fadd.counter_before(8),
-            fadd.counter_before(7).wrapping_add(fadd.addend())
-        );
+        assert_eq!(fadd.counter_before(8), fadd.counter_before(7).wrapping_add(fadd.addend()));
         assert_ne!(plan(Mode::Cas).counter_before(1), 0);
     }
 }

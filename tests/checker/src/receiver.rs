@@ -7,6 +7,7 @@ use crate::predict::{Message, Op, Plan, Queue};
 use crate::report::Verdict;
 use crate::verbs::{Qp, ReceiveRequest, Result};
 use shift_abi::*;
+use std::ops::Range;
 
 /// The receiver of one queue pair.
 #[derive(Debug)]
@@ -26,6 +27,9 @@ pub struct Receiver {
     total: Option<u64>,
     slot: Vec<u8>,
 }
+
+/// How far to look for the next message that takes a receive: half of the messages of such modes do.
+const REACH: u64 = 1000;
 
 /// Whether a run in this mode posts receives at all.
 #[must_use]
@@ -64,25 +68,14 @@ impl Receiver {
 
     fn post_receive(&mut self, ground: &Ground, qp: &Qp) -> Result<()> {
         let message = self.receives.outstanding().end;
-        let counter = self.receives.posted(Posted {
-            message,
-            signalled: true,
-            len: 0,
-        });
+        let counter = self.receives.posted(Posted { message, signalled: true, len: 0 });
         let at = ground.layout.receive_slot(self.qp, counter);
         // As NCCL does: where only WRITEs with immediate data come, a receive has no memory.
         let bytes = ground.layout.slot_bytes() as u32;
-        let memory = if ground.params.mode == Mode::WriteImm {
-            None
-        } else {
-            Some((at, bytes))
-        };
+        let memory = if ground.params.mode == Mode::WriteImm { None } else { Some((at, bytes)) };
         qp.post_receive(
             &ground.shared,
-            ReceiveRequest {
-                wr_id: ground.wr_id(Queue::Receive, self.qp, counter),
-                memory,
-            },
+            ReceiveRequest { wr_id: ground.wr_id(Queue::Receive, self.qp, counter), memory },
         )
     }
 
@@ -96,14 +89,10 @@ impl Receiver {
         verdict: &mut Verdict,
     ) -> Result<()> {
         if wc.qp_num != qp.number() {
-            verdict.tally.count(Kind::CompletionWrong, || {
-                format!("qp {} receive {counter}: {wc:?}", self.qp)
-            });
+            verdict.tally.count(Kind::CompletionWrong, || format!("qp {} receive {counter}: {wc:?}", self.qp));
         }
         if let Some(kind) = self.receives.succeeded(counter).fault {
-            verdict
-                .tally
-                .count(kind, || format!("qp {} receive {counter}", self.qp));
+            verdict.tally.count(kind, || format!("qp {} receive {counter}", self.qp));
             if kind != Kind::CompletionReorder {
                 return Ok(());
             }
@@ -116,27 +105,22 @@ impl Receiver {
         self.post_receive(ground, qp)
     }
 
-    /// The receive-consuming messages from `from` on.
-    fn receiving(&self, from: u64) -> impl Iterator<Item = u64> + '_ {
-        (from..).filter(|&number| self.plan.message(number).op.consumes_receive())
+    /// The receive-consuming messages of a range, which is bounded: a mode may have none.
+    fn receiving(&self, numbers: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        numbers.filter(|&number| self.plan.message(number).op.consumes_receive())
     }
 
     /// Which message a completion is of: by its immediate data; else the expected one if it fits; else the nearest one
     /// whose length and bytes are those that came; else the expected one, damaged.
     fn identify(&mut self, ground: &Ground, receive_at: u64, wc: &ibv_wc) -> u64 {
-        let expected = self.receiving(self.arrivals.next()).next().unwrap_or(0);
         let reach = 2 * ground.layout.ring();
+        let next = self.arrivals.next();
+        let expected = self.receiving(next..next + REACH).next().unwrap_or(next);
         if wc.wc_flags & IBV_WC_WITH_IMM != 0 {
-            let number = self
-                .plan
-                .number_of_imm(u32::from_be(wc.imm.raw()), expected);
+            let number = self.plan.number_of_imm(u32::from_be(wc.imm.raw()), expected);
             let op = self.plan.message(number).op;
             let near = number.abs_diff(expected) <= reach;
-            return if near && op.has_imm() && receive_opcode(op) == wc.opcode {
-                number
-            } else {
-                expected
-            };
+            return if near && op.has_imm() && receive_opcode(op) == wc.opcode { number } else { expected };
         }
         let len = (wc.byte_len as usize).min(ground.layout.slot_bytes() as usize);
         ground.read_slot(&ground.shared, receive_at, &mut self.slot);
@@ -144,51 +128,28 @@ impl Receiver {
         let fits = |&number: &u64| {
             let message = self.plan.message(number);
             let same_shape = message.op == Op::Send && message.len == wc.byte_len;
-            same_shape
-                && self
-                    .plan
-                    .payload(number)
-                    .first_difference(0, bytes)
-                    .is_none()
+            same_shape && self.plan.payload(number).first_difference(0, bytes).is_none()
         };
-        let nearby =
-            (1..=reach).flat_map(|away| [expected.checked_sub(away), expected.checked_add(away)]);
-        std::iter::once(expected)
-            .chain(nearby.flatten())
-            .find(fits)
-            .unwrap_or(expected)
+        let nearby = (1..=reach).flat_map(|away| [expected.checked_sub(away), expected.checked_add(away)]);
+        std::iter::once(expected).chain(nearby.flatten()).find(fits).unwrap_or(expected)
     }
 
     /// Message `number` came with this completion.
-    fn arrived(
-        &mut self,
-        ground: &Ground,
-        receive_at: u64,
-        number: u64,
-        wc: &ibv_wc,
-        verdict: &mut Verdict,
-    ) {
+    fn arrived(&mut self, ground: &Ground, receive_at: u64, number: u64, wc: &ibv_wc, verdict: &mut Verdict) {
         let message = self.plan.message(number);
         let mut arrivals = std::mem::take(&mut self.arrivals);
-        let order = arrivals.arrived(number, self.receiving(arrivals.next()));
+        let order = arrivals.arrived(number, self.receiving(arrivals.next()..number));
         self.arrivals = arrivals;
         if let Err(kind) = order {
-            verdict
-                .tally
-                .count(kind, || format!("qp {} message {number}", self.qp));
+            verdict.tally.count(kind, || format!("qp {} message {number}", self.qp));
         }
         if order == Err(Kind::Duplicate) {
             self.forget(ground, &message);
             return;
         }
         self.verify_writes_below(ground, number, verdict);
-        if wc.opcode != receive_opcode(message.op)
-            || wc.byte_len != message.len
-            || !self.imm_is_right(&message, wc)
-        {
-            verdict.tally.count(Kind::Damage, || {
-                format!("qp {} {message:?}: {wc:?}", self.qp)
-            });
+        if wc.opcode != receive_opcode(message.op) || wc.byte_len != message.len || !self.imm_is_right(&message, wc) {
+            verdict.tally.count(Kind::Damage, || format!("qp {} {message:?}: {wc:?}", self.qp));
         }
         self.verify(ground, receive_at, &message, verdict);
         self.advance(ground, number + 1, verdict);
@@ -202,26 +163,15 @@ impl Receiver {
     /// A second copy of a message was counted; its bytes are not to be counted again as stale.
     fn forget(&self, ground: &Ground, message: &Message) {
         if message.op.fills_ring() {
-            ground.poison(
-                &ground.shared,
-                ground.layout.ring_slot(self.qp, message.number),
-            );
+            ground.poison(&ground.shared, ground.layout.ring_slot(self.qp, message.number));
         }
     }
 
     /// Checks a message's memory and poisons it.
-    fn verify(
-        &mut self,
-        ground: &Ground,
-        receive_at: u64,
-        message: &Message,
-        verdict: &mut Verdict,
-    ) {
+    fn verify(&mut self, ground: &Ground, receive_at: u64, message: &Message, verdict: &mut Verdict) {
         let at = if message.op.fills_ring() {
             if let Some(byte) = ground.unpoisoned(&ground.shared, receive_at, &mut self.slot) {
-                verdict.tally.count(Kind::Stale, || {
-                    format!("qp {} {message:?}: receive byte {byte}", self.qp)
-                });
+                verdict.tally.count(Kind::Stale, || format!("qp {} {message:?}: receive byte {byte}", self.qp));
             }
             ground.layout.ring_slot(self.qp, message.number)
         } else {
@@ -233,22 +183,11 @@ impl Receiver {
     fn verify_at(&mut self, ground: &Ground, at: u64, message: &Message, verdict: &mut Verdict) {
         let number = message.number;
         let ring = ground.layout.ring();
-        let others = [
-            number.checked_sub(ring),
-            number.checked_add(ring),
-            number.checked_sub(1),
-            number.checked_add(1),
-        ];
+        let others = [number.checked_sub(ring), number.checked_add(ring), number.checked_sub(1), number.checked_add(1)];
         ground.read_slot(&ground.shared, at, &mut self.slot);
         let expected = (self.plan.payload(number), 0);
         let len = message.len as usize;
-        let found = content(
-            expected,
-            len,
-            &self.slot,
-            &self.plan,
-            others.into_iter().flatten(),
-        );
+        let found = content(expected, len, &self.slot, &self.plan, others.into_iter().flatten());
         ground.poison(&ground.shared, at);
         let kind = match found {
             Content::Right => {
@@ -260,9 +199,7 @@ impl Receiver {
             Content::Other(_) => Kind::Stale,
             Content::Wrong(_) => Kind::Damage,
         };
-        verdict
-            .tally
-            .count(kind, || format!("qp {} {message:?}: {found:?}", self.qp));
+        verdict.tally.count(kind, || format!("qp {} {message:?}: {found:?}", self.qp));
     }
 
     /// Verifies the WRITEs without notice before message `end`: whoever sees that message, or hears that it is
@@ -271,12 +208,7 @@ impl Receiver {
         for number in self.consumed..end {
             let message = self.plan.message(number);
             if message.op == Op::Write {
-                self.verify_at(
-                    ground,
-                    ground.layout.ring_slot(self.qp, number),
-                    &message,
-                    verdict,
-                );
+                self.verify_at(ground, ground.layout.ring_slot(self.qp, number), &message, verdict);
             }
         }
         self.consumed = self.consumed.max(end);
@@ -285,10 +217,7 @@ impl Receiver {
     fn advance(&mut self, ground: &Ground, end: u64, verdict: &mut Verdict) {
         self.consumed = self.consumed.max(end);
         // A slot rests poisoned for a depth of messages: whatever writes it meanwhile is stale.
-        let resting = ground
-            .layout
-            .ring()
-            .saturating_sub(u64::from(ground.params.depth));
+        let resting = ground.layout.ring().saturating_sub(u64::from(ground.params.depth));
         while !ground.params.receiver_waits && self.released + resting < self.consumed {
             self.expect_quiet(ground, self.released, verdict);
             self.released += 1;
@@ -298,9 +227,7 @@ impl Receiver {
     fn expect_quiet(&mut self, ground: &Ground, number: u64, verdict: &mut Verdict) {
         let at = ground.layout.ring_slot(self.qp, number);
         if let Some(byte) = ground.unpoisoned(&ground.shared, at, &mut self.slot) {
-            verdict.tally.count(Kind::Stale, || {
-                format!("qp {} ring slot of message {number}, byte {byte}", self.qp)
-            });
+            verdict.tally.count(Kind::Stale, || format!("qp {} ring slot of message {number}, byte {byte}", self.qp));
             ground.poison(&ground.shared, at);
         }
     }
@@ -313,10 +240,7 @@ impl Receiver {
 
     /// Consumes what needs no receive, up to the notice.
     fn advance_to_notice(&mut self, ground: &Ground, verdict: &mut Verdict) {
-        let waiting_for = self
-            .receiving(self.consumed)
-            .take_while(|&number| number < self.noticed)
-            .next();
+        let waiting_for = self.receiving(self.consumed..self.noticed).next();
         let end = waiting_for.unwrap_or(self.noticed);
         if end > self.consumed {
             self.verify_writes_below(ground, end, verdict);
@@ -354,20 +278,14 @@ impl Receiver {
     /// The last look, once nothing more may come.
     pub fn close(&mut self, ground: &Ground, verdict: &mut Verdict) {
         for counter in self.receives.overtaken() {
-            verdict.tally.count(Kind::CompletionNever, || {
-                format!("qp {} receive {counter}", self.qp)
-            });
+            verdict.tally.count(Kind::CompletionNever, || format!("qp {} receive {counter}", self.qp));
         }
         for number in self.arrivals.missing() {
-            verdict
-                .tally
-                .count(Kind::Loss, || format!("qp {} message {number}", self.qp));
+            verdict.tally.count(Kind::Loss, || format!("qp {} message {number}", self.qp));
         }
         let end = self.total.unwrap_or(self.consumed).max(self.consumed);
         for number in self.consumed..end {
-            verdict.tally.count(Kind::Loss, || {
-                format!("qp {} message {number} never came", self.qp)
-            });
+            verdict.tally.count(Kind::Loss, || format!("qp {} message {number} never came", self.qp));
         }
         if !self.is_done() {
             return;
@@ -383,23 +301,17 @@ impl Receiver {
             return;
         }
         let mut bytes = [0; 8];
-        ground
-            .shared
-            .read(ground.layout.counter(self.qp), &mut bytes);
+        ground.shared.read(ground.layout.counter(self.qp), &mut bytes);
         let (seen, expected) = (u64::from_ne_bytes(bytes), self.plan.counter_before(total));
         if seen != expected {
-            verdict.tally.count(Kind::Damage, || {
-                format!("qp {} counter is {seen:#x}, not {expected:#x}", self.qp)
-            });
+            verdict.tally.count(Kind::Damage, || format!("qp {} counter is {seen:#x}, not {expected:#x}", self.qp));
         }
     }
 
     /// An error completion of this queue's `counter`-th receive.
     pub fn failed(&mut self, counter: u64, verdict: &mut Verdict) {
         if let Some(kind) = self.receives.failed(counter).fault {
-            verdict.tally.count(kind, || {
-                format!("qp {} receive {counter} (an error)", self.qp)
-            });
+            verdict.tally.count(kind, || format!("qp {} receive {counter} (an error)", self.qp));
         }
     }
 }
@@ -407,8 +319,6 @@ impl Receiver {
 const fn receive_opcode(op: Op) -> ibv_wc_opcode {
     match op {
         Op::WriteImm => IBV_WC_RECV_RDMA_WITH_IMM,
-        Op::Send | Op::SendImm | Op::Write | Op::Read | Op::FetchAdd | Op::CompareSwap => {
-            IBV_WC_RECV
-        }
+        Op::Send | Op::SendImm | Op::Write | Op::Read | Op::FetchAdd | Op::CompareSwap => IBV_WC_RECV,
     }
 }

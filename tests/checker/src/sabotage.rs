@@ -19,12 +19,7 @@ pub struct Sabotage {
 impl Sabotage {
     /// The error to commit at message `number`, if it is the first that fits; `ends` are the messages before which the
     /// run stops or pauses.
-    pub fn at_message(
-        &mut self,
-        number: u64,
-        plan: &Plan,
-        ends: [Option<u64>; 2],
-    ) -> Option<Commit> {
+    pub fn at_message(&mut self, number: u64, plan: &Plan, ends: [Option<u64>; 2]) -> Option<Commit> {
         if self.committed.is_some() || number < self.from {
             return None;
         }
@@ -56,9 +51,7 @@ impl Sabotage {
         let times = match self.commit {
             Commit::CompletionTwice => 2,
             Commit::CompletionNever => 0,
-            Commit::Loss | Commit::Duplicate | Commit::Reorder | Commit::Damage | Commit::Stale => {
-                return 1
-            }
+            Commit::Loss | Commit::Duplicate | Commit::Reorder | Commit::Damage | Commit::Stale => return 1,
         };
         if self.committed.is_some() || counter < self.from {
             return 1;
@@ -75,41 +68,22 @@ mod tests {
     use crate::predict::Direction;
 
     fn sabotage(commit: Commit) -> Sabotage {
-        Sabotage {
-            commit,
-            from: 100,
-            committed: None,
-        }
+        Sabotage { commit, from: 100, committed: None }
     }
 
     fn plan(mode: Mode) -> Plan {
-        let params = Params {
-            mode,
-            ..Params::for_tests()
-        };
+        let params = Params { mode, ..Params::for_tests() };
         Plan::new(&params, 0, Direction::ClientToServer)
     }
 
     fn committed(commit: Commit, mode: Mode, end: u64) -> Vec<u64> {
         let (mut sabotage, plan) = (sabotage(commit), plan(mode));
-        (0..end)
-            .filter(|&number| {
-                sabotage
-                    .at_message(number, &plan, [Some(end), None])
-                    .is_some()
-            })
-            .collect()
+        (0..end).filter(|&number| sabotage.at_message(number, &plan, [Some(end), None]).is_some()).collect()
     }
 
     #[test]
     fn an_error_is_committed_once_and_not_too_early() {
-        for commit in [
-            Commit::Loss,
-            Commit::Duplicate,
-            Commit::Reorder,
-            Commit::Damage,
-            Commit::Stale,
-        ] {
+        for commit in [Commit::Loss, Commit::Duplicate, Commit::Reorder, Commit::Damage, Commit::Stale] {
             let at = committed(commit, Mode::Mixed, 1000);
             assert!(at.len() == 1 && at[0] >= 100, "{commit:?}: {at:?}");
         }
@@ -125,15 +99,9 @@ mod tests {
     #[test]
     fn completions_are_counted_once_but_for_the_error() {
         let mut twice = sabotage(Commit::CompletionTwice);
-        assert_eq!(
-            [99, 100, 101].map(|counter| twice.times_counted(counter)),
-            [1, 2, 1]
-        );
+        assert_eq!([99, 100, 101].map(|counter| twice.times_counted(counter)), [1, 2, 1]);
         let mut never = sabotage(Commit::CompletionNever);
-        assert_eq!(
-            [99, 103, 104].map(|counter| never.times_counted(counter)),
-            [1, 0, 1]
-        );
+        assert_eq!([99, 103, 104].map(|counter| never.times_counted(counter)), [1, 0, 1]);
         assert_eq!(sabotage(Commit::Loss).times_counted(100), 1);
     }
 }

@@ -22,16 +22,11 @@ impl Pacer {
     /// A pacer that starts now; rate 0 lets everything through.
     #[must_use]
     pub const fn new(rate: u64, now_ns: u64) -> Self {
-        Self {
-            rate,
-            since_ns: now_ns,
-            bytes: 0,
-        }
+        Self { rate, since_ns: now_ns, bytes: 0 }
     }
 
     fn lets_through(&self, now_ns: u64) -> bool {
-        let earned = u128::from(now_ns.saturating_sub(self.since_ns)) * u128::from(self.rate)
-            / 1_000_000_000;
+        let earned = u128::from(now_ns.saturating_sub(self.since_ns)) * u128::from(self.rate) / 1_000_000_000;
         self.rate == 0 || u128::from(self.bytes) <= earned
     }
 }
@@ -78,11 +73,7 @@ impl Sender {
             completions: Completions::default(),
             next: 0,
             taken: VecDeque::new(),
-            limit: if params.duration.is_some() {
-                None
-            } else {
-                Some(params.messages)
-            },
+            limit: if params.duration.is_some() { None } else { Some(params.messages) },
             pause_at: params.pause_before_message,
             released: 0,
             retired: 0,
@@ -123,8 +114,7 @@ impl Sender {
             if chain.is_empty() {
                 break;
             }
-            qp.post_send(&ground.local, &chain)
-                .map_err(|(bad, e)| format!("qp {} wr {bad:?}: {e}", self.qp))?;
+            qp.post_send(&ground.local, &chain).map_err(|(bad, e)| format!("qp {} wr {bad:?}: {e}", self.qp))?;
             // An inline work request's memory is the program's again as soon as the call returns.
             for at in inline_slots {
                 ground.poison(&ground.local, at);
@@ -138,8 +128,7 @@ impl Sender {
     fn may_start_chain(&self, params: &Params) -> bool {
         let outstanding = self.outstanding();
         let room = u64::from(params.depth).saturating_sub(outstanding);
-        room >= u64::from(params.chain.min(params.depth))
-            || (room > 0 && !self.completions.awaits_any())
+        room >= u64::from(params.chain.min(params.depth)) || (room > 0 && !self.completions.awaits_any())
     }
 
     fn outstanding(&self) -> u64 {
@@ -170,9 +159,7 @@ impl Sender {
             return true;
         }
         // A reordering takes the next two at once.
-        let two = self
-            .sabotage
-            .is_some_and(|s| s.commit == Commit::Reorder && s.committed.is_none());
+        let two = self.sabotage.is_some_and(|s| s.commit == Commit::Reorder && s.committed.is_none());
         let last = if two && depth > 1 { number + 1 } else { number };
         let last = self.limit.map_or(last, |limit| last.min(limit - 1));
         let oldest = self.completions.oldest_message().unwrap_or(number);
@@ -185,10 +172,7 @@ impl Sender {
         self.next += 1;
         let ends = [self.limit, self.pause_at];
         let plan = &self.plan;
-        let commit = self
-            .sabotage
-            .as_mut()
-            .and_then(|sabotage| sabotage.at_message(number, plan, ends));
+        let commit = self.sabotage.as_mut().and_then(|sabotage| sabotage.at_message(number, plan, ends));
         match commit {
             Some(Commit::Loss) => {
                 let message = self.plan.message(number);
@@ -201,10 +185,7 @@ impl Sender {
                 self.next += 1;
                 self.taken.extend([number + 1, number]);
             }
-            Some(
-                Commit::Damage | Commit::Stale | Commit::CompletionTwice | Commit::CompletionNever,
-            )
-            | None => {
+            Some(Commit::Damage | Commit::Stale | Commit::CompletionTwice | Commit::CompletionNever) | None => {
                 self.taken.push_back(number);
             }
         }
@@ -212,18 +193,11 @@ impl Sender {
 
     /// Whether this message is the one at which that error was committed.
     fn committed(&self, commit: Commit, number: u64) -> bool {
-        self.sabotage
-            .is_some_and(|sabotage| sabotage.commit == commit && sabotage.committed == Some(number))
+        self.sabotage.is_some_and(|sabotage| sabotage.commit == commit && sabotage.committed == Some(number))
     }
 
     /// Writes a message's bytes to its slot and describes its work request.
-    fn request(
-        &mut self,
-        ground: &Ground,
-        qp: &Qp,
-        message: &Message,
-        verdict: &mut Verdict,
-    ) -> SendRequest {
+    fn request(&mut self, ground: &Ground, qp: &Qp, message: &Message, verdict: &mut Verdict) -> SendRequest {
         let number = message.number;
         let at = if message.op.lands_here() {
             self.expect_quiet_landing(ground, number, verdict);
@@ -234,14 +208,9 @@ impl Sender {
         };
         let counter = self.completions.outstanding().end;
         let signalled = self.must_signal(&ground.params, counter);
-        self.completions.posted(Posted {
-            message: number,
-            signalled,
-            len: message.len,
-        });
+        self.completions.posted(Posted { message: number, signalled, len: message.len });
         let params = &ground.params;
-        let inline =
-            !message.op.lands_here() && message.wants_inline && message.len <= qp.inline_room();
+        let inline = !message.op.lands_here() && message.wants_inline && message.len <= qp.inline_room();
         let fence = params.fence_every != 0 && (counter + 1) % u64::from(params.fence_every) == 0;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         SendRequest {
@@ -252,11 +221,7 @@ impl Sender {
                 | flag(fence, IBV_SEND_FENCE),
             at,
             len: message.len,
-            sges: if matches!(message.op, Op::FetchAdd | Op::CompareSwap) {
-                1
-            } else {
-                params.sges
-            },
+            sges: if matches!(message.op, Op::FetchAdd | Op::CompareSwap) { 1 } else { params.sges },
             imm: message.imm,
             remote_addr: ground.peer.addr + self.remote_at(ground, message),
             rkey: ground.peer.rkey,
@@ -276,9 +241,7 @@ impl Sender {
         if self.committed(Commit::Damage, message.number) {
             flip_last(&mut self.slot);
         }
-        ground
-            .local
-            .write(ground.layout.send_slot(self.qp, message.number), &self.slot);
+        ground.local.write(ground.layout.send_slot(self.qp, message.number), &self.slot);
     }
 
     const fn remote_at(&self, ground: &Ground, message: &Message) -> u64 {
@@ -294,40 +257,21 @@ impl Sender {
         let number = message.number;
         match message.op {
             Op::FetchAdd => (self.plan.addend(), 0),
-            Op::CompareSwap => (
-                self.plan.counter_before(number),
-                self.plan.counter_before(number + 1),
-            ),
+            Op::CompareSwap => (self.plan.counter_before(number), self.plan.counter_before(number + 1)),
             Op::Write | Op::WriteImm | Op::Send | Op::SendImm | Op::Read => (0, 0),
         }
     }
 
     /// A success completion of this queue's `counter`-th work request.
-    pub fn completed(
-        &mut self,
-        ground: &Ground,
-        qp: &Qp,
-        counter: u64,
-        wc: &ibv_wc,
-        verdict: &mut Verdict,
-    ) {
-        let times = self
-            .sabotage
-            .as_mut()
-            .map_or(1, |sabotage| sabotage.times_counted(counter));
+    pub fn completed(&mut self, ground: &Ground, qp: &Qp, counter: u64, wc: &ibv_wc, verdict: &mut Verdict) {
+        let times = self.sabotage.as_mut().map_or(1, |sabotage| sabotage.times_counted(counter));
         for _ in 0..times {
             self.check_fields(qp, counter, wc, verdict);
             let retired = self.completions.succeeded(counter);
             if let Some(kind) = retired.fault {
-                verdict
-                    .tally
-                    .count(kind, || format!("qp {} send wr {counter}", self.qp));
+                verdict.tally.count(kind, || format!("qp {} send wr {counter}", self.qp));
             }
-            for posted in retired
-                .posted
-                .iter()
-                .filter(|posted| posted.message != NO_MESSAGE)
-            {
+            for posted in retired.posted.iter().filter(|posted| posted.message != NO_MESSAGE) {
                 self.retired = self.retired.max(posted.message + 1);
                 verdict.acked += 1;
                 let message = self.plan.message(posted.message);
@@ -341,9 +285,7 @@ impl Sender {
     /// An error completion of this queue's `counter`-th work request.
     pub fn failed(&mut self, counter: u64, verdict: &mut Verdict) {
         if let Some(kind) = self.completions.failed(counter).fault {
-            verdict.tally.count(kind, || {
-                format!("qp {} send wr {counter} (an error)", self.qp)
-            });
+            verdict.tally.count(kind, || format!("qp {} send wr {counter} (an error)", self.qp));
         }
     }
 
@@ -353,9 +295,7 @@ impl Sender {
         };
         if wc.qp_num != qp.number() {
             let qp_num = wc.qp_num;
-            verdict.tally.count(Kind::CompletionWrong, || {
-                format!("qp {} wr {counter}: qp_num {qp_num}", self.qp)
-            });
+            verdict.tally.count(Kind::CompletionWrong, || format!("qp {} wr {counter}: qp_num {qp_num}", self.qp));
         }
         if posted.message == NO_MESSAGE {
             return;
@@ -382,9 +322,7 @@ impl Sender {
         }
         let found = match message.op {
             Op::FetchAdd | Op::CompareSwap => self.judge_atomic(message.number, &slot),
-            Op::Read | Op::Write | Op::WriteImm | Op::Send | Op::SendImm => {
-                self.judge_read(message, &slot)
-            }
+            Op::Read | Op::Write | Op::WriteImm | Op::Send | Op::SendImm => self.judge_read(message, &slot),
         };
         ground.poison(&ground.local, at);
         self.slot = slot;
@@ -397,20 +335,12 @@ impl Sender {
             Content::Other(_) => Kind::Stale,
             Content::Wrong(_) => Kind::Damage,
         };
-        verdict
-            .tally
-            .count(kind, || format!("qp {} {message:?}: {found:?}", self.qp));
+        verdict.tally.count(kind, || format!("qp {} {message:?}: {found:?}", self.qp));
     }
 
     fn judge_read(&self, message: &Message, slot: &[u8]) -> Content {
         let expected = (self.plan.source(), message.source_at.into());
-        content(
-            expected,
-            message.len as usize,
-            slot,
-            &self.plan,
-            std::iter::empty(),
-        )
+        content(expected, message.len as usize, slot, &self.plan, std::iter::empty())
     }
 
     fn judge_atomic(&self, number: u64, slot: &[u8]) -> Content {
@@ -422,9 +352,7 @@ impl Sender {
         }
         match first_unpoisoned(guard) {
             Some(at) => Content::Wrong(8 + at),
-            None if u64::from_ne_bytes(*landed) == self.plan.counter_before(number) => {
-                Content::Right
-            }
+            None if u64::from_ne_bytes(*landed) == self.plan.counter_before(number) => Content::Right,
             None => Content::Wrong(0),
         }
     }
@@ -433,36 +361,21 @@ impl Sender {
     fn expect_quiet_landing(&mut self, ground: &Ground, number: u64, verdict: &mut Verdict) {
         let at = ground.layout.landing_slot(self.qp, number);
         if let Some(byte) = ground.unpoisoned(&ground.local, at, &mut self.slot) {
-            verdict.tally.count(Kind::Stale, || {
-                format!(
-                    "qp {} landing slot of message {number}, byte {byte}",
-                    self.qp
-                )
-            });
+            verdict
+                .tally
+                .count(Kind::Stale, || format!("qp {} landing slot of message {number}, byte {byte}", self.qp));
             ground.poison(&ground.local, at);
         }
     }
 
     /// Writes an old message once more, over memory that the receiver has consumed.
     pub fn post_stale(&mut self, ground: &Ground, qp: &mut Qp) -> Result<(), PostFailure> {
-        let Some(Sabotage {
-            commit: Commit::Stale,
-            committed: Some(number),
-            ..
-        }) = self.sabotage
-        else {
+        let Some(Sabotage { commit: Commit::Stale, committed: Some(number), .. }) = self.sabotage else {
             return Ok(());
         };
-        let message = Message {
-            op: Op::Write,
-            ..self.plan.message(number)
-        };
+        let message = Message { op: Op::Write, ..self.plan.message(number) };
         self.write_payload(ground, &message);
-        let posted = Posted {
-            message: NO_MESSAGE,
-            signalled: true,
-            len: message.len,
-        };
+        let posted = Posted { message: NO_MESSAGE, signalled: true, len: message.len };
         let request = SendRequest {
             wr_id: ground.wr_id(Queue::Send, self.qp, self.completions.posted(posted)),
             opcode: IBV_WR_RDMA_WRITE,
@@ -475,8 +388,7 @@ impl Sender {
             rkey: ground.peer.rkey,
             operands: (0, 0),
         };
-        qp.post_send(&ground.local, &[request])
-            .map_err(|(_, e)| e.to_string())
+        qp.post_send(&ground.local, &[request]).map_err(|(_, e)| e.to_string())
     }
 
     /// The receiver has consumed all messages below this one.
@@ -505,9 +417,7 @@ impl Sender {
     /// Whether all was sent and completed.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.limit.is_some_and(|limit| self.next >= limit)
-            && self.taken.is_empty()
-            && self.outstanding() == 0
+        self.limit.is_some_and(|limit| self.next >= limit) && self.taken.is_empty() && self.outstanding() == 0
     }
 
     /// How many messages there were in all: once, when all are complete.
@@ -532,9 +442,7 @@ impl Sender {
     /// The last look, once nothing more may come.
     pub fn close(&mut self, ground: &Ground, verdict: &mut Verdict) {
         for counter in self.completions.never() {
-            verdict.tally.count(Kind::CompletionNever, || {
-                format!("qp {} send wr {counter}", self.qp)
-            });
+            verdict.tally.count(Kind::CompletionNever, || format!("qp {} send wr {counter}", self.qp));
         }
         for slot in 0..u64::from(ground.params.depth) {
             self.expect_quiet_landing(ground, slot, verdict);

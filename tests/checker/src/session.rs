@@ -150,8 +150,7 @@ impl Session {
 
     /// Whether this end is a receiver that does nothing but wait for the sender's word.
     fn sits_in_read(&self) -> bool {
-        self.parts.ground.params.receiver_waits
-            && !self.parts.receivers.iter().all(Receiver::knows_total)
+        self.parts.ground.params.receiver_waits && !self.parts.receivers.iter().all(Receiver::knows_total)
     }
 
     fn handle_notes(&mut self, now: u64) -> Result<bool, String> {
@@ -167,8 +166,7 @@ impl Session {
     fn next_note(&mut self) -> Result<Option<Note>, String> {
         const SIT: Duration = Duration::from_millis(100);
         let side = &mut self.parts.side;
-        let sits = self.parts.ground.params.receiver_waits
-            && !self.parts.receivers.iter().all(Receiver::knows_total);
+        let sits = self.parts.ground.params.receiver_waits && !self.parts.receivers.iter().all(Receiver::knows_total);
         match if sits { side.wait(SIT) } else { side.poll() } {
             Ok(note) => Ok(note),
             Err(_) if self.peer_left => Ok(None),
@@ -177,30 +175,20 @@ impl Session {
     }
 
     fn handle_note(&mut self, note: Note, now: u64) -> Result<(), String> {
-        let Parts {
-            ground,
-            senders,
-            receivers,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, senders, receivers, .. } = &mut self.parts;
         let unknown = |qp: u16| format!("a note about queue pair {qp}");
         match note {
             Note::Credit { qp, released } => {
-                senders
-                    .get_mut(usize::from(qp))
-                    .ok_or_else(|| unknown(qp))?
-                    .released(released);
+                senders.get_mut(usize::from(qp)).ok_or_else(|| unknown(qp))?.released(released);
             }
             Note::Done { qp, upto } => {
-                let receiver = receivers
-                    .get_mut(usize::from(qp))
-                    .ok_or_else(|| unknown(qp))?;
+                let receiver = receivers.get_mut(usize::from(qp)).ok_or_else(|| unknown(qp))?;
                 receiver.noticed(ground, upto, &mut self.verdict);
+                // Where no completion tells a receiver of success, the sender's word does.
+                self.verdict.gap.success(now);
             }
             Note::Total { qp, total } => {
-                let receiver = receivers
-                    .get_mut(usize::from(qp))
-                    .ok_or_else(|| unknown(qp))?;
+                let receiver = receivers.get_mut(usize::from(qp)).ok_or_else(|| unknown(qp))?;
                 receiver.ends_at(ground, total, &mut self.verdict);
             }
             Note::Idle => self.pause.peer = true,
@@ -208,9 +196,7 @@ impl Session {
             Note::Finished => self.peer_finished = true,
             Note::Bye => self.peer_left = true,
             Note::Failed(why) => return Err(format!("the peer gave up: {why}")),
-            Note::Params(_) | Note::Endpoint(_) | Note::Ready => {
-                return Err("a note out of turn".to_owned())
-            }
+            Note::Params(_) | Note::Endpoint(_) | Note::Ready => return Err("a note out of turn".to_owned()),
         }
         Ok(())
     }
@@ -227,67 +213,41 @@ impl Session {
     }
 
     fn handle_completion(&mut self, wc: &ibv_wc, now: u64) -> Result<(), String> {
-        let Parts {
-            ground,
-            qps,
-            senders,
-            receivers,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, qps, senders, receivers, .. } = &mut self.parts;
         let (verdict, success) = (&mut self.verdict, wc.status == IBV_WC_SUCCESS);
         let name = WrName::from_wr_id(wc.wr_id, ground.params.seed);
         let at = usize::from(name.qp);
         self.progress_ns = now;
         let Some(qp) = qps.get(at) else {
-            verdict
-                .tally
-                .count(Kind::CompletionWrong, || format!("unknown wr_id: {wc:?}"));
+            verdict.tally.count(Kind::CompletionWrong, || format!("unknown wr_id: {wc:?}"));
             return Ok(());
         };
         if success {
             verdict.gap.success(now);
         } else {
-            let queue = if name.queue == Queue::Send {
-                "send"
-            } else {
-                "receive"
-            };
+            let queue = if name.queue == Queue::Send { "send" } else { "receive" };
             verdict.error(wc, name.qp, queue, name.counter, now);
         }
         match (name.queue, senders.get_mut(at), receivers.get_mut(at)) {
-            (Queue::Send, Some(sender), _) if success => {
-                sender.completed(ground, qp, name.counter, wc, verdict)
-            }
+            (Queue::Send, Some(sender), _) if success => sender.completed(ground, qp, name.counter, wc, verdict),
             (Queue::Send, Some(sender), _) => sender.failed(name.counter, verdict),
             (Queue::Receive, _, Some(receiver)) if success => {
-                receiver
-                    .completed(ground, qp, name.counter, wc, verdict)
-                    .map_err(|e| e.to_string())?;
+                receiver.completed(ground, qp, name.counter, wc, verdict).map_err(|e| e.to_string())?;
             }
             (Queue::Receive, _, Some(receiver)) => receiver.failed(name.counter, verdict),
             (Queue::Send | Queue::Receive, _, _) => {
-                verdict.tally.count(Kind::CompletionWrong, || {
-                    format!("nothing was posted there: {wc:?}")
-                });
+                verdict.tally.count(Kind::CompletionWrong, || format!("nothing was posted there: {wc:?}"));
             }
         }
         Ok(())
     }
 
     fn post(&mut self, now: u64) -> Result<bool, String> {
-        let Parts {
-            ground,
-            qps,
-            senders,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, qps, senders, .. } = &mut self.parts;
         if self.verdict.error_count > 0 || self.phase != Phase::Running {
             return Ok(false);
         }
-        let over = ground
-            .params
-            .duration
-            .is_some_and(|seconds| now - self.started_ns >= seconds * SECOND_NS);
+        let over = ground.params.duration.is_some_and(|seconds| now - self.started_ns >= seconds * SECOND_NS);
         let mut any = false;
         for (sender, qp) in senders.iter_mut().zip(qps) {
             if over {
@@ -299,27 +259,14 @@ impl Session {
     }
 
     fn send_notes(&mut self) -> Result<(), String> {
-        let Parts {
-            ground,
-            senders,
-            receivers,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, senders, receivers, .. } = &mut self.parts;
         let mut notes = Vec::new();
         for (qp, sender) in (0..).zip(senders) {
-            notes.extend(
-                sender
-                    .notice(&ground.params)
-                    .map(|upto| Note::Done { qp, upto }),
-            );
+            notes.extend(sender.notice(&ground.params).map(|upto| Note::Done { qp, upto }));
             notes.extend(sender.total_due().map(|total| Note::Total { qp, total }));
         }
         for (qp, receiver) in (0..).zip(receivers) {
-            notes.extend(
-                receiver
-                    .credit(&ground.params)
-                    .map(|released| Note::Credit { qp, released }),
-            );
+            notes.extend(receiver.credit(&ground.params).map(|released| Note::Credit { qp, released }));
         }
         notes.iter().try_for_each(|note| self.tell(note))
     }
@@ -372,9 +319,7 @@ impl Session {
             Phase::Running => self.finish(),
             Phase::Finished if self.peer_finished => {
                 let settle_ns = self.parts.ground.params.settle_ms * 1_000_000;
-                self.phase = Phase::Settling {
-                    until_ns: now + settle_ns,
-                };
+                self.phase = Phase::Settling { until_ns: now + settle_ns };
                 Ok(())
             }
             Phase::Settling { until_ns } if now >= until_ns => {
@@ -391,14 +336,7 @@ impl Session {
     }
 
     fn finish(&mut self) -> Result<(), String> {
-        let Parts {
-            ground,
-            qps,
-            senders,
-            receivers,
-            commit,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, qps, senders, receivers, commit, .. } = &mut self.parts;
         if !senders.iter().all(Sender::is_done) || !receivers.iter().all(Receiver::is_done) {
             return Ok(());
         }
@@ -419,21 +357,10 @@ impl Session {
 
     /// What ends the run though nothing failed in this turn.
     fn trouble(&self, now: u64) -> Option<Ending> {
-        if self
-            .verdict
-            .first_error_ns
-            .is_some_and(|first| now > first + DRAIN_NS)
-        {
-            return Some(Ending::GaveUp(format!(
-                "{} error completions",
-                self.verdict.error_count
-            )));
+        if self.verdict.first_error_ns.is_some_and(|first| now > first + DRAIN_NS) {
+            return Some(Ending::GaveUp(format!("{} error completions", self.verdict.error_count)));
         }
-        let limit = if self.stands_still() {
-            PAUSE_NS
-        } else {
-            self.parts.ground.params.deadline * SECOND_NS
-        };
+        let limit = if self.stands_still() { PAUSE_NS } else { self.parts.ground.params.deadline * SECOND_NS };
         (now > self.progress_ns + limit).then_some(Ending::Deadline)
     }
 
@@ -450,12 +377,7 @@ impl Session {
     }
 
     fn close_flows(&mut self) {
-        let Parts {
-            ground,
-            senders,
-            receivers,
-            ..
-        } = &mut self.parts;
+        let Parts { ground, senders, receivers, .. } = &mut self.parts;
         for sender in senders {
             sender.close(ground, &mut self.verdict);
         }
@@ -477,16 +399,8 @@ impl Session {
             return;
         }
         self.printed_ns = now;
-        let Verdict {
-            sent,
-            acked,
-            received,
-            bytes,
-            ..
-        } = self.verdict;
-        say(&format!(
-            "PROGRESS sent={sent} acked={acked} received={received} bytes={bytes} t={now}"
-        ));
+        let Verdict { sent, acked, received, bytes, .. } = self.verdict;
+        say(&format!("PROGRESS sent={sent} acked={acked} received={received} bytes={bytes} t={now}"));
     }
 
     /// Polls on for a while, though nothing is to come: whatever comes is told.
@@ -509,9 +423,7 @@ impl Session {
 
     /// Closes all verbs objects, as a program does that ends normally.
     pub fn close(self) -> Result<(), VerbError> {
-        let Parts {
-            verbs, qps, ground, ..
-        } = self.parts;
+        let Parts { verbs, qps, ground, .. } = self.parts;
         let regions: Vec<Region> = vec![ground.local, ground.shared];
         verbs.close(qps, regions)
     }

@@ -102,21 +102,9 @@ pub fn prepare(
     connect(&params, &opened, &peer)?;
     let senders = senders(end, &params, sabotage);
     let mut receivers = receivers(end, &params);
-    let Opened {
-        verbs,
-        qps,
-        local,
-        shared,
-        ..
-    } = opened;
+    let Opened { verbs, qps, local, shared, .. } = opened;
     let layout = Layout::new(&params);
-    let ground = Ground {
-        params,
-        layout,
-        local,
-        shared,
-        peer,
-    };
+    let ground = Ground { params, layout, local, shared, peer };
     for (receiver, qp) in receivers.iter_mut().zip(&qps) {
         receiver.prepare(&ground, qp)?;
     }
@@ -126,28 +114,14 @@ pub fn prepare(
         return Err(SetupError::Peer(Some(note)));
     }
     let commit = sabotage.map(|sabotage| sabotage.commit);
-    Ok(Parts {
-        verbs,
-        qps,
-        ground,
-        side,
-        senders,
-        receivers,
-        trigger,
-        commit,
-    })
+    Ok(Parts { verbs, qps, ground, side, senders, receivers, trigger, commit })
 }
 
 fn senders(end: End, params: &Params, sabotage: Option<Sabotage>) -> Vec<Sender> {
     let sends = end == End::Client || params.direction == Ways::Both;
     let sender = |qp| {
         // One error is enough: the first queue pair commits it.
-        Sender::new(
-            params,
-            qp,
-            Plan::new(params, qp, end.sends()),
-            sabotage.filter(|_| qp == 0),
-        )
+        Sender::new(params, qp, Plan::new(params, qp, end.sends()), sabotage.filter(|_| qp == 0))
     };
     (0..params.qps).filter(|_| sends).map(sender).collect()
 }
@@ -160,34 +134,16 @@ fn receivers(end: End, params: &Params) -> Vec<Receiver> {
 
 fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> {
     let layout = Layout::new(params);
-    let receive_wrs = if takes_receives(params.mode) {
-        layout.receives() as u32
-    } else {
-        1
-    };
-    let per_qp = params.depth
-        + if takes_receives(params.mode) {
-            receive_wrs
-        } else {
-            0
-        };
+    let receive_wrs = if takes_receives(params.mode) { layout.receives() as u32 } else { 1 };
+    let per_qp = params.depth + if takes_receives(params.mode) { receive_wrs } else { 0 };
     // Exactly what may be there at once: a completion too many overruns it.
-    let verbs = Verbs::open(
-        local.dev.as_deref(),
-        local.port,
-        u32::from(params.qps) * per_qp,
-    )?;
+    let verbs = Verbs::open(local.dev.as_deref(), local.port, u32::from(params.qps) * per_qp)?;
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;
     let shared = verbs.region(layout.shared_bytes(), shared_access(params.mode))?;
     own.fill(0, layout.local_bytes(), POISON);
     shared.fill(0, layout.shared_bytes(), POISON);
-    let wish = QpWish {
-        send_wrs: params.depth,
-        receive_wrs,
-        sges: params.sges,
-        inline: params.inline,
-    };
+    let wish = QpWish { send_wrs: params.depth, receive_wrs, sges: params.sges, inline: params.inline };
     let (mut qps, mut psns) = (Vec::new(), Vec::new());
     for number in 0..params.qps {
         let qp = verbs.qp(wish)?;
@@ -195,26 +151,9 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
         qps.push(qp);
         psns.push(params.psn.unwrap_or_else(|| psn(params.seed, end, number)));
     }
-    let numbers = qps
-        .iter()
-        .map(Qp::number)
-        .zip(psns.iter().copied())
-        .collect();
-    let endpoint = Endpoint {
-        gid,
-        addr: shared.addr(0),
-        rkey: shared.rkey(),
-        qps: numbers,
-    };
-    Ok(Opened {
-        verbs,
-        qps,
-        psns,
-        local: own,
-        shared,
-        gid_index,
-        endpoint,
-    })
+    let numbers = qps.iter().map(Qp::number).zip(psns.iter().copied()).collect();
+    let endpoint = Endpoint { gid, addr: shared.addr(0), rkey: shared.rkey(), qps: numbers };
+    Ok(Opened { verbs, qps, psns, local: own, shared, gid_index, endpoint })
 }
 
 const fn shared_access(mode: Mode) -> u32 {

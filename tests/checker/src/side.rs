@@ -87,9 +87,7 @@ impl Side {
                 Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    return Err(ErrorKind::TimedOut.into())
-                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
                 Err(e) => return Err(e),
             }
         }
@@ -111,12 +109,7 @@ impl Side {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(WRITE_LIMIT))?;
         stream.set_nonblocking(true)?;
-        Ok(Self {
-            stream,
-            received: Vec::new(),
-            notes: VecDeque::new(),
-            closed: false,
-        })
+        Ok(Self { stream, received: Vec::new(), notes: VecDeque::new(), closed: false })
     }
 
     /// Sends a note. Notes are small and few enough that the socket's buffer takes them; if not, this waits.
@@ -194,10 +187,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
         let (server, _) = listener.accept().expect("a client");
-        (
-            Side::over(server).expect("a socket"),
-            Side::over(client).expect("a socket"),
-        )
+        (Side::over(server).expect("a socket"), Side::over(client).expect("a socket"))
     }
 
     #[test]
@@ -218,10 +208,7 @@ mod tests {
         let (mut server, mut client) = pair();
         client.send(&Note::Bye).expect("sent");
         drop(client);
-        assert_eq!(
-            server.wait(Duration::from_secs(5)).expect("read"),
-            Some(Note::Bye)
-        );
+        assert_eq!(server.wait(Duration::from_secs(5)).expect("read"), Some(Note::Bye));
         assert!(server.wait(Duration::from_secs(5)).is_err());
     }
 }

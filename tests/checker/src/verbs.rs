@@ -4,10 +4,7 @@
 //! inline functions of verbs.h do. What must hold: objects are closed in the order of [`Verbs::close`], or not at all
 //! (at exit the kernel takes them back); so everything made here is valid as long as it can be named.
 
-#![allow(
-    unsafe_code,
-    reason = "calls of a C library; the rest of the program is safe Rust"
-)]
+#![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
 mod memory;
 mod queue;
@@ -61,24 +58,15 @@ pub struct VerbError {
 
 impl VerbError {
     fn last(verb: &'static str) -> Self {
-        Self {
-            verb,
-            source: io::Error::last_os_error(),
-        }
+        Self { verb, source: io::Error::last_os_error() }
     }
 
     fn with(verb: &'static str, errno: c_int) -> Self {
-        Self {
-            verb,
-            source: io::Error::from_raw_os_error(errno),
-        }
+        Self { verb, source: io::Error::from_raw_os_error(errno) }
     }
 
     fn says(verb: &'static str, why: String) -> Self {
-        Self {
-            verb,
-            source: io::Error::other(why),
-        }
+        Self { verb, source: io::Error::other(why) }
     }
 }
 
@@ -113,18 +101,11 @@ impl Verbs {
         // SAFETY: the context was just opened.
         let pd = unsafe { ibv_alloc_pd(context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(|| VerbError::last("ibv_alloc_pd"))?;
-        let cqe =
-            c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
+        let cqe = c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
         // SAFETY: the context is open; no channel and no context pointer are wanted.
         let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), null_mut(), 0) };
         let cq = NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))?;
-        Ok(Self {
-            context,
-            pd,
-            cq,
-            port,
-            wcs: vec![ibv_wc::zeroed(); POLL_BATCH],
-        })
+        Ok(Self { context, pd, cq, port, wcs: vec![ibv_wc::zeroed(); POLL_BATCH] })
     }
 
     /// How many READs and atomics a queue pair of this device may have outstanding, as requester and as responder.
@@ -148,12 +129,7 @@ impl Verbs {
                 .filter_map(|index| Some((index, self.gid_entry(index).ok()?)))
                 .find(|(_, entry)| entry.gid_type == IBV_GID_TYPE_ROCE_V2 && is_ipv4(entry.gid.raw))
                 .map(|(index, entry)| (index, entry.gid.raw))
-                .ok_or_else(|| {
-                    VerbError::says(
-                        "ibv_query_gid_ex",
-                        "no RoCEv2 GID of an IPv4 address".to_owned(),
-                    )
-                }),
+                .ok_or_else(|| VerbError::says("ibv_query_gid_ex", "no RoCEv2 GID of an IPv4 address".to_owned())),
         }
     }
 
@@ -161,16 +137,8 @@ impl Verbs {
         let mut entry = ibv_gid_entry::zeroed();
         let size = std::mem::size_of::<ibv_gid_entry>();
         // SAFETY: the context is open and the entry is a writable structure of the size that is told.
-        let errno = unsafe {
-            _ibv_query_gid_ex(
-                self.context.as_ptr(),
-                self.port.into(),
-                index.into(),
-                &mut entry,
-                0,
-                size,
-            )
-        };
+        let errno =
+            unsafe { _ibv_query_gid_ex(self.context.as_ptr(), self.port.into(), index.into(), &mut entry, 0, size) };
         check("ibv_query_gid_ex", errno)?;
         Ok(entry)
     }
@@ -189,20 +157,13 @@ impl Verbs {
     pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
         // SAFETY: the context is open. `ops` is read anew each time, as the inline ibv_poll_cq reads it.
         let poll_cq = unsafe { (*self.context.as_ptr()).ops.poll_cq };
-        let poll_cq = poll_cq
-            .ok_or_else(|| VerbError::says("ibv_poll_cq", "no such operation".to_owned()))?;
+        let poll_cq = poll_cq.ok_or_else(|| VerbError::says("ibv_poll_cq", "no such operation".to_owned()))?;
         // SAFETY: the CQ is of this context, and there is room for POLL_BATCH completions.
-        let count =
-            unsafe { poll_cq(self.cq.as_ptr(), POLL_BATCH as c_int, self.wcs.as_mut_ptr()) };
-        let count = usize::try_from(count)
-            .map_err(|_| VerbError::with("ibv_poll_cq", count.saturating_neg()))?;
+        let count = unsafe { poll_cq(self.cq.as_ptr(), POLL_BATCH as c_int, self.wcs.as_mut_ptr()) };
+        let count = usize::try_from(count).map_err(|_| VerbError::with("ibv_poll_cq", count.saturating_neg()))?;
         out.extend(self.wcs.iter().take(count));
         for wc in self.wcs.iter_mut().take(count) {
-            *wc = ibv_wc {
-                wr_id: !0,
-                qp_num: !0,
-                ..ibv_wc::zeroed()
-            };
+            *wc = ibv_wc { wr_id: !0, qp_num: !0, ..ibv_wc::zeroed() };
         }
         Ok(count)
     }
@@ -213,20 +174,14 @@ impl Verbs {
             qp.destroy()?;
         }
         // SAFETY: its queue pairs are destroyed.
-        check("ibv_destroy_cq", unsafe {
-            ibv_destroy_cq(self.cq.as_ptr())
-        })?;
+        check("ibv_destroy_cq", unsafe { ibv_destroy_cq(self.cq.as_ptr()) })?;
         for region in regions {
             region.deregister()?;
         }
         // SAFETY: its queue pairs and registrations are gone.
-        check("ibv_dealloc_pd", unsafe {
-            ibv_dealloc_pd(self.pd.as_ptr())
-        })?;
+        check("ibv_dealloc_pd", unsafe { ibv_dealloc_pd(self.pd.as_ptr()) })?;
         // SAFETY: all its objects are gone, and `self` with the pointer is consumed.
-        check("ibv_close_device", unsafe {
-            ibv_close_device(self.context.as_ptr())
-        })
+        check("ibv_close_device", unsafe { ibv_close_device(self.context.as_ptr()) })
     }
 }
 
@@ -244,24 +199,15 @@ fn open_device(name: Option<&str>) -> Result<NonNull<ibv_context>> {
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: the list has `count` entries, and is neither changed nor freed before the end of this function.
     let devices = unsafe { std::slice::from_raw_parts(list, count) };
-    let wanted = devices
-        .iter()
-        .copied()
-        .find(|&device| name.is_none_or(|name| device_name(device) == name));
+    let wanted = devices.iter().copied().find(|&device| name.is_none_or(|name| device_name(device) == name));
     let opened = wanted.map(|device| {
         // SAFETY: the device is of the list, which is not yet freed.
-        NonNull::new(unsafe { ibv_open_device(device) })
-            .ok_or_else(|| VerbError::last("ibv_open_device"))
+        NonNull::new(unsafe { ibv_open_device(device) }).ok_or_else(|| VerbError::last("ibv_open_device"))
     });
     // SAFETY: the list came from ibv_get_device_list; an opened device stays valid without it.
     unsafe { ibv_free_device_list(list) };
     let asked = name.unwrap_or("(any)");
-    opened.unwrap_or_else(|| {
-        Err(VerbError::says(
-            "ibv_get_device_list",
-            format!("no device {asked} among {count}"),
-        ))
-    })
+    opened.unwrap_or_else(|| Err(VerbError::says("ibv_get_device_list", format!("no device {asked} among {count}"))))
 }
 
 fn device_name(device: *mut ibv_device) -> String {
@@ -278,10 +224,7 @@ fn device_name(device: *mut ibv_device) -> String {
 /// CLOCK_MONOTONIC in nanoseconds: the clock that scenarios on the same host can compare with.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is writable.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

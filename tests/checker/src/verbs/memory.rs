@@ -21,10 +21,7 @@ pub struct Region {
 impl Region {
     pub(super) fn new(pd: NonNull<ibv_pd>, bytes: u64, access: c_uint) -> Result<Self> {
         let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let (read_write, private) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
+        let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of ours.
         let base = unsafe { libc::mmap(null_mut(), len, read_write, private, -1, 0) };
         if base == libc::MAP_FAILED {
@@ -61,16 +58,12 @@ impl Region {
     /// Whether so many bytes from this offset on lie inside.
     #[must_use]
     pub fn contains(&self, at: u64, len: u64) -> bool {
-        at.checked_add(len)
-            .is_some_and(|end| end <= self.len as u64)
+        at.checked_add(len).is_some_and(|end| end <= self.len as u64)
     }
 
     /// Copies into `out` what lies at this offset.
     pub fn read(&self, at: u64, out: &mut [u8]) {
-        assert!(
-            self.contains(at, out.len() as u64),
-            "a read outside of the region"
-        );
+        assert!(self.contains(at, out.len() as u64), "a read outside of the region");
         let from = self.base.as_ptr().wrapping_add(at as usize);
         // SAFETY: the range was checked; `out` is memory of ours, so the two do not overlap. The NIC may write the
         // region meanwhile: then the bytes are any, which is what the caller is here to find out.
@@ -79,10 +72,7 @@ impl Region {
 
     /// Copies `bytes` to this offset.
     pub fn write(&self, at: u64, bytes: &[u8]) {
-        assert!(
-            self.contains(at, bytes.len() as u64),
-            "a write outside of the region"
-        );
+        assert!(self.contains(at, bytes.len() as u64), "a write outside of the region");
         let to = self.base.as_ptr().wrapping_add(at as usize);
         // SAFETY: as for `read`.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
@@ -100,8 +90,6 @@ impl Region {
         // SAFETY: `self` is consumed, so nobody names the registration any more.
         check("ibv_dereg_mr", unsafe { ibv_dereg_mr(self.mr.as_ptr()) })?;
         // SAFETY: the mapping was made with this length, and nobody names it any more.
-        check("munmap", unsafe {
-            libc::munmap(self.base.as_ptr().cast(), self.len)
-        })
+        check("munmap", unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) })
     }
 }

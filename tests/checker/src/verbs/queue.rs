@@ -97,20 +97,10 @@ pub struct Qp {
 }
 
 /// What a work request array holds while no call reads it.
-const SCRIBBLE: ibv_send_wr = ibv_send_wr {
-    wr_id: !0,
-    num_sge: -1,
-    send_flags: !0,
-    ..ibv_send_wr::zeroed()
-};
+const SCRIBBLE: ibv_send_wr = ibv_send_wr { wr_id: !0, num_sge: -1, send_flags: !0, ..ibv_send_wr::zeroed() };
 
 impl Qp {
-    pub(super) fn new(
-        pd: NonNull<ibv_pd>,
-        cq: NonNull<ibv_cq>,
-        port: u8,
-        wish: QpWish,
-    ) -> Result<Self> {
+    pub(super) fn new(pd: NonNull<ibv_pd>, cq: NonNull<ibv_cq>, port: u8, wish: QpWish) -> Result<Self> {
         let mut attr = ibv_qp_init_attr {
             send_cq: cq.as_ptr(),
             recv_cq: cq.as_ptr(),
@@ -127,13 +117,7 @@ impl Qp {
         // SAFETY: PD and CQ are open and of one context; the attributes are writable, for the granted sizes.
         let qp = unsafe { ibv_create_qp(pd.as_ptr(), &mut attr) };
         let qp = NonNull::new(qp).ok_or_else(|| VerbError::last("ibv_create_qp"))?;
-        Ok(Self {
-            qp,
-            port,
-            inline: attr.cap.max_inline_data,
-            wrs: Vec::new(),
-            sges: Vec::new(),
-        })
+        Ok(Self { qp, port, inline: attr.cap.max_inline_data, wrs: Vec::new(), sges: Vec::new() })
     }
 
     /// Its number on the fabric.
@@ -154,15 +138,10 @@ impl Qp {
         let mut attr = ibv_qp_attr {
             qp_state: IBV_QPS_INIT,
             port_num: self.port,
-            qp_access_flags: IBV_ACCESS_REMOTE_WRITE
-                | IBV_ACCESS_REMOTE_READ
-                | IBV_ACCESS_REMOTE_ATOMIC,
+            qp_access_flags: IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC,
             ..ibv_qp_attr::zeroed()
         };
-        self.modify(
-            &mut attr,
-            IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS,
-        )
+        self.modify(&mut attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)
     }
 
     /// INIT to RTR to RTS.
@@ -189,17 +168,12 @@ impl Qp {
         attr.rnr_retry = route.rnr_retry;
         attr.max_rd_atomic = route.reads;
         let tries = IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY;
-        self.modify(
-            &mut attr,
-            IBV_QP_STATE | IBV_QP_SQ_PSN | tries | IBV_QP_MAX_QP_RD_ATOMIC,
-        )
+        self.modify(&mut attr, IBV_QP_STATE | IBV_QP_SQ_PSN | tries | IBV_QP_MAX_QP_RD_ATOMIC)
     }
 
     fn modify(&self, attr: &mut ibv_qp_attr, mask: u32) -> Result<()> {
         // SAFETY: the queue pair lives as long as `self`; every field that the mask names is set.
-        check("ibv_modify_qp", unsafe {
-            ibv_modify_qp(self.qp.as_ptr(), attr, mask as c_int)
-        })
+        check("ibv_modify_qp", unsafe { ibv_modify_qp(self.qp.as_ptr(), attr, mask as c_int) })
     }
 
     /// Posts a chain of work requests in one call. On failure, the index of the one that `bad_wr` names, where it names
@@ -215,10 +189,7 @@ impl Qp {
         // SAFETY: as above. `ops` is read anew each time, as the inline ibv_post_send reads it.
         let post_send = unsafe { (*context).ops.post_send };
         let Some(post_send) = post_send else {
-            return Err((
-                None,
-                VerbError::says("ibv_post_send", "no such operation".to_owned()),
-            ));
+            return Err((None, VerbError::says("ibv_post_send", "no such operation".to_owned())));
         };
         let mut bad: *mut ibv_send_wr = null_mut();
         // SAFETY: the chain is of this queue pair's own arrays, which nobody else names; its memory lies in a region
@@ -226,44 +197,24 @@ impl Qp {
         let errno = unsafe { post_send(self.qp.as_ptr(), self.wrs.as_mut_ptr(), &mut bad) };
         let bad = self.wrs.iter().position(|wr| std::ptr::eq(wr, bad));
         self.wrs.fill(SCRIBBLE);
-        self.sges.fill(ibv_sge {
-            addr: !0,
-            length: !0,
-            lkey: !0,
-        });
+        self.sges.fill(ibv_sge { addr: !0, length: !0, lkey: !0 });
         check("ibv_post_send", errno).map_err(|e| (bad, e))
     }
 
     fn write_chain(&mut self, region: &Region, requests: &[SendRequest]) {
-        let per_wr = requests
-            .iter()
-            .map(|request| request.sges.max(1) as usize)
-            .max()
-            .unwrap_or(1);
+        let per_wr = requests.iter().map(|request| request.sges.max(1) as usize).max().unwrap_or(1);
         self.sges.resize(requests.len() * per_wr, ibv_sge::zeroed());
         self.wrs.resize(requests.len(), SCRIBBLE);
-        for (request, (wr, sges)) in requests
-            .iter()
-            .zip(self.wrs.iter_mut().zip(self.sges.chunks_mut(per_wr)))
-        {
-            assert!(
-                region.contains(request.at, request.len.into()),
-                "memory outside of the region"
-            );
+        for (request, (wr, sges)) in requests.iter().zip(self.wrs.iter_mut().zip(self.sges.chunks_mut(per_wr))) {
+            assert!(region.contains(request.at, request.len.into()), "memory outside of the region");
             let count = cut(request, region, sges);
             *wr = ibv_send_wr {
                 wr_id: request.wr_id,
-                sg_list: if count == 0 {
-                    null_mut()
-                } else {
-                    sges.as_mut_ptr()
-                },
+                sg_list: if count == 0 { null_mut() } else { sges.as_mut_ptr() },
                 num_sge: count,
                 opcode: request.opcode,
                 send_flags: request.flags,
-                imm: ibv_wr_imm {
-                    imm_data: request.imm.to_be(),
-                },
+                imm: ibv_wr_imm { imm_data: request.imm.to_be() },
                 wr: remote(request),
                 ..ibv_send_wr::zeroed()
             };
@@ -278,20 +229,10 @@ impl Qp {
     /// Posts one receive.
     pub fn post_receive(&self, region: &Region, request: ReceiveRequest) -> Result<()> {
         let mut sge = request.memory.map(|(at, len)| {
-            assert!(
-                region.contains(at, len.into()),
-                "memory outside of the region"
-            );
-            ibv_sge {
-                addr: region.addr(at),
-                length: len,
-                lkey: region.lkey(),
-            }
+            assert!(region.contains(at, len.into()), "memory outside of the region");
+            ibv_sge { addr: region.addr(at), length: len, lkey: region.lkey() }
         });
-        let mut wr = ibv_recv_wr {
-            wr_id: request.wr_id,
-            ..ibv_recv_wr::zeroed()
-        };
+        let mut wr = ibv_recv_wr { wr_id: request.wr_id, ..ibv_recv_wr::zeroed() };
         if let Some(sge) = &mut sge {
             wr.sg_list = sge;
             wr.num_sge = 1;
@@ -301,24 +242,17 @@ impl Qp {
         // SAFETY: as above. `ops` is read anew each time, as the inline ibv_post_recv reads it.
         let post_recv = unsafe { (*context).ops.post_recv };
         let Some(post_recv) = post_recv else {
-            return Err(VerbError::says(
-                "ibv_post_recv",
-                "no such operation".to_owned(),
-            ));
+            return Err(VerbError::says("ibv_post_recv", "no such operation".to_owned()));
         };
         let mut bad: *mut ibv_recv_wr = null_mut();
         // SAFETY: the work request and its element live until the call returns, its memory lies in a region that
         // outlives the queue pair.
-        check("ibv_post_recv", unsafe {
-            post_recv(self.qp.as_ptr(), &mut wr, &mut bad)
-        })
+        check("ibv_post_recv", unsafe { post_recv(self.qp.as_ptr(), &mut wr, &mut bad) })
     }
 
     pub(super) fn destroy(self) -> Result<()> {
         // SAFETY: `self` is consumed, so nobody names the queue pair any more.
-        check("ibv_destroy_qp", unsafe {
-            ibv_destroy_qp(self.qp.as_ptr())
-        })
+        check("ibv_destroy_qp", unsafe { ibv_destroy_qp(self.qp.as_ptr()) })
     }
 }
 
@@ -334,11 +268,7 @@ fn cut(request: &SendRequest, region: &Region, sges: &mut [ibv_sge]) -> c_int {
     let mut count = 0;
     for (start, sge) in (0..request.len).step_by(piece as usize).zip(sges) {
         let length = piece.min(request.len - start);
-        *sge = ibv_sge {
-            addr: region.addr(request.at + u64::from(start)),
-            length,
-            lkey: region.lkey(),
-        };
+        *sge = ibv_sge { addr: region.addr(request.at + u64::from(start)), length, lkey: region.lkey() };
         count += 1;
     }
     count
@@ -346,24 +276,9 @@ fn cut(request: &SendRequest, region: &Region, sges: &mut [ibv_sge]) -> c_int {
 
 fn remote(request: &SendRequest) -> ibv_wr_remote {
     let (compare_add, swap) = request.operands;
-    if matches!(
-        request.opcode,
-        IBV_WR_ATOMIC_FETCH_AND_ADD | IBV_WR_ATOMIC_CMP_AND_SWP
-    ) {
+    if matches!(request.opcode, IBV_WR_ATOMIC_FETCH_AND_ADD | IBV_WR_ATOMIC_CMP_AND_SWP) {
         let (remote_addr, rkey) = (request.remote_addr, request.rkey);
-        return ibv_wr_remote {
-            atomic: ibv_wr_atomic {
-                remote_addr,
-                compare_add,
-                swap,
-                rkey,
-            },
-        };
+        return ibv_wr_remote { atomic: ibv_wr_atomic { remote_addr, compare_add, swap, rkey } };
     }
-    ibv_wr_remote {
-        rdma: ibv_wr_rdma {
-            remote_addr: request.remote_addr,
-            rkey: request.rkey,
-        },
-    }
+    ibv_wr_remote { rdma: ibv_wr_rdma { remote_addr: request.remote_addr, rkey: request.rkey } }
 }
