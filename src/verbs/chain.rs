@@ -31,11 +31,7 @@ impl<'a> SendChain<'a> {
     /// contract gives a `post_send` exactly that, from its entry to its return, for the list that it is passed.
     #[must_use]
     pub const unsafe fn new(head: *mut ibv_send_wr, bound: usize) -> Self {
-        Self {
-            next: head,
-            left: bound,
-            life: PhantomData,
-        }
+        Self { next: head, left: bound, life: PhantomData }
     }
 
     /// The element that comes next, or `None` at the end of the list. After the iterator has returned `None`, a value
@@ -56,11 +52,7 @@ impl<'a> Iterator for SendChain<'a> {
         // readable and unwritten for 'a.
         let wr = unsafe { at.read() };
         self.next = wr.next;
-        Some(SendWr {
-            at,
-            wr,
-            life: PhantomData,
-        })
+        Some(SendWr { at, wr, life: PhantomData })
     }
 }
 
@@ -147,11 +139,7 @@ impl<'a> RecvChain<'a> {
     /// As for [`SendChain::new`], of `ibv_recv_wr`.
     #[must_use]
     pub const unsafe fn new(head: *mut ibv_recv_wr, bound: usize) -> Self {
-        Self {
-            next: head,
-            left: bound,
-            life: PhantomData,
-        }
+        Self { next: head, left: bound, life: PhantomData }
     }
 
     /// The element that comes next, as [`SendChain::rest`].
@@ -171,11 +159,7 @@ impl<'a> Iterator for RecvChain<'a> {
         // readable and unwritten for 'a.
         let wr = unsafe { at.read() };
         self.next = wr.next;
-        Some(RecvWr {
-            at,
-            wr,
-            life: PhantomData,
-        })
+        Some(RecvWr { at, wr, life: PhantomData })
     }
 }
 
@@ -234,17 +218,8 @@ impl<'a> SgeList<'a> {
     }
 
     fn bounded(list: *const ibv_sge, num_sge: i32) -> Self {
-        let wanted = if list.is_null() {
-            0
-        } else {
-            usize::try_from(num_sge).unwrap_or(0)
-        };
-        Self {
-            next: list,
-            left: wanted.min(MAX_SGE),
-            cut: wanted > MAX_SGE,
-            life: PhantomData,
-        }
+        let wanted = if list.is_null() { 0 } else { usize::try_from(num_sge).unwrap_or(0) };
+        Self { next: list, left: wanted.min(MAX_SGE), cut: wanted > MAX_SGE, life: PhantomData }
     }
 
     /// Whether the work request has more elements than [`MAX_SGE`], which this view does not visit.
@@ -286,28 +261,15 @@ mod tests {
     use core::ptr::null_mut;
 
     fn sge(addr: u64, length: u32) -> ibv_sge {
-        ibv_sge {
-            addr,
-            length,
-            lkey: 7,
-        }
+        ibv_sge { addr, length, lkey: 7 }
     }
 
     fn list_of(count: u64) -> Vec<ibv_send_wr> {
-        let mut wrs: Vec<ibv_send_wr> = (0..count)
-            .map(|wr_id| ibv_send_wr {
-                wr_id,
-                opcode: IBV_WR_SEND,
-                ..ibv_send_wr::zeroed()
-            })
-            .collect();
+        let mut wrs: Vec<ibv_send_wr> =
+            (0..count).map(|wr_id| ibv_send_wr { wr_id, opcode: IBV_WR_SEND, ..ibv_send_wr::zeroed() }).collect();
         let base = wrs.as_mut_ptr();
         for (i, wr) in wrs.iter_mut().enumerate() {
-            wr.next = if (i as u64) + 1 == count {
-                null_mut()
-            } else {
-                base.wrapping_add(i + 1)
-            };
+            wr.next = if (i as u64) + 1 == count { null_mut() } else { base.wrapping_add(i + 1) };
         }
         wrs
     }
@@ -317,10 +279,7 @@ mod tests {
         let mut wrs = list_of(5);
         // SAFETY: the list lives until the end of the test and nobody writes it.
         let mut chain = unsafe { SendChain::new(wrs.as_mut_ptr(), 16) };
-        assert_eq!(
-            chain.by_ref().map(|wr| wr.wr_id()).collect::<Vec<_>>(),
-            [0, 1, 2, 3, 4]
-        );
+        assert_eq!(chain.by_ref().map(|wr| wr.wr_id()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert_eq!(chain.rest(), None);
     }
 
@@ -356,26 +315,12 @@ mod tests {
             num_sge: 2,
             ..ibv_send_wr::zeroed()
         };
-        wr.wr.rdma = ibv_wr_rdma {
-            remote_addr: 0xdead_beef_0000,
-            rkey: 0x1234,
-        };
+        wr.wr.rdma = ibv_wr_rdma { remote_addr: 0xdead_beef_0000, rkey: 0x1234 };
         let at: *mut ibv_send_wr = &mut wr;
         // SAFETY: the work request and its elements live until the end of the test and nobody writes them.
-        let view = unsafe { SendChain::new(at, 1) }
-            .next()
-            .expect("one element");
-        assert_eq!(
-            (view.as_ptr(), view.wr_id(), view.send_flags()),
-            (at, u64::MAX, IBV_SEND_SIGNALED)
-        );
-        assert_eq!(
-            view.rdma(),
-            ibv_wr_rdma {
-                remote_addr: 0xdead_beef_0000,
-                rkey: 0x1234
-            }
-        );
+        let view = unsafe { SendChain::new(at, 1) }.next().expect("one element");
+        assert_eq!((view.as_ptr(), view.wr_id(), view.send_flags()), (at, u64::MAX, IBV_SEND_SIGNALED));
+        assert_eq!(view.rdma(), ibv_wr_rdma { remote_addr: 0xdead_beef_0000, rkey: 0x1234 });
         assert_eq!(view.sges().collect::<Vec<_>>(), pieces);
         assert_eq!(view.sges().total_bytes(), 10 + u64::from(u32::MAX));
     }
@@ -396,20 +341,10 @@ mod tests {
     #[test]
     fn receives_are_walked_like_sends() {
         let mut pieces = [sge(0x1000, 10)];
-        let mut last = ibv_recv_wr {
-            wr_id: 2,
-            ..ibv_recv_wr::zeroed()
-        };
-        let mut first = ibv_recv_wr {
-            wr_id: 1,
-            next: &mut last,
-            sg_list: pieces.as_mut_ptr(),
-            num_sge: 1,
-        };
+        let mut last = ibv_recv_wr { wr_id: 2, ..ibv_recv_wr::zeroed() };
+        let mut first = ibv_recv_wr { wr_id: 1, next: &mut last, sg_list: pieces.as_mut_ptr(), num_sge: 1 };
         // SAFETY: both live until the end of the test and nobody writes them.
-        let seen: Vec<_> = unsafe { RecvChain::new(&mut first, 9) }
-            .map(|wr| (wr.wr_id(), wr.sges().len()))
-            .collect();
+        let seen: Vec<_> = unsafe { RecvChain::new(&mut first, 9) }.map(|wr| (wr.wr_id(), wr.sges().len())).collect();
         assert_eq!(seen, [(1, 1), (2, 0)]);
     }
 }

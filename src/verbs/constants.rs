@@ -422,10 +422,7 @@ mod tests {
     #[test]
     fn an_mtu_and_its_bytes_are_one_another() {
         for bytes in [256, 512, 1024, 2048, 4096] {
-            assert_eq!(
-                ibv_mtu::from_bytes(bytes).and_then(ibv_mtu::bytes),
-                Some(bytes)
-            );
+            assert_eq!(ibv_mtu::from_bytes(bytes).and_then(ibv_mtu::bytes), Some(bytes));
         }
         assert_eq!(ibv_mtu(6).bytes(), None);
         assert_eq!(ibv_mtu::from_bytes(1500), None);

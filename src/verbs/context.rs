@@ -24,49 +24,35 @@ pub type poll_cq_fn = unsafe extern "C" fn(*mut ibv_cq, c_int, *mut ibv_wc) -> c
 /// `ops.req_notify_cq`.
 pub type req_notify_cq_fn = unsafe extern "C" fn(*mut ibv_cq, c_int) -> c_int;
 /// `ops.post_srq_recv`.
-pub type post_srq_recv_fn =
-    unsafe extern "C" fn(*mut ibv_srq, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
+pub type post_srq_recv_fn = unsafe extern "C" fn(*mut ibv_srq, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
 /// `ops.post_send`.
-pub type post_send_fn =
-    unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int;
+pub type post_send_fn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int;
 /// `ops.post_recv`.
-pub type post_recv_fn =
-    unsafe extern "C" fn(*mut ibv_qp, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
+pub type post_recv_fn = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int;
 
 /// `verbs_context::query_port`; the last argument is the size of the structure that the caller knows.
-pub type query_port_fn =
-    unsafe extern "C" fn(*mut ibv_context, u8, *mut ibv_port_attr, usize) -> c_int;
+pub type query_port_fn = unsafe extern "C" fn(*mut ibv_context, u8, *mut ibv_port_attr, usize) -> c_int;
 /// `verbs_context::modify_cq`.
 pub type modify_cq_fn = unsafe extern "C" fn(*mut ibv_cq, *mut ibv_modify_cq_attr) -> c_int;
 /// `verbs_context::post_srq_ops`.
-pub type post_srq_ops_fn =
-    unsafe extern "C" fn(*mut ibv_srq, *mut ibv_ops_wr, *mut *mut ibv_ops_wr) -> c_int;
+pub type post_srq_ops_fn = unsafe extern "C" fn(*mut ibv_srq, *mut ibv_ops_wr, *mut *mut ibv_ops_wr) -> c_int;
 /// `verbs_context::create_cq_ex`.
-pub type create_cq_ex_fn =
-    unsafe extern "C" fn(*mut ibv_context, *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex;
+pub type create_cq_ex_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex;
 /// `verbs_context::query_device_ex`; the last argument is the size of the structure that the caller knows.
-pub type query_device_ex_fn = unsafe extern "C" fn(
-    *mut ibv_context,
-    *const ibv_query_device_ex_input,
-    *mut ibv_device_attr_ex,
-    usize,
-) -> c_int;
+pub type query_device_ex_fn =
+    unsafe extern "C" fn(*mut ibv_context, *const ibv_query_device_ex_input, *mut ibv_device_attr_ex, usize) -> c_int;
 /// `verbs_context::open_qp`.
 pub type open_qp_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_qp_open_attr) -> *mut ibv_qp;
 /// `verbs_context::create_qp_ex`.
-pub type create_qp_ex_fn =
-    unsafe extern "C" fn(*mut ibv_context, *mut ibv_qp_init_attr_ex) -> *mut ibv_qp;
+pub type create_qp_ex_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_qp_init_attr_ex) -> *mut ibv_qp;
 /// `verbs_context::create_srq_ex`.
-pub type create_srq_ex_fn =
-    unsafe extern "C" fn(*mut ibv_context, *mut ibv_srq_init_attr_ex) -> *mut ibv_srq;
+pub type create_srq_ex_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_srq_init_attr_ex) -> *mut ibv_srq;
 /// `verbs_context::reg_dm_mr`.
-pub type reg_dm_mr_fn =
-    unsafe extern "C" fn(*mut ibv_pd, *mut c_void, u64, usize, c_uint) -> *mut ibv_mr;
+pub type reg_dm_mr_fn = unsafe extern "C" fn(*mut ibv_pd, *mut c_void, u64, usize, c_uint) -> *mut ibv_mr;
 /// `verbs_context::alloc_null_mr`.
 pub type alloc_null_mr_fn = unsafe extern "C" fn(*mut ibv_pd) -> *mut ibv_mr;
 /// `verbs_context::alloc_parent_domain`.
-pub type alloc_parent_domain_fn =
-    unsafe extern "C" fn(*mut ibv_context, *mut c_void) -> *mut ibv_pd;
+pub type alloc_parent_domain_fn = unsafe extern "C" fn(*mut ibv_context, *mut c_void) -> *mut ibv_pd;
 
 c_structs! {
     /// The functions that `ibv_post_send` and its like call inline. Providers write it once, when the context is made.
@@ -193,19 +179,12 @@ impl VerbsOps {
         if abi_compat as usize != VERBS_ABI_IS_EXTENDED {
             return None;
         }
-        let base = context
-            .wrapping_byte_sub(offset_of!(verbs_context, context))
-            .cast::<verbs_context>();
-        let sz = base
-            .wrapping_byte_add(offset_of!(verbs_context, sz))
-            .cast::<usize>();
+        let base = context.wrapping_byte_sub(offset_of!(verbs_context, context)).cast::<verbs_context>();
+        let sz = base.wrapping_byte_add(offset_of!(verbs_context, sz)).cast::<usize>();
         // SAFETY: abi_compat promises that the context is the last member of a verbs_context, in which `sz` is the
         // member directly before it; both are of the same allocation.
         let covered = unsafe { sz.read() };
-        Some(Self {
-            base: NonNull::new(base)?,
-            covered,
-        })
+        Some(Self { base: NonNull::new(base)?, covered })
     }
 
     /// `sz`: how many bytes of the structure, counted from its end, the library has.

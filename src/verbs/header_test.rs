@@ -16,13 +16,7 @@ const HEADER: &str = "/usr/include/infiniband/verbs.h";
 /// Everything to compare: (a C expression, what this crate says).
 fn facts() -> Vec<(String, i64)> {
     let mut facts = Vec::new();
-    for layout in [
-        attr::LAYOUT,
-        context::LAYOUT,
-        extended::LAYOUT,
-        objects::LAYOUT,
-        work::LAYOUT,
-    ] {
+    for layout in [attr::LAYOUT, context::LAYOUT, extended::LAYOUT, objects::LAYOUT, work::LAYOUT] {
         for (c_type, size, fields) in layout {
             let grows_down = *c_type == "struct verbs_context";
             if !grows_down {
@@ -39,27 +33,19 @@ fn facts() -> Vec<(String, i64)> {
         }
     }
     for (path, offset) in work::SEND_WR_PATHS {
-        facts.push((
-            format!("offsetof(struct ibv_send_wr, {path})"),
-            *offset as i64,
-        ));
+        facts.push((format!("offsetof(struct ibv_send_wr, {path})"), *offset as i64));
     }
     for (name, value) in constants::ALL.iter().copied().flatten() {
         facts.push(((*name).to_owned(), *value));
     }
-    facts.push((
-        "(uintptr_t)__VERBS_ABI_IS_EXTENDED".to_owned(),
-        crate::VERBS_ABI_IS_EXTENDED as i64,
-    ));
+    facts.push(("(uintptr_t)__VERBS_ABI_IS_EXTENDED".to_owned(), crate::VERBS_ABI_IS_EXTENDED as i64));
     facts
 }
 
 fn c_program(facts: &[(String, i64)]) -> String {
-    let mut source =
-        String::from("#include <stdio.h>\n#include <infiniband/verbs.h>\nint main(void) {\n");
+    let mut source = String::from("#include <stdio.h>\n#include <infiniband/verbs.h>\nint main(void) {\n");
     for (expression, _) in facts {
-        writeln!(source, "printf(\"%lld\\n\", (long long)({expression}));")
-            .expect("a String takes all");
+        writeln!(source, "printf(\"%lld\\n\", (long long)({expression}));").expect("a String takes all");
     }
     source.push_str("return 0; }\n");
     source
@@ -70,17 +56,8 @@ fn compile_and_run(source: &str) -> String {
     std::fs::create_dir_all(&folder).expect("a folder for the C program");
     let (c_file, program) = (folder.join("facts.c"), folder.join("facts"));
     std::fs::write(&c_file, source).expect("the C program is written");
-    let compiled = Command::new("cc")
-        .arg("-o")
-        .arg(&program)
-        .arg(&c_file)
-        .output()
-        .expect("cc runs");
-    assert!(
-        compiled.status.success(),
-        "cc: {}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
+    let compiled = Command::new("cc").arg("-o").arg(&program).arg(&c_file).output().expect("cc runs");
+    assert!(compiled.status.success(), "cc: {}", String::from_utf8_lossy(&compiled.stderr));
     let output = Command::new(&program).output().expect("the C program runs");
     std::fs::remove_dir_all(&folder).expect("the folder goes");
     String::from_utf8(output.stdout).expect("digits")
@@ -89,32 +66,21 @@ fn compile_and_run(source: &str) -> String {
 #[test]
 fn every_size_offset_and_constant_is_the_installed_headers() {
     if !Path::new(HEADER).exists() {
-        eprintln!(
-            "SKIPPED: {HEADER} is not installed (package libibverbs-dev); nothing was compared"
-        );
+        eprintln!("SKIPPED: {HEADER} is not installed (package libibverbs-dev); nothing was compared");
         return;
     }
     let facts = facts();
     let printed = compile_and_run(&c_program(&facts));
-    let values: Vec<i64> = printed
-        .lines()
-        .map(|line| line.parse().expect("a number"))
-        .collect();
+    let values: Vec<i64> = printed.lines().map(|line| line.parse().expect("a number")).collect();
     assert_eq!(values.len(), facts.len());
     let wrong: Vec<String> = facts
         .iter()
         .zip(values)
         .filter(|((_, ours), theirs)| ours != theirs)
-        .map(|((expression, ours), theirs)| {
-            format!("{expression} is {theirs}, this crate says {ours}")
-        })
+        .map(|((expression, ours), theirs)| format!("{expression} is {theirs}, this crate says {ours}"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(
-        facts.len() > 600,
-        "only {} facts: a table is missing",
-        facts.len()
-    );
+    assert!(facts.len() > 600, "only {} facts: a table is missing", facts.len());
 }
 
 #[test]

@@ -9,22 +9,9 @@
 //!
 //! An integer that C may have written is never a Rust enum: an unknown opcode or status is a value like any other.
 
-#![allow(
-    unsafe_code,
-    reason = "raw views of memory that C owns are this crate's whole purpose"
-)]
-#![allow(
-    non_camel_case_types,
-    reason = "C's own names, so that a reader can grep verbs.h"
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        reason = "a test may fail by panicking"
-    )
-)]
+#![allow(unsafe_code, reason = "raw views of memory that C owns are this crate's whole purpose")]
+#![allow(non_camel_case_types, reason = "C's own names, so that a reader can grep verbs.h")]
+#![cfg_attr(test, allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test may fail by panicking"))]
 
 #[macro_use]
 mod define;

@@ -133,7 +133,4 @@ pub union ibv_async_element {
     pub port_num: c_int,
 }
 
-const _: () = assert!(
-    core::mem::size_of::<ibv_gid_entry>() == 32,
-    "the entry_size that _ibv_query_gid_ex is told"
-);
+const _: () = assert!(core::mem::size_of::<ibv_gid_entry>() == 32, "the entry_size that _ibv_query_gid_ex is told");

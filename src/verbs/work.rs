@@ -213,40 +213,19 @@ pub union ibv_wr_extra {
 pub(crate) const SEND_WR_PATHS: &[(&str, usize)] = {
     use core::mem::offset_of;
     &[
-        (
-            "invalidate_rkey",
-            offset_of!(ibv_send_wr, imm.invalidate_rkey),
-        ),
-        (
-            "wr.rdma.remote_addr",
-            offset_of!(ibv_send_wr, wr.rdma.remote_addr),
-        ),
+        ("invalidate_rkey", offset_of!(ibv_send_wr, imm.invalidate_rkey)),
+        ("wr.rdma.remote_addr", offset_of!(ibv_send_wr, wr.rdma.remote_addr)),
         ("wr.rdma.rkey", offset_of!(ibv_send_wr, wr.rdma.rkey)),
-        (
-            "wr.atomic.remote_addr",
-            offset_of!(ibv_send_wr, wr.atomic.remote_addr),
-        ),
-        (
-            "wr.atomic.compare_add",
-            offset_of!(ibv_send_wr, wr.atomic.compare_add),
-        ),
+        ("wr.atomic.remote_addr", offset_of!(ibv_send_wr, wr.atomic.remote_addr)),
+        ("wr.atomic.compare_add", offset_of!(ibv_send_wr, wr.atomic.compare_add)),
         ("wr.atomic.swap", offset_of!(ibv_send_wr, wr.atomic.swap)),
         ("wr.atomic.rkey", offset_of!(ibv_send_wr, wr.atomic.rkey)),
         ("wr.ud.ah", offset_of!(ibv_send_wr, wr.ud.ah)),
-        (
-            "wr.ud.remote_qpn",
-            offset_of!(ibv_send_wr, wr.ud.remote_qpn),
-        ),
-        (
-            "wr.ud.remote_qkey",
-            offset_of!(ibv_send_wr, wr.ud.remote_qkey),
-        ),
+        ("wr.ud.remote_qpn", offset_of!(ibv_send_wr, wr.ud.remote_qpn)),
+        ("wr.ud.remote_qkey", offset_of!(ibv_send_wr, wr.ud.remote_qkey)),
         ("bind_mw.mw", offset_of!(ibv_send_wr, extra.bind_mw.mw)),
         ("bind_mw.rkey", offset_of!(ibv_send_wr, extra.bind_mw.rkey)),
-        (
-            "bind_mw.bind_info",
-            offset_of!(ibv_send_wr, extra.bind_mw.bind_info),
-        ),
+        ("bind_mw.bind_info", offset_of!(ibv_send_wr, extra.bind_mw.bind_info)),
         ("tso.hdr", offset_of!(ibv_send_wr, extra.tso.hdr)),
         ("tso.hdr_sz", offset_of!(ibv_send_wr, extra.tso.hdr_sz)),
         ("tso.mss", offset_of!(ibv_send_wr, extra.tso.mss)),

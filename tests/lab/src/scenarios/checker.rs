@@ -138,7 +138,8 @@ fn run_mode(lab: &mut Lab, mode: &str, seed: u64) -> Result<Figures> {
         }
         story.require_success()?;
         let gap_ms = client.get("longest_gap_ms");
-        let figure = json!({ "sent": client.get("sent"), "received": server.get("received"), "longest_gap_ms": gap_ms });
+        let figure =
+            json!({ "sent": client.get("sent"), "received": server.get("received"), "longest_gap_ms": gap_ms });
         figures.note(name, figure);
     }
     Ok(figures)
