@@ -1,0 +1,633 @@
+//! A fabric of two rails in memory, and data paths on it that do what the shim does: enough to judge the control side by what
+//! arrives, without a device.
+//!
+//! Every message is one packet. A rail that is down delivers nothing; a rail that loses acknowledgements delivers and does not say so.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails should say where")]
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use shift_control::address::Network;
+use shift_control::datapath::{
+    ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, ProbeId, ProbeState, QpLife,
+    RemoteKey, RemoteKeys, ReplayProgress, Unprotected,
+};
+use shift_control::{Agent, Config, EventSender};
+use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
+use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
+use shift_proto::policy::OnUnknown;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Send,
+    Write { rkey: u32 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    message: u32,
+    kind: Kind,
+    /// Incarnation it is posted on; none while it is held.
+    posted: Option<(Epoch, u64)>,
+    first: Option<(Epoch, u64)>,
+    delivered: bool,
+    done: bool,
+}
+
+#[derive(Default)]
+struct Incarnation {
+    path: u8,
+    packets: u64,
+    completed: u64,
+    sends_posted: u64,
+    sends_completed: u64,
+    receives: u64,
+    fenced: bool,
+}
+
+#[derive(Default)]
+pub struct Qp {
+    facts: Option<ConnectionFacts>,
+    peer: Option<(usize, QpLife)>,
+    sent: Vec<Sent>,
+    pub received: Vec<u32>,
+    pub written: Vec<(u32, u32)>,
+    incarnations: BTreeMap<u32, Incarnation>,
+    epoch: u32,
+    pub path: u8,
+    excluded: bool,
+    fenced: bool,
+    /// The NIC gave up in that epoch.
+    error_in: Option<u32>,
+    pub armed: bool,
+    pub surfaced: bool,
+    pub reposts: usize,
+    held_event: bool,
+}
+
+struct Probe {
+    host: usize,
+    rail: usize,
+    started: bool,
+    failed: bool,
+    connected: bool,
+    since: Instant,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub rail_up: [bool; 2],
+    pub acks_lost: [bool; 2],
+    qps: BTreeMap<(usize, QpLife), Qp>,
+    probes: BTreeMap<u32, Probe>,
+    standby_keys: BTreeMap<(usize, u32), u32>,
+    pub panic_in_sweep: Option<usize>,
+}
+
+/// The fabric of one test.
+#[derive(Clone)]
+pub struct Fabric {
+    state: Arc<Mutex<State>>,
+    net: u8,
+}
+
+/// One process on a host of the fabric.
+pub struct Process {
+    pub fabric: Fabric,
+    pub host: usize,
+    pub events: EventSender,
+}
+
+struct Path {
+    fabric: Fabric,
+    process: usize,
+    ip_host: usize,
+    standby: Result<(), Unprotected>,
+}
+
+struct TestNetwork {
+    own: Ipv4Addr,
+    net: u8,
+    directory: String,
+}
+
+impl Network for TestNetwork {
+    fn peer_address(&self, gid: &Gid, _netdev: &str) -> Option<SocketAddr> {
+        Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, self.net, gid.0[15])), 0))
+    }
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        vec![IpAddr::V4(self.own)]
+    }
+    fn listen_on(&self) -> Vec<IpAddr> {
+        vec![IpAddr::V4(self.own)]
+    }
+    fn directory_name(&self, port: u16) -> String {
+        format!("{}-{port}", self.directory)
+    }
+}
+
+/// GID of a host on a rail.
+pub fn gid(host: usize, rail: usize) -> Gid {
+    let mut bytes = [0; 16];
+    bytes[10] = 0xff;
+    bytes[11] = 0xff;
+    bytes[12] = 10;
+    bytes[13] = u8::try_from(rail).unwrap();
+    bytes[15] = u8::try_from(host).unwrap();
+    Gid(bytes)
+}
+
+fn host_and_rail(gid: &Gid) -> (usize, usize) {
+    (usize::from(gid.0[15]), usize::from(gid.0[13]))
+}
+
+/// Fast deadlines, as a test on loopback can have them.
+pub fn config() -> Config {
+    Config::from_env([("SHIFT_PROBE_MS".to_owned(), "50".to_owned())]).unwrap()
+}
+
+/// Waits until `done`; panics with `what` after ten seconds.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(10), "this did not come true: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Checks for a while that `holds` stays true.
+pub fn stays(what: &str, for_ms: u64, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(for_ms) {
+        assert!(holds(), "this did not stay true: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Fabric {
+    /// Both rails up; `net` makes the addresses of each test its own.
+    pub fn new(net: u8) -> Self {
+        let _ = env_logger::builder().is_test(true).parse_env("SHIFT_TEST_LOG").try_init();
+        let state = State { rail_up: [true, true], ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), net }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The address of a host.
+    pub fn address(&self, host: usize) -> Ipv4Addr {
+        Ipv4Addr::new(127, 0, self.net, u8::try_from(host).unwrap())
+    }
+
+    /// A process on a host, with its agent.
+    pub fn process(&self, host: usize, config: Config) -> Process {
+        self.process_with(host, host, config, Ok(()))
+    }
+
+    /// The same; `id` tells processes of one host apart.
+    pub fn process_with(&self, id: usize, host: usize, config: Config, standby: Result<(), Unprotected>) -> Process {
+        let path = Path { fabric: self.clone(), process: id, ip_host: host, standby };
+        let network = TestNetwork {
+            own: self.address(host),
+            net: self.net,
+            directory: format!("shift-test-{}-{}-{host}", std::process::id(), self.net),
+        };
+        let events = Agent::start_on(config, Arc::new(path), Box::new(network)).unwrap();
+        Process { fabric: self.clone(), host: id, events }
+    }
+
+    /// Cuts or mends a rail.
+    pub fn set_rail(&self, rail: usize, up: bool) {
+        self.lock().rail_up[rail] = up;
+    }
+}
+
+/// Connects a queue pair of `a` with one of `b`, on rail 0.
+pub fn connect(a: &Process, a_life: u32, b: &Process, b_life: u32) {
+    connect_hosts(a, a.host, a_life, b, b.host, b_life);
+}
+
+/// The same with the hosts named, where several processes share one.
+pub fn connect_hosts(a: &Process, a_host: usize, a_life: u32, b: &Process, b_host: usize, b_life: u32) {
+    let facts = |own: usize, own_life: u32, peer: usize, peer_life: u32| ConnectionFacts {
+        device: DeviceId(0),
+        qpn: 0x100 + own_life,
+        gid: gid(own, 0),
+        netdev: "lo".to_owned(),
+        peer_qpn: 0x100 + peer_life,
+        peer_gid: gid(peer, 0),
+        mtu: Mtu::new(1024).unwrap(),
+    };
+    {
+        let mut state = a.fabric.lock();
+        for (own, life, peer, peer_life) in [(a.host, a_life, b.host, b_life), (b.host, b_life, a.host, a_life)] {
+            let qp = state.qps.entry((own, QpLife(life))).or_default();
+            qp.peer = Some((peer, QpLife(peer_life)));
+            qp.incarnations.insert(0, Incarnation::default());
+        }
+    }
+    a.events.send(Event::Connected { qp: QpLife(a_life), facts: facts(a_host, a_life, b_host, b_life) });
+    b.events.send(Event::Connected { qp: QpLife(b_life), facts: facts(b_host, b_life, a_host, a_life) });
+}
+
+impl Process {
+    /// Looks at a queue pair.
+    pub fn qp<T>(&self, life: u32, look: impl FnOnce(&Qp) -> T) -> T {
+        let mut state = self.fabric.lock();
+        state.pump();
+        look(state.qps.get(&(self.host, QpLife(life))).unwrap())
+    }
+
+    pub fn is_armed(&self, life: u32) -> bool {
+        self.qp(life, |q| q.armed)
+    }
+
+    /// Posts a message as the application does.
+    pub fn post(&self, life: u32, message: u32, kind: Kind) {
+        let mut state = self.fabric.lock();
+        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
+        let held = qp.excluded || qp.sent.last().is_some_and(|s| s.posted.is_none() && !s.done);
+        qp.sent.push(Sent { message, kind, posted: None, first: None, delivered: false, done: false });
+        if !held {
+            let last = qp.sent.len() - 1;
+            qp.post_entry(last);
+        }
+        state.pump();
+    }
+
+    /// The NIC gives up: the error is kept from the application.
+    pub fn fail(&self, life: u32) {
+        {
+            let mut state = self.fabric.lock();
+            let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
+            qp.error_in = Some(qp.epoch);
+        }
+        self.events.send(Event::Fatal { qp: QpLife(life), status: 12 });
+    }
+
+    /// All that was posted so far is complete.
+    pub fn is_done(&self, life: u32) -> bool {
+        self.qp(life, |q| q.sent.iter().all(|s| s.done))
+    }
+
+    pub fn received(&self, life: u32) -> Vec<u32> {
+        self.qp(life, |q| q.received.clone())
+    }
+}
+
+impl Qp {
+    fn post_entry(&mut self, at: usize) {
+        let epoch = self.epoch;
+        let incarnation = self.incarnations.get_mut(&epoch).unwrap();
+        let entry = &mut self.sent[at];
+        entry.posted = Some((Epoch(epoch), incarnation.packets));
+        entry.delivered = false;
+        incarnation.packets += 1;
+        if entry.kind == Kind::Send {
+            incarnation.sends_posted += 1;
+        }
+    }
+
+    fn ordinal(&self, at: usize, epoch: Epoch) -> u64 {
+        let before = |s: &&Sent| s.kind == Kind::Send && s.posted.is_some_and(|(e, _)| e == epoch);
+        let shown = self.sent[..at].iter().filter(before).count() as u64;
+        let first = self.sent.iter().position(|s| s.posted.is_some_and(|(e, _)| e == epoch)).unwrap_or(at);
+        let _ = first;
+        shown
+    }
+}
+
+impl State {
+    /// Carries what the rails carry.
+    fn pump(&mut self) {
+        let keys: Vec<(usize, QpLife)> = self.qps.keys().copied().collect();
+        for key in keys {
+            self.pump_queue(key);
+        }
+    }
+
+    fn pump_queue(&mut self, key: (usize, QpLife)) {
+        let (epoch, path, peer, count) = {
+            let qp = &self.qps[&key];
+            if qp.fenced || qp.surfaced || qp.error_in == Some(qp.epoch) {
+                return;
+            }
+            (qp.epoch, qp.path, qp.peer, qp.sent.len())
+        };
+        let Some(peer) = peer else { return };
+        for at in 0..count {
+            let entry = self.qps[&key].sent[at];
+            if entry.done || entry.posted.map(|(e, _)| e.0) != Some(epoch) {
+                continue;
+            }
+            let up = self.rail_up[usize::from(path)];
+            let open = self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
+            if !up || !open {
+                break;
+            }
+            if !entry.delivered {
+                self.deliver(key, at, peer, entry);
+            }
+            if self.acks_lost[usize::from(path)] {
+                continue;
+            }
+            let qp = self.qps.get_mut(&key).unwrap();
+            qp.sent[at].done = true;
+            let incarnation = qp.incarnations.get_mut(&epoch).unwrap();
+            incarnation.completed = entry.posted.unwrap().1 + 1;
+            if entry.kind == Kind::Send {
+                incarnation.sends_completed += 1;
+            }
+        }
+    }
+
+    fn deliver(&mut self, key: (usize, QpLife), at: usize, peer: (usize, QpLife), entry: Sent) {
+        let target = self.qps.get_mut(&peer).unwrap();
+        match entry.kind {
+            Kind::Send => {
+                target.received.push(entry.message);
+                let epoch = target.epoch;
+                target.incarnations.get_mut(&epoch).unwrap().receives += 1;
+            }
+            Kind::Write { rkey } => target.written.push((entry.message, rkey)),
+        }
+        self.qps.get_mut(&key).unwrap().sent[at].delivered = true;
+    }
+}
+
+impl Path {
+    fn with<T>(&self, qp: QpLife, act: impl FnOnce(&mut Qp) -> T) -> T {
+        let mut state = self.fabric.lock();
+        state.pump();
+        let done = act(state.qps.get_mut(&(self.process, qp)).unwrap());
+        state.pump();
+        done
+    }
+
+    fn end(&self, qp: QpLife, rail: usize) -> PathEnd {
+        let (ip_host, standby) = (self.ip_host, if rail == 0 { 0x100 } else { 0x9000 });
+        let base = u32::try_from(ip_host * 0x1000 + rail * 0x77).unwrap() + qp.0;
+        PathEnd { qpn: standby + qp.0, gid: gid(ip_host, rail), mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(base) }
+    }
+}
+
+impl DataPath for Path {
+    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
+        self.standby.clone().map(|()| DeviceId(1 - primary.0))
+    }
+
+    fn device_name(&self, device: DeviceId) -> String {
+        format!("fake{}", device.0)
+    }
+
+    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected> {
+        Ok((self.end(qp, 0), self.end(qp, 1)))
+    }
+
+    fn connect(&self, qp: QpLife, path: PathId, epoch: Epoch, peer: &PathEnd, own: Psn, peer_psn: Psn) -> Result<(), Errno> {
+        let (_, rail) = host_and_rail(&peer.gid);
+        assert_eq!(rail, usize::from(path.0), "a path connects the same rail at both ends");
+        assert_eq!(own, self.end(qp, rail).psn_base.in_epoch(epoch));
+        assert_eq!(peer_psn, peer.psn_base.in_epoch(epoch));
+        self.with(qp, |q| {
+            q.incarnations.entry(epoch.0).or_insert(Incarnation { path: path.0, ..Incarnation::default() });
+        });
+        Ok(())
+    }
+
+    fn set_armed(&self, qp: QpLife, armed: bool) {
+        self.with(qp, |q| q.armed = armed);
+    }
+
+    fn exclude(&self, qp: QpLife) -> bool {
+        self.with(qp, |q| q.excluded = true);
+        true
+    }
+
+    fn release(&self, qp: QpLife) {
+        self.with(qp, |q| {
+            q.excluded = false;
+            for at in 0..q.sent.len() {
+                if q.sent[at].posted.is_none() && !q.sent[at].done {
+                    q.post_entry(at);
+                }
+            }
+        });
+    }
+
+    fn fence(&self, qp: QpLife) {
+        self.with(qp, |q| {
+            assert!(q.excluded, "nobody is fenced who was not excluded");
+            q.fenced = true;
+            let epoch = q.epoch;
+            q.incarnations.get_mut(&epoch).unwrap().fenced = true;
+        });
+    }
+
+    fn poll_fence(&self, qp: QpLife) -> FenceProgress {
+        FenceProgress::Fenced(self.with(qp, |q| {
+            let fenced = q.incarnations.iter().filter(|(_, i)| i.fenced);
+            fenced
+                .map(|(epoch, i)| IncarnationReport {
+                    epoch: Epoch(*epoch),
+                    path: PathId(i.path),
+                    proof: Proof::Count,
+                    receives: i.receives,
+                    fenced: true,
+                })
+                .collect()
+        }))
+    }
+
+    fn admit(&self, qp: QpLife, ledger: &mut Ledger) {
+        self.with(qp, |q| {
+            for (epoch, i) in q.incarnations.iter().filter(|(epoch, _)| **epoch <= q.epoch) {
+                ledger
+                    .incarnation(IncarnationFacts {
+                        epoch: Epoch(*epoch),
+                        path: PathId(i.path),
+                        mtu: Mtu::new(1024).unwrap(),
+                        completed_psn: Psn64(i.completed),
+                        posted_psn: Psn64(i.packets),
+                        completed_receives: i.sends_completed,
+                    })
+                    .unwrap();
+            }
+            if let Some(last) = q.sent.iter().rposition(|s| s.done) {
+                ledger.landed_through(WrSeq(last as u64));
+            }
+            for (at, sent) in q.sent.iter().enumerate().filter(|(_, s)| !s.done) {
+                let op = if sent.kind == Kind::Send { Op::Send } else { Op::Write };
+                let seq = WrSeq(at as u64);
+                let entry = Entry { seq, op, bytes: 64, fenced: false, unknown: OnUnknown::Replay };
+                let posting = sent.posted.map(|(epoch, psn)| Posting {
+                    epoch,
+                    first_psn: Psn64(psn),
+                    offset: 0,
+                    receive_ordinal: q.ordinal(at, epoch),
+                });
+                ledger.admit(entry, posting).unwrap();
+            }
+        });
+    }
+
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno> {
+        self.with(qp, |q| {
+            assert!(q.fenced, "receives move only after the fence");
+            q.reposts += 1;
+            (q.epoch, q.path, q.fenced) = (epoch.0, path.0, false);
+        });
+        Ok(3)
+    }
+
+    fn replay(&self, qp: QpLife, path: PathId, epoch: Epoch, plan: &Plan, ledger: &mut Ledger, keys: &dyn RemoteKeys) -> ReplayProgress {
+        self.with(qp, |q| {
+            assert_eq!((q.path, q.epoch), (path.0, epoch.0));
+            for step in &plan.steps {
+                let at = usize::try_from(step.seq.0).unwrap();
+                match step.action {
+                    Action::Complete => q.sent[at].done = true,
+                    Action::Replay { offset } => {
+                        if q.sent[at].posted.is_some_and(|(e, _)| e == epoch) {
+                            continue;
+                        }
+                        if let Some(progress) = q.translate(at, path, keys) {
+                            return progress;
+                        }
+                        q.post_entry(at);
+                        let (_, psn) = q.sent[at].posted.unwrap();
+                        let receive_ordinal = q.ordinal(at, epoch);
+                        ledger.posted(step.seq, Posting { epoch, first_psn: Psn64(psn), offset, receive_ordinal }).unwrap();
+                    }
+                }
+            }
+            if plan.stop.is_some() {
+                return ReplayProgress::Done;
+            }
+            q.excluded = false;
+            q.post_all_held(path, keys).unwrap_or(ReplayProgress::Done)
+        })
+    }
+
+    fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress {
+        self.with(qp, |q| {
+            if q.excluded {
+                return ReplayProgress::Done;
+            }
+            let path = PathId(q.path);
+            q.post_all_held(path, keys).unwrap_or(ReplayProgress::Done)
+        })
+    }
+
+    fn surface(&self, qp: QpLife, _status: Option<u32>) {
+        self.with(qp, |q| q.surfaced = true);
+    }
+
+    fn retired_below(&self, qp: QpLife) -> WrSeq {
+        self.with(qp, |q| WrSeq(q.sent.iter().position(|s| !s.done).unwrap_or(q.sent.len()) as u64))
+    }
+
+    fn next_seq(&self, qp: QpLife) -> WrSeq {
+        self.with(qp, |q| WrSeq(q.sent.len() as u64))
+    }
+
+    fn could_end_in_error(&self, _qp: QpLife) -> bool {
+        false
+    }
+
+    fn in_error(&self, _qp: QpLife) -> bool {
+        false
+    }
+
+    fn forget(&self, qp: QpLife, below: Epoch) {
+        self.with(qp, |q| q.incarnations.retain(|epoch, _| *epoch >= below.0));
+    }
+
+    fn sweep(&self) {
+        let dies = self.fabric.lock().panic_in_sweep == Some(self.process);
+        assert!(!dies, "the test asked for this panic");
+    }
+
+    fn read_async(&self, _device: DeviceId) {}
+
+    fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {
+        let mut state = self.fabric.lock();
+        let id = u32::try_from(state.probes.len()).unwrap() + 1;
+        let rail = usize::from(device.0);
+        assert_eq!(host_and_rail(&like), (self.ip_host, rail));
+        let probe = Probe { host: self.process, rail, started: false, failed: false, connected: false, since: Instant::now() };
+        state.probes.insert(id, probe);
+        let end = PathEnd { qpn: 0x5000 + id, gid: like, mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(id) };
+        Ok((ProbeId(id), end))
+    }
+
+    fn probe_connect(&self, probe: ProbeId, _peer: &PathEnd, _own: Psn, _peer_psn: Psn) -> Result<(), Errno> {
+        let mut state = self.fabric.lock();
+        let probe = state.probes.get_mut(&probe.0).unwrap();
+        (probe.connected, probe.failed, probe.started) = (true, false, false);
+        Ok(())
+    }
+
+    fn probe_start(&self, probe: ProbeId) -> Result<(), Errno> {
+        let mut state = self.fabric.lock();
+        let probe = state.probes.get_mut(&probe.0).unwrap();
+        assert!(probe.connected && !probe.failed && probe.host == self.process);
+        (probe.started, probe.since) = (true, Instant::now());
+        Ok(())
+    }
+
+    fn probe_poll(&self, probe: ProbeId) -> ProbeState {
+        let mut state = self.fabric.lock();
+        let up = state.rail_up;
+        let probe = state.probes.get_mut(&probe.0).unwrap();
+        if up[probe.rail] {
+            ProbeState::Answered
+        } else if probe.since.elapsed() > Duration::from_millis(20) {
+            probe.failed = true;
+            ProbeState::Failed(12)
+        } else {
+            ProbeState::Pending
+        }
+    }
+
+    fn probe_close(&self, probe: ProbeId) {
+        self.fabric.lock().probes.get_mut(&probe.0).unwrap().connected = false;
+    }
+}
+
+impl Qp {
+    fn translate(&mut self, at: usize, path: PathId, keys: &dyn RemoteKeys) -> Option<ReplayProgress> {
+        let Kind::Write { rkey } = self.sent[at].kind else {
+            return None;
+        };
+        if path == PathId::PRIMARY {
+            return None;
+        }
+        match keys.remote(rkey) {
+            RemoteKey::Known(standby) => {
+                self.sent[at].kind = Kind::Write { rkey: standby };
+                None
+            }
+            RemoteKey::Unknown | RemoteKey::Absent => Some(ReplayProgress::NeedsKey(rkey)),
+        }
+    }
+
+    fn post_all_held(&mut self, path: PathId, keys: &dyn RemoteKeys) -> Option<ReplayProgress> {
+        for at in 0..self.sent.len() {
+            if self.sent[at].posted.is_none() && !self.sent[at].done {
+                if let Some(progress) = self.translate(at, path, keys) {
+                    return Some(progress);
+                }
+                self.post_entry(at);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,285 @@
+//! Two agents on loopback, each with a data path on the same fabric in memory: they meet, arm, migrate and part.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails should say where")]
+
+mod fabric;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use fabric::{config, connect, connect_hosts, eventually, stays, Fabric, Kind, Process};
+use shift_control::config::DEFAULT_PORT;
+use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
+use shift_control::Config;
+
+fn armed_pair(net: u8) -> (Fabric, Process, Process) {
+    let fabric = Fabric::new(net);
+    let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
+    (fabric, a, b)
+}
+
+fn send(from: &Process, messages: std::ops::Range<u32>) {
+    for message in messages {
+        from.post(1, message, Kind::Send);
+    }
+}
+
+#[test]
+fn two_ends_arm_and_every_message_survives_the_rail_once_and_in_order() {
+    let (fabric, a, b) = armed_pair(1);
+    send(&a, 0..10);
+    fabric.lock().acks_lost[0] = true;
+    send(&a, 10..13);
+    assert_eq!(b.received(1).len(), 13);
+    fabric.set_rail(0, false);
+    send(&a, 13..20);
+    a.fail(1);
+    eventually("all is delivered", || a.is_done(1));
+    send(&a, 20..25);
+    eventually("so are later messages", || a.is_done(1));
+    assert_eq!(b.received(1), (0..25).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.path == 1 && !q.surfaced && q.reposts == 1));
+    assert!(b.qp(1, |q| q.path == 1 && !q.surfaced && q.reposts == 1));
+}
+
+#[test]
+fn a_port_that_goes_down_at_the_receiver_moves_the_connection_without_any_completion() {
+    let (fabric, a, b) = armed_pair(2);
+    send(&a, 0..3);
+    fabric.set_rail(0, false);
+    send(&a, 3..6);
+    b.events.send(Event::Port { device: DeviceId(0), up: false });
+    eventually("all is delivered", || a.is_done(1));
+    assert_eq!(b.received(1), (0..6).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_fault_that_heals_moves_nothing() {
+    let (_fabric, a, b) = armed_pair(3);
+    send(&a, 0..3);
+    a.events.send(Event::Port { device: DeviceId(0), up: false });
+    stays("the path", 300, || a.qp(1, |q| q.path == 0) && b.qp(1, |q| q.path == 0));
+    send(&a, 3..6);
+    assert!(a.is_done(1));
+}
+
+#[test]
+fn both_rails_gone_for_a_while_surface_nothing() {
+    let (fabric, a, b) = armed_pair(4);
+    fabric.set_rail(0, false);
+    fabric.set_rail(1, false);
+    send(&a, 0..4);
+    a.fail(1);
+    stays("nothing surfaces", 700, || !a.qp(1, |q| q.surfaced) && !b.qp(1, |q| q.surfaced));
+    fabric.set_rail(0, true);
+    eventually("all is delivered on the rail that is back", || a.is_done(1));
+    assert_eq!(b.received(1), (0..4).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.path == 0 && q.reposts == 1));
+}
+
+#[test]
+fn a_rail_that_is_back_takes_the_next_fault() {
+    let (fabric, a, b) = armed_pair(5);
+    fabric.set_rail(0, false);
+    send(&a, 0..3);
+    a.fail(1);
+    eventually("moved to the standby", || a.is_done(1));
+    fabric.set_rail(0, true);
+    // Until the first path is armed again a fault of the second has to wait for it; nothing may surface either way.
+    fabric.set_rail(1, false);
+    send(&a, 3..6);
+    a.fail(1);
+    eventually("moved back", || a.is_done(1));
+    assert_eq!(b.received(1), (0..6).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.path == 0 && !q.surfaced));
+}
+
+#[test]
+fn a_peer_that_said_goodbye_leaves_the_error_to_the_application_at_once() {
+    let (fabric, a, b) = armed_pair(6);
+    b.events.goodbye();
+    fabric.set_rail(0, false);
+    send(&a, 0..1);
+    a.fail(1);
+    let start = Instant::now();
+    eventually("the error is surfaced", || a.qp(1, |q| q.surfaced));
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_peer_that_died_without_a_word_is_noticed() {
+    let (fabric, a, b) = armed_pair(7);
+    fabric.lock().panic_in_sweep = Some(2);
+    eventually("its mistake disarmed it", || !b.is_armed(1));
+    std::thread::sleep(Duration::from_millis(50));
+    fabric.set_rail(0, false);
+    send(&a, 0..1);
+    a.fail(1);
+    let start = Instant::now();
+    eventually("the error is surfaced", || a.qp(1, |q| q.surfaced));
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn without_a_peer_shim_nothing_is_masked() {
+    let fabric = Fabric::new(8);
+    let a = fabric.process(1, config());
+    let b = fabric.process(3, config());
+    b.events.goodbye();
+    connect(&a, 1, &b, 1);
+    stays("unarmed", 2500, || !a.is_armed(1));
+}
+
+#[test]
+fn without_a_standby_at_one_end_neither_is_armed() {
+    let fabric = Fabric::new(9);
+    let a = fabric.process(1, config());
+    let reason = Unprotected("SHIFT_STANDBY: there is no device rxe9".to_owned());
+    let b = fabric.process_with(2, 2, config(), Err(reason));
+    connect(&a, 1, &b, 1);
+    stays("unarmed", 500, || !a.is_armed(1) && !b.is_armed(1));
+}
+
+#[test]
+fn garbage_on_the_port_harms_nobody() {
+    let fabric = Fabric::new(10);
+    let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
+    let mut strangers = Vec::new();
+    for seed in 0u32..100 {
+        let mut stream = loop {
+            match TcpStream::connect((fabric.address(2), DEFAULT_PORT)) {
+                Ok(stream) => break stream,
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let bytes: Vec<u8> = (0..997u32).map(|i| (i.wrapping_mul(seed.wrapping_mul(2_654_435_761)) >> 11) as u8).collect();
+        let _ = stream.write_all(&bytes);
+        strangers.push(stream);
+    }
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
+    send(&a, 0..3);
+    assert_eq!(b.received(1).len(), 3);
+}
+
+#[test]
+fn a_frame_longer_than_any_is_answered_with_the_end_of_the_connection() {
+    let fabric = Fabric::new(11);
+    let _a = fabric.process(1, config());
+    let mut stream = loop {
+        match TcpStream::connect((fabric.address(1), DEFAULT_PORT)) {
+            Ok(stream) => break stream,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    stream.write_all(&u32::MAX.to_be_bytes()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);
+}
+
+#[test]
+fn processes_that_share_a_host_are_told_apart() {
+    let fabric = Fabric::new(12);
+    let a = fabric.process(1, config());
+    let first = fabric.process_with(20, 2, config(), Ok(()));
+    let second = fabric.process_with(21, 2, config(), Ok(()));
+    connect_hosts(&a, 1, 1, &first, 2, 1);
+    connect_hosts(&a, 1, 2, &second, 2, 2);
+    eventually("all four ends are armed", || a.is_armed(1) && a.is_armed(2) && first.is_armed(1) && second.is_armed(2));
+    // The holder of the port leaves; the other one takes over and is found.
+    first.events.goodbye();
+    let third = fabric.process(3, config());
+    connect_hosts(&third, 3, 3, &second, 2, 3);
+    eventually("a newcomer finds the one that is left", || third.is_armed(3) && second.is_armed(3));
+}
+
+#[test]
+fn two_queue_pairs_of_one_process_survive_too() {
+    let fabric = Fabric::new(13);
+    let a = fabric.process(1, config());
+    connect(&a, 1, &a, 2);
+    eventually("both ends are armed", || a.is_armed(1) && a.is_armed(2));
+    fabric.set_rail(0, false);
+    send(&a, 0..5);
+    a.fail(1);
+    eventually("all is delivered", || a.is_done(1));
+    assert_eq!(a.received(2), (0..5).collect::<Vec<u32>>());
+}
+
+#[test]
+fn remote_keys_are_translated_and_unknown_ones_asked_for() {
+    let (fabric, a, b) = armed_pair(14);
+    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkey: 70 });
+    fabric.set_rail(0, false);
+    a.post(1, 1, Kind::Write { rkey: 7 });
+    a.fail(1);
+    eventually("the write is done", || a.is_done(1));
+    assert_eq!(b.qp(1, |q| q.written.clone()), vec![(1, 70)]);
+}
+
+#[test]
+fn a_key_that_the_peer_does_not_have_ends_in_an_error() {
+    let (fabric, a, b) = armed_pair(15);
+    fabric.set_rail(0, false);
+    a.post(1, 1, Kind::Write { rkey: 9 });
+    a.fail(1);
+    eventually("it is surfaced", || a.qp(1, |q| q.surfaced));
+    assert!(b.qp(1, |q| q.written.is_empty()));
+}
+
+#[test]
+fn a_destroyed_queue_pair_is_no_fault_of_the_path() {
+    let (_fabric, a, b) = armed_pair(16);
+    b.events.send(Event::Destroyed { qp: QpLife(1) });
+    stays("nothing moves or surfaces", 300, || a.qp(1, |q| q.path == 0 && !q.surfaced));
+}
+
+#[test]
+fn sixteen_queue_pairs_move_together() {
+    let fabric = Fabric::new(17);
+    let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
+    for life in 1..=16 {
+        connect(&a, life, &b, life);
+    }
+    eventually("all are armed", || (1..=16).all(|l| a.is_armed(l) && b.is_armed(l)));
+    fabric.set_rail(0, false);
+    for life in 1..=16 {
+        for message in 0..5 {
+            a.post(life, message, Kind::Send);
+        }
+        a.fail(life);
+    }
+    eventually("all is delivered", || (1..=16).all(|l| a.is_done(l)));
+    for life in 1..=16 {
+        assert_eq!(b.received(life), (0..5).collect::<Vec<u32>>());
+    }
+}
+
+#[test]
+fn each_migration_leaves_a_record() {
+    let file = std::env::temp_dir().join(format!("shift-control-record-{}.jsonl", std::process::id()));
+    let fabric = Fabric::new(18);
+    let environment = [("SHIFT_EVENT_FILE".to_owned(), file.display().to_string())];
+    let (a, b) = (fabric.process(1, Config::from_env(environment).unwrap()), fabric.process(2, config()));
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
+    fabric.lock().acks_lost[0] = true;
+    send(&a, 0..3);
+    fabric.set_rail(0, false);
+    send(&a, 3..5);
+    a.fail(1);
+    eventually("a record is written", || std::fs::read_to_string(&file).is_ok_and(|t| t.ends_with('\n')));
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let record: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(record["outcome"], "confirmed");
+    assert_eq!((&record["proven"], &record["replayed"], &record["surfaced"]), (&3.into(), &2.into(), &0.into()));
+    assert_eq!(record["proofs"]["receive_count"], 5);
+    assert_eq!((&record["from"]["device"], &record["to"]["device"]), (&"fake0".into(), &"fake1".into()));
+    for phase in ["trigger", "committed", "fenced", "reposted", "replayed", "resumed", "confirmed"] {
+        assert!(record["phases_ns"][phase].is_u64(), "{phase} is missing in {record}");
+    }
+}
