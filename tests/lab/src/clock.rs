@@ -18,9 +18,7 @@ pub fn realtime_ns() -> u64 {
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {
-    clock_gettime(clock)
-        .map(|at| (at.tv_sec() as u64) * 1_000_000_000 + at.tv_nsec() as u64)
-        .unwrap_or(0)
+    clock_gettime(clock).map(|at| (at.tv_sec() as u64) * 1_000_000_000 + at.tv_nsec() as u64).unwrap_or(0)
 }
 
 /// Nanoseconds as milliseconds, for figures.
@@ -32,11 +30,7 @@ pub fn ms(ns: u64) -> f64 {
 ///
 /// # Errors
 /// [`Trouble::Deadline`], or what `probe` returns.
-pub fn until<T>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(value) = probe()? {

@@ -6,14 +6,7 @@
 //! [`boot`] makes machines, [`wire`] is the cables, [`guest`] holds on to a guest, [`pair`] is two of them booted, [`lab`] is what a
 //! scenario works with, [`trial`] is a client and a server under a fault, [`runner`] runs scenarios and prints what came of them, [`scenarios`] is the list.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::unwrap_used,
-        clippy::indexing_slicing,
-        reason = "a test may panic"
-    )
-)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
 
 pub mod boot;
 pub mod clock;

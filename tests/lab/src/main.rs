@@ -89,24 +89,14 @@ enum Name {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::List => list(),
-        Command::Run {
-            scenarios,
-            seed,
-            times,
-            smp,
-        } => with_setup(|setup| {
-            run(
-                setup,
-                &scenarios,
-                seed..=seed + times.saturating_sub(1),
-                smp,
-            )
-        }),
+        Command::Run { scenarios, seed, times, smp } => {
+            with_setup(|setup| run(setup, &scenarios, seed..=seed + times.saturating_sub(1), smp))
+        }
         Command::Trace { log } => trace(&log),
         Command::Shell { host, smp } => with_setup(|setup| interact(setup, host, smp)),
-        Command::Wire { control, log } => wire::control::serve(&control, &log, std::io::stdout())
-            .map(|()| true)
-            .map_err(Into::into),
+        Command::Wire { control, log } => {
+            wire::control::serve(&control, &log, std::io::stdout()).map(|()| true).map_err(Into::into)
+        }
         Command::Leash { parent, program } => Err(leash::become_program(parent, &program).into()),
     };
     match result {
@@ -127,17 +117,10 @@ fn list() -> Result<bool> {
     Ok(true)
 }
 
-fn run(
-    setup: &Setup,
-    patterns: &[String],
-    seeds: RangeInclusive<u64>,
-    cpus: Option<u8>,
-) -> Result<bool> {
+fn run(setup: &Setup, patterns: &[String], seeds: RangeInclusive<u64>, cpus: Option<u8>) -> Result<bool> {
     let all = scenarios::all();
     match scenarios::select(&all, patterns) {
-        Ok(selected) => {
-            Runner::new(setup.clone(), cpus, std::io::stdout()).run_all(&selected, seeds)
-        }
+        Ok(selected) => Runner::new(setup.clone(), cpus, std::io::stdout()).run_all(&selected, seeds),
         Err(why) => {
             say(&why);
             Ok(false)
@@ -150,12 +133,7 @@ fn trace(log: &Path) -> Result<bool> {
     let records = wire::log::read(log, 0, u64::MAX)?;
     let start = records.first().map_or(0, |record| record.at_ns);
     for record in records {
-        writeln!(
-            out,
-            "{:12.3} ms  {}",
-            ms(record.at_ns - start),
-            record.in_words()
-        )?;
+        writeln!(out, "{:12.3} ms  {}", ms(record.at_ns - start), record.in_words())?;
     }
     Ok(true)
 }
@@ -186,14 +164,12 @@ fn end_on_signal(clean: impl FnOnce() + Send + 'static) -> Result<()> {
         signals.add(signal);
     }
     signals.thread_block().map_err(std::io::Error::from)?;
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if let Ok(signal) = signals.wait() {
-                say(&format!("{signal}: ending the guests"));
-                clean();
-                std::process::exit(128 + signal as i32);
-            }
-        })?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            say(&format!("{signal}: ending the guests"));
+            clean();
+            std::process::exit(128 + signal as i32);
+        }
+    })?;
     Ok(())
 }

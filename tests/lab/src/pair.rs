@@ -27,12 +27,7 @@ const KVM_LIMIT: Duration = Duration::from_secs(25);
 const KEEP: &str = "SHIFT_LAB_KEEP";
 
 /// What was built here and is shared into guests; missing ones are left out.
-const SHARED: &[&str] = &[
-    "shift-guest",
-    "shift-checker",
-    "libshift_verbs.so",
-    "libshift_preload.so",
-];
+const SHARED: &[&str] = &["shift-guest", "shift-checker", "libshift_verbs.so", "libshift_preload.so"];
 
 /// Where things are on this machine.
 #[derive(Debug, Clone)]
@@ -52,23 +47,13 @@ impl Setup {
     /// One of them is not to be had.
     pub fn new() -> Result<Setup> {
         let exe = std::env::current_exe().concerning("own executable")?;
-        let built = exe
-            .parent()
-            .ok_or_else(|| Trouble::setup("own executable has no directory"))?
-            .to_path_buf();
+        let built = exe.parent().ok_or_else(|| Trouble::setup("own executable has no directory"))?.to_path_buf();
         remove_stale_runs();
         let kept = std::env::var_os(KEEP).filter(|dir| !dir.is_empty());
-        let run = kept.map_or_else(
-            || runs().join(std::process::id().to_string()),
-            PathBuf::from,
-        );
+        let run = kept.map_or_else(|| runs().join(std::process::id().to_string()), PathBuf::from);
         fs::create_dir_all(&run).concerning(run.display())?;
         let run = run.canonicalize()?;
-        Ok(Setup {
-            cache: crate::boot::cache()?,
-            built,
-            run,
-        })
+        Ok(Setup { cache: crate::boot::cache()?, built, run })
     }
 
     /// The shim, as it was built.
@@ -97,14 +82,7 @@ impl Setup {
                 fs::copy(&source, share.join(name)).concerning(source.display())?;
             }
         }
-        Ok(Machine {
-            vmlinuz: kernel.vmlinuz(),
-            image,
-            share,
-            run,
-            cpus,
-            accelerator: Accelerator::Tcg,
-        })
+        Ok(Machine { vmlinuz: kernel.vmlinuz(), image, share, run, cpus, accelerator: Accelerator::Tcg })
     }
 
     /// KVM is tried once per machine; that it failed is remembered in the cache.
@@ -114,8 +92,7 @@ impl Setup {
 
     fn may_try_kvm(&self) -> bool {
         let wanted = std::env::var("SHIFT_LAB_ACCEL").unwrap_or_default();
-        wanted == "kvm"
-            || (wanted != "tcg" && Path::new("/dev/kvm").exists() && !self.kvm_refused().exists())
+        wanted == "kvm" || (wanted != "tcg" && Path::new("/dev/kvm").exists() && !self.kvm_refused().exists())
     }
 }
 
@@ -143,27 +120,12 @@ impl WireProcess {
     fn start(run: &Path) -> Result<WireProcess> {
         let exe = std::env::current_exe().concerning("own executable")?;
         let mut command = leash::command(&exe.to_string_lossy())?;
-        command
-            .arg("wire")
-            .arg("--control")
-            .arg(run.join("wire.control"))
-            .arg("--log")
-            .arg(run.join("wire.log"));
+        command.arg("wire").arg("--control").arg(run.join("wire.control")).arg("--log").arg(run.join("wire.log"));
         let words = File::create(run.join("wire.err")).concerning("wire")?;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(words)
-            .spawn()
-            .concerning("wire")?;
-        let stdout = child
-            .stdout
-            .take()
-            .ok_or_else(|| Trouble::setup("wire: no output"))?;
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(words).spawn().concerning("wire")?;
+        let stdout = child.stdout.take().ok_or_else(|| Trouble::setup("wire: no output"))?;
         let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .concerning("wire")?;
+        BufReader::new(stdout).read_line(&mut line).concerning("wire")?;
         let ready = serde_json::from_str(&line).concerning("wire")?;
         Ok(WireProcess { child, ready })
     }
@@ -203,9 +165,7 @@ impl Pair {
             machine.accelerator = Accelerator::Kvm;
             match Pair::boot_machine(&machine, KVM_LIMIT) {
                 Ok(pair) => return Ok(pair),
-                Err(why) => say(&format!(
-                    "KVM does not boot a guest here ({why}); software emulation from now on"
-                )),
+                Err(why) => say(&format!("KVM does not boot a guest here ({why}); software emulation from now on")),
             }
             fs::write(setup.kvm_refused(), "").concerning("cache")?;
             machine.accelerator = Accelerator::Tcg;
@@ -215,26 +175,15 @@ impl Pair {
 
     fn boot_machine(machine: &Machine, limit: Duration) -> Result<Pair> {
         let begun = Instant::now();
-        for entry in fs::read_dir(&machine.run)
-            .concerning(machine.run.display())?
-            .flatten()
-        {
+        for entry in fs::read_dir(&machine.run).concerning(machine.run.display())?.flatten() {
             fs::remove_file(entry.path()).concerning(entry.path().display())?;
         }
         let wire_process = WireProcess::start(&machine.run)?;
-        let wire = Control::connect(
-            &machine.run.join("wire.control"),
-            &machine.run.join("wire.log"),
-        )?;
-        let mut qemus = [
-            Qemu::start(machine, Host::A, &wire_process.ready)?,
-            Qemu::start(machine, Host::B, &wire_process.ready)?,
-        ];
+        let wire = Control::connect(&machine.run.join("wire.control"), &machine.run.join("wire.log"))?;
+        let mut qemus =
+            [Qemu::start(machine, Host::A, &wire_process.ready)?, Qemu::start(machine, Host::B, &wire_process.ready)?];
         let [qemu_a, qemu_b] = &mut qemus;
-        let monitors = [
-            Monitor::connect(&qemu_a.monitor_socket())?,
-            Monitor::connect(&qemu_b.monitor_socket())?,
-        ];
+        let monitors = [Monitor::connect(&qemu_a.monitor_socket())?, Monitor::connect(&qemu_b.monitor_socket())?];
         let meet = |qemu: &mut Qemu, host| {
             Guest::connect(host, &qemu.agent_socket(), limit).map_err(|error| match qemu.death() {
                 Some(why) => Trouble::GuestLost { host, why },
@@ -242,16 +191,7 @@ impl Pair {
             })
         };
         let (a, b) = (meet(qemu_a, Host::A)?, meet(qemu_b, Host::B)?);
-        Ok(Pair {
-            a,
-            b,
-            monitors,
-            qemus,
-            wire,
-            _wire_process: wire_process,
-            cpus: machine.cpus,
-            boot: begun.elapsed(),
-        })
+        Ok(Pair { a, b, monitors, qemus, wire, _wire_process: wire_process, cpus: machine.cpus, boot: begun.elapsed() })
     }
 
     /// A guest.
@@ -282,9 +222,7 @@ impl Pair {
 
     /// A guest that died or panicked, and what was seen of it.
     pub fn death(&mut self) -> Option<Trouble> {
-        let dead = |(qemu, host): (&mut Qemu, Host)| {
-            qemu.death().map(|why| Trouble::GuestLost { host, why })
-        };
+        let dead = |(qemu, host): (&mut Qemu, Host)| qemu.death().map(|why| Trouble::GuestLost { host, why });
         self.qemus.iter_mut().zip(Host::ALL).find_map(dead)
     }
 }

@@ -103,13 +103,7 @@ impl Perftest {
             Tool::Write | Tool::Send | Tool::Read => (65_536, 2000),
             Tool::Atomic => (8, 5000),
         };
-        Perftest {
-            tool,
-            size,
-            iterations,
-            shim: Shim::Nowhere,
-            env: Vec::new(),
-        }
+        Perftest { tool, size, iterations, shim: Shim::Nowhere, env: Vec::new() }
     }
 
     /// The same under the shim.
@@ -120,11 +114,7 @@ impl Perftest {
 
     /// How the program is started on `host`.
     pub fn program(&self, host: Host) -> Program {
-        let mut program = Program::words(&format!(
-            "/usr/bin/{} -d rxe0 -n {}",
-            self.tool.program(),
-            self.iterations
-        ));
+        let mut program = Program::words(&format!("/usr/bin/{} -d rxe0 -n {}", self.tool.program(), self.iterations));
         if self.tool != Tool::Atomic {
             program = program.arg("-s").arg(self.size.to_string());
         }
@@ -151,18 +141,13 @@ impl Perftest {
         require(iterations == u64::from(self.iterations), || {
             format!("{iterations} of {} iterations", self.iterations)
         })?;
-        Ok(story
-            .figures()
-            .with("iterations", iterations)
-            .with("mb_per_s", average))
+        Ok(story.figures().with("iterations", iterations).with("mb_per_s", average))
     }
 }
 
 /// Iterations and average bandwidth from perftest's table.
 fn report(out: &str) -> Option<(u64, f64)> {
-    let mut lines = out
-        .lines()
-        .skip_while(|line| !line.trim_start().starts_with("#bytes"));
+    let mut lines = out.lines().skip_while(|line| !line.trim_start().starts_with("#bytes"));
     let fields: Vec<&str> = lines.nth(1)?.split_whitespace().collect();
     Some((fields.get(1)?.parse().ok()?, fields.get(3)?.parse().ok()?))
 }

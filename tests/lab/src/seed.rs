@@ -9,9 +9,7 @@ pub struct Seed(u64);
 impl Seed {
     /// The stream of `seed` for one purpose; other purposes of the same seed give other streams.
     pub fn new(seed: u64, purpose: &str) -> Seed {
-        let mixed = purpose.bytes().fold(seed, |state, byte| {
-            (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let mixed = purpose.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         Seed(mixed)
     }
 
@@ -26,11 +24,7 @@ impl Seed {
 
     /// A number of `range`; its start if it is empty.
     pub fn within(&mut self, range: Range<u64>) -> u64 {
-        range.start
-            + self
-                .next_u64()
-                .checked_rem(range.end.saturating_sub(range.start))
-                .unwrap_or(0)
+        range.start + self.next_u64().checked_rem(range.end.saturating_sub(range.start)).unwrap_or(0)
     }
 }
 

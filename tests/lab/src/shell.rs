@@ -49,9 +49,7 @@ struct RawTerminal(Option<Termios>);
 impl RawTerminal {
     fn enter() -> RawTerminal {
         let stdin = std::io::stdin();
-        let before = tcgetattr(stdin.as_fd())
-            .ok()
-            .filter(|_| stdin.is_terminal());
+        let before = tcgetattr(stdin.as_fd()).ok().filter(|_| stdin.is_terminal());
         if let Some(before) = &before {
             let mut raw = before.clone();
             cfmakeraw(&mut raw);

@@ -51,10 +51,7 @@ impl Trouble {
 
     /// `what` did not happen within `limit`.
     pub fn deadline(what: impl Into<String>, limit: Duration) -> Trouble {
-        Trouble::Deadline {
-            what: what.into(),
-            limit,
-        }
+        Trouble::Deadline { what: what.into(), limit }
     }
 }
 

@@ -19,10 +19,7 @@ use shift_lab::guest::Program;
 fn main() -> io::Result<()> {
     let path = find_port()?;
     let port = OpenOptions::new().read(true).write(true).open(path)?;
-    let agent = Agent {
-        port: Arc::new(Mutex::new(port.try_clone()?)),
-        groups: Arc::default(),
-    };
+    let agent = Agent { port: Arc::new(Mutex::new(port.try_clone()?)), groups: Arc::default() };
     for line in BufReader::new(port).lines() {
         match serde_json::from_str::<Question>(&line?) {
             Ok(Question { id, ask }) => {
@@ -67,37 +64,21 @@ impl Agent {
 
     fn answer(&self, ask: Ask) -> io::Result<Fact> {
         match ask {
-            Ask::Clock => {
-                return Ok(Fact::Clock {
-                    monotonic: monotonic_ns(),
-                    realtime: realtime_ns(),
-                })
-            }
+            Ask::Clock => return Ok(Fact::Clock { monotonic: monotonic_ns(), realtime: realtime_ns() }),
             Ask::Start { run, program } => return self.start(run, &program).map(Fact::Started),
             Ask::Signal { run, signal } => {
-                let group = self
-                    .groups
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&run)
-                    .copied();
+                let group = self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(&run).copied();
                 if let Some(group) = group {
                     killpg(group, Signal::try_from(signal)?)?;
                 }
             }
             Ask::KillAll => {
-                for group in self
-                    .groups
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .values()
-                {
+                for group in self.groups.lock().unwrap_or_else(PoisonError::into_inner).values() {
                     let _ = killpg(*group, Signal::SIGKILL);
                 }
             }
             Ask::Read { path } => {
-                return fs::read(path)
-                    .map(|bytes| Fact::Text(String::from_utf8_lossy(&bytes).into_owned()));
+                return fs::read(path).map(|bytes| Fact::Text(String::from_utf8_lossy(&bytes).into_owned()));
             }
             Ask::Write { path, text, mode } => {
                 fs::write(&path, text)?;
@@ -108,35 +89,18 @@ impl Agent {
     }
 
     fn start(&self, run: u64, program: &Program) -> io::Result<u32> {
-        let (name, args) = program
-            .argv
-            .split_first()
-            .ok_or_else(|| io::Error::other("no program"))?;
+        let (name, args) = program.argv.split_first().ok_or_else(|| io::Error::other("no program"))?;
         let mut command = Command::new(name);
-        command
-            .args(args)
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin")
-            .env("HOME", "/root");
+        command.args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin").env("HOME", "/root");
         command.envs(program.env.iter().map(|(name, value)| (name, value)));
-        command
-            .current_dir(program.cwd.as_deref().unwrap_or("/"))
-            .process_group(0);
+        command.current_dir(program.cwd.as_deref().unwrap_or("/")).process_group(0);
         if let Some(uid) = program.uid {
             command.uid(uid).gid(uid).env("HOME", "/home/user");
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = command
-            .spawn()
-            .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|error| io::Error::other(format!("{name}: {error}")))?;
         let pid = child.id();
-        self.groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(run, Pid::from_raw(pid as i32));
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(run, Pid::from_raw(pid as i32));
         let agent = self.clone();
         thread::Builder::new().spawn(move || agent.follow(run, child))?;
         Ok(pid)
@@ -155,38 +119,19 @@ impl Agent {
         });
         let status = child.wait();
         let at_ns = monotonic_ns();
-        self.groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&run);
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
         let code = status.as_ref().ok().and_then(|status| status.code());
         let signal = status.ok().and_then(|status| status.signal());
-        self.say(&Say::End {
-            run,
-            at_ns,
-            code,
-            signal,
-        });
+        self.say(&Say::End { run, at_ns, code, signal });
     }
 
     fn tell_lines(&self, run: u64, stream: Stream, pipe: impl Read) {
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();
-        while matches!(
-            pipe.by_ref()
-                .take(LINE_BYTES as u64)
-                .read_until(b'\n', &mut line),
-            Ok(1..)
-        ) {
+        while matches!(pipe.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line), Ok(1..)) {
             let at_ns = monotonic_ns();
-            let text =
-                String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
-            self.say(&Say::Line {
-                run,
-                stream,
-                at_ns,
-                text,
-            });
+            let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+            self.say(&Say::Line { run, stream, at_ns, text });
             line.clear();
         }
     }

@@ -19,11 +19,7 @@ pub struct Archive<W: Write> {
 impl<W: Write> Archive<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Archive<W> {
-        Archive {
-            out,
-            inode: 0,
-            known: BTreeSet::new(),
-        }
+        Archive { out, inode: 0, known: BTreeSet::new() }
     }
 
     /// Adds a directory, unless it is there.
@@ -84,21 +80,8 @@ impl<W: Write> Archive<W> {
 
     fn write(&mut self, path: &str, mode: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
         let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
-        let fields = [
-            self.inode,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            path.len() as u32 + 1,
-            0,
-        ];
+        let fields =
+            [self.inode, mode, 0, 0, links, 0, data.len() as u32, 0, 0, device.0, device.1, path.len() as u32 + 1, 0];
         let mut header = String::from("070701");
         for field in fields {
             header.push_str(&format!("{field:08X}"));
@@ -110,8 +93,7 @@ impl<W: Write> Archive<W> {
     fn padded(&mut self, bytes: &[u8]) -> io::Result<()> {
         const ZEROS: [u8; 3] = [0; 3];
         self.out.write_all(bytes)?;
-        self.out
-            .write_all(ZEROS.get(..bytes.len().wrapping_neg() % 4).unwrap_or(&[]))
+        self.out.write_all(ZEROS.get(..bytes.len().wrapping_neg() % 4).unwrap_or(&[]))
     }
 }
 
@@ -128,18 +110,10 @@ mod tests {
         let bytes = archive.finish().unwrap();
         assert_eq!(bytes.len() % 4, 0);
         let text = String::from_utf8_lossy(&bytes);
-        let order: Vec<usize> = [
-            "usr\0",
-            "usr/bin\0",
-            "usr/bin/a\0",
-            "hello",
-            "usr/lib\0",
-            "../bin/a",
-            "TRAILER!!!",
-        ]
-        .iter()
-        .map(|what| text.find(what).unwrap())
-        .collect();
+        let order: Vec<usize> = ["usr\0", "usr/bin\0", "usr/bin/a\0", "hello", "usr/lib\0", "../bin/a", "TRAILER!!!"]
+            .iter()
+            .map(|what| text.find(what).unwrap())
+            .collect();
         assert!(order.is_sorted());
         assert!(!text.contains("other"));
     }

@@ -65,17 +65,8 @@ const LINKS: &[(&str, &str)] = &[
     ("usr/bin/rdma.real", "rdma"),
 ];
 /// Directories of Python's standard library that no scenario needs.
-const LEFT_OUT: &[&str] = &[
-    "test",
-    "__pycache__",
-    "idlelib",
-    "tkinter",
-    "lib2to3",
-    "ensurepip",
-    "pydoc_data",
-    "distutils",
-    "unittest",
-];
+const LEFT_OUT: &[&str] =
+    &["test", "__pycache__", "idlelib", "tkinter", "lib2to3", "ensurepip", "pydoc_data", "distutils", "unittest"];
 
 /// The image for `kernel`, built if the cache has none that is up to date.
 ///
@@ -84,10 +75,7 @@ const LEFT_OUT: &[&str] = &[
 pub fn obtain(cache: &Path, kernel: &Kernel, say: impl Fn(&str)) -> Result<PathBuf> {
     let files = collect()?;
     let boot = boot_script(kernel)?;
-    let image = cache.join(format!(
-        "image-{:016x}.cpio",
-        fingerprint(&files, kernel, &boot)
-    ));
+    let image = cache.join(format!("image-{:016x}.cpio", fingerprint(&files, kernel, &boot)));
     if !image.exists() {
         say("building the guest image");
         remove_old_images(cache);
@@ -107,16 +95,12 @@ fn collect() -> Result<Files> {
             if OPTIONAL.contains(path) || path.contains("libnss") {
                 continue;
             }
-            return Err(Trouble::setup(format!(
-                "{path} is not installed; scripts/lab installs what the lab needs"
-            )));
+            return Err(Trouble::setup(format!("{path} is not installed; scripts/lab installs what the lab needs")));
         }
         add(&mut files, path);
         linked.push(*path);
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .into_iter()
-        .find(|path| Path::new(path).exists());
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     let busybox = busybox.ok_or_else(|| Trouble::setup("busybox-static is not installed"))?;
     files.insert("usr/bin/busybox".into(), busybox.into());
     for library in libraries_of(&linked)? {
@@ -131,11 +115,7 @@ fn collect() -> Result<Files> {
 /// Guests have a merged /usr, as Debian does.
 fn add(files: &mut Files, path: &str) {
     let merged = path.trim_start_matches('/');
-    let merged = if merged.starts_with("usr/") {
-        merged.to_owned()
-    } else {
-        format!("usr/{merged}")
-    };
+    let merged = if merged.starts_with("usr/") { merged.to_owned() } else { format!("usr/{merged}") };
     files.insert(merged, PathBuf::from(path));
 }
 
@@ -144,9 +124,7 @@ fn add_tree(files: &mut Files, dir: &Path) -> Result<()> {
         let path = entry.path();
         let name = entry.file_name();
         if path.is_dir() {
-            if !LEFT_OUT.iter().any(|each| *each == name)
-                && !name.to_string_lossy().starts_with("config-")
-            {
+            if !LEFT_OUT.iter().any(|each| *each == name) && !name.to_string_lossy().starts_with("config-") {
                 add_tree(files, &path)?;
             }
         } else if let Some(text) = path.to_str().filter(|_| path.exists()) {
@@ -231,22 +209,15 @@ fn add_modules(archive: &mut Archive<BufWriter<fs::File>>, kernel: &Kernel) -> R
                 continue;
             }
             let inside = path.strip_prefix(&kernel.dir).concerning(path.display())?;
-            archive.file(
-                &format!("usr/{}", inside.display()),
-                0o644,
-                &fs::read(&path).concerning(path.display())?,
-            )?;
+            archive.file(&format!("usr/{}", inside.display()), 0o644, &fs::read(&path).concerning(path.display())?)?;
         }
     }
     Ok(())
 }
 
 fn boot_script(kernel: &Kernel) -> Result<String> {
-    let modules: Vec<String> = kernel
-        .boot_order()?
-        .iter()
-        .map(|path| format!("$B insmod /lib/modules/{}/{path}", kernel.release))
-        .collect();
+    let modules: Vec<String> =
+        kernel.boot_order()?.iter().map(|path| format!("$B insmod /lib/modules/{}/{path}", kernel.release)).collect();
     Ok(include_str!("boot.sh").replace("@INSMOD@", &modules.join("\n")))
 }
 

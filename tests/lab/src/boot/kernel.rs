@@ -14,24 +14,9 @@ use crate::trouble::{Concerning, Result, Trouble};
 const METAPACKAGE: &str = "linux-image-6.12-amd64";
 
 /// What guests load at boot, dependencies resolved by modprobe. rxe fails with ENOENT without crc32_generic.
-const AT_BOOT: &[&str] = &[
-    "virtio_net",
-    "9pnet_virtio",
-    "9p",
-    "crc32_generic",
-    "ib_uverbs",
-    "rdma_ucm",
-    "rdma_rxe",
-];
+const AT_BOOT: &[&str] = &["virtio_net", "9pnet_virtio", "9p", "crc32_generic", "ib_uverbs", "rdma_ucm", "rdma_rxe"];
 /// What guests may load when a tool asks for it.
-const ON_DEMAND: &[&str] = &[
-    "sch_ingress",
-    "cls_u32",
-    "act_gact",
-    "sch_netem",
-    "sch_prio",
-    "sch_tbf",
-];
+const ON_DEMAND: &[&str] = &["sch_ingress", "cls_u32", "act_gact", "sch_netem", "sch_prio", "sch_tbf"];
 
 /// A kernel in the cache.
 #[derive(Debug, Clone)]
@@ -76,17 +61,9 @@ pub fn obtain(cache: &Path, say: impl Fn(&str)) -> Result<Kernel> {
 fn newest_cached(cache: &Path) -> Option<Kernel> {
     let entries = fs::read_dir(cache).ok()?.flatten();
     let kernels = entries.filter(|entry| entry.path().join("boot-order").exists());
-    let newest =
-        kernels.max_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok())?;
-    let release = newest
-        .file_name()
-        .to_str()?
-        .strip_prefix("kernel-")?
-        .to_owned();
-    Some(Kernel {
-        dir: newest.path(),
-        release,
-    })
+    let newest = kernels.max_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok())?;
+    let release = newest.file_name().to_str()?.strip_prefix("kernel-")?.to_owned();
+    Some(Kernel { dir: newest.path(), release })
 }
 
 fn fetch(cache: &Path, work: &Path, say: impl Fn(&str)) -> Result<Kernel> {
@@ -96,16 +73,10 @@ fn fetch(cache: &Path, work: &Path, say: impl Fn(&str)) -> Result<Kernel> {
         .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
         .map(|rest| format!("linux-image-{rest}"))
         .ok_or_else(|| {
-            Trouble::setup(format!(
-                "{METAPACKAGE} depends on no kernel: is bookworm-security in the apt sources?"
-            ))
+            Trouble::setup(format!("{METAPACKAGE} depends on no kernel: is bookworm-security in the apt sources?"))
         })?;
     say(&format!("downloading {package} (100 MB, once)"));
-    run_tool(
-        Command::new("apt-get")
-            .args(["download", "-qq", &package])
-            .current_dir(work),
-    )?;
+    run_tool(Command::new("apt-get").args(["download", "-qq", &package]).current_dir(work))?;
     let deb = fs::read_dir(work)?
         .flatten()
         .map(|entry| entry.path())
@@ -144,28 +115,17 @@ fn unpack(root: &Path, made: &Path, release: &str) -> Result<()> {
             run_tool(Command::new("xz").arg("-d").arg(&target))?;
         }
     }
-    for list in [
-        "modules.builtin",
-        "modules.builtin.modinfo",
-        "modules.order",
-    ] {
+    for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
         fs::copy(from.join(list), to.join(list)).concerning(list)?;
     }
     run_tool(Command::new("depmod").arg("-b").arg(made).arg(release))?;
-    fs::copy(
-        root.join("boot").join(format!("vmlinuz-{release}")),
-        made.join("vmlinuz"),
-    )
-    .concerning("vmlinuz")?;
+    fs::copy(root.join("boot").join(format!("vmlinuz-{release}")), made.join("vmlinuz")).concerning("vmlinuz")?;
     fs::write(made.join("boot-order"), order.join("\n")).concerning("boot-order")
 }
 
 fn with_dependencies(root: &Path, release: &str, module: &str) -> Result<Vec<String>> {
     let mut command = Command::new("modprobe");
-    command
-        .arg("-d")
-        .arg(root)
-        .args(["-S", release, "--show-depends", module]);
+    command.arg("-d").arg(root).args(["-S", release, "--show-depends", module]);
     let prefix = format!("/lib/modules/{release}/");
     let lines = run_tool(&mut command)?;
     Ok(lines

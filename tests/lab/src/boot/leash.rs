@@ -20,13 +20,7 @@ use crate::trouble::{Concerning, Result};
 pub fn command(program: &str) -> Result<Command> {
     let this = std::env::current_exe().concerning("own executable")?;
     let mut command = Command::new(this);
-    command.args([
-        "leash",
-        "--parent",
-        &std::process::id().to_string(),
-        "--",
-        program,
-    ]);
+    command.args(["leash", "--parent", &std::process::id().to_string(), "--", program]);
     command.process_group(0);
     Ok(command)
 }

@@ -19,11 +19,7 @@ pub mod qemu;
 /// # Errors
 /// There is no home directory, or the cache cannot be created.
 pub fn cache() -> Result<PathBuf> {
-    let var = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = var("SHIFT_LAB_CACHE")
         .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("shift-verbs")))
         .or_else(|| var("HOME").map(|dir| dir.join(".cache/shift-verbs")))
@@ -41,11 +37,7 @@ pub fn run_tool(command: &mut Command) -> Result<String> {
     let output = command.output().concerning(&name)?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        return Err(Trouble::setup(format!(
-            "{name}: {}: {}",
-            output.status,
-            words.trim()
-        )));
+        return Err(Trouble::setup(format!("{name}: {}: {}", output.status, words.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

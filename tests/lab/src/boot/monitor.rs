@@ -22,13 +22,9 @@ impl Monitor {
     /// # Errors
     /// QEMU does not open it within ten seconds, or does not speak QMP.
     pub fn connect(path: &Path) -> Result<Monitor> {
-        let stream = until("the monitor of QEMU", Duration::from_secs(10), || {
-            Ok(UnixStream::connect(path).ok())
-        })?;
+        let stream = until("the monitor of QEMU", Duration::from_secs(10), || Ok(UnixStream::connect(path).ok()))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut monitor = Monitor {
-            socket: BufReader::new(stream),
-        };
+        let mut monitor = Monitor { socket: BufReader::new(stream) };
         monitor.read()?;
         monitor.execute("qmp_capabilities", json!({}))?;
         Ok(monitor)
@@ -39,8 +35,7 @@ impl Monitor {
     /// # Errors
     /// QEMU refuses.
     pub fn set_link(&mut self, device: &str, up: bool) -> Result<()> {
-        self.execute("set_link", json!({ "name": device, "up": up }))
-            .map(drop)
+        self.execute("set_link", json!({ "name": device, "up": up })).map(drop)
     }
 
     /// Tears a device out. The guest notices a little later.
@@ -48,8 +43,7 @@ impl Monitor {
     /// # Errors
     /// QEMU refuses.
     pub fn device_del(&mut self, device: &str) -> Result<()> {
-        self.execute("device_del", json!({ "id": device }))
-            .map(drop)
+        self.execute("device_del", json!({ "id": device })).map(drop)
     }
 
     /// Runs one command and returns what it gives.

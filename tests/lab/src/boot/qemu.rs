@@ -52,14 +52,8 @@ impl Qemu {
         let run = machine.run.clone();
         let mut command = leash::command("qemu-system-x86_64")?;
         arguments(&mut command, machine, host, wire);
-        let log =
-            File::create(run.join(format!("{}.qemu", host.name()))).concerning("QEMU's log")?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .concerning("QEMU")?;
+        let log = File::create(run.join(format!("{}.qemu", host.name()))).concerning("QEMU's log")?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().concerning("QEMU")?;
         Ok(Qemu { host, child, run })
     }
 
@@ -80,18 +74,14 @@ impl Qemu {
 
     /// The guest is gone or has panicked: what was seen of it.
     pub fn death(&mut self) -> Option<String> {
-        let serial =
-            fs::read(self.run.join(format!("{}.serial", self.host.name()))).unwrap_or_default();
+        let serial = fs::read(self.run.join(format!("{}.serial", self.host.name()))).unwrap_or_default();
         let serial = String::from_utf8_lossy(&serial);
-        let panic = serial
-            .lines()
-            .find(|line| line.contains("Kernel panic") || line.contains("double fault"));
+        let panic = serial.lines().find(|line| line.contains("Kernel panic") || line.contains("double fault"));
         if let Some(line) = panic {
             return Some(format!("kernel panic: {}", line.trim()));
         }
         let status = self.child.try_wait().ok().flatten()?;
-        let words = fs::read_to_string(self.run.join(format!("{}.qemu", self.host.name())))
-            .unwrap_or_default();
+        let words = fs::read_to_string(self.run.join(format!("{}.qemu", self.host.name()))).unwrap_or_default();
         Some(format!("QEMU ended ({status}): {}", words.trim()))
     }
 }
@@ -121,52 +111,19 @@ fn arguments(command: &mut Command, machine: &Machine, host: Host, wire: &Ready)
     arg("-smp", machine.cpus.to_string());
     arg("-m", "1536".into());
     arg("-display", "none".into());
-    arg(
-        "-serial",
-        format!(
-            "file:{}",
-            machine
-                .run
-                .join(format!("{}.serial", host.name()))
-                .display()
-        ),
-    );
+    arg("-serial", format!("file:{}", machine.run.join(format!("{}.serial", host.name())).display()));
     arg("-kernel", machine.vmlinuz.display().to_string());
     arg("-initrd", machine.image.display().to_string());
     arg("-append", kernel_arguments(host));
-    arg(
-        "-fsdev",
-        format!(
-            "local,id=shift,path={},security_model=none,readonly=on",
-            machine.share.display()
-        ),
-    );
-    arg(
-        "-device",
-        "virtio-9p-pci,fsdev=shift,mount_tag=shift".into(),
-    );
+    arg("-fsdev", format!("local,id=shift,path={},security_model=none,readonly=on", machine.share.display()));
+    arg("-device", "virtio-9p-pci,fsdev=shift,mount_tag=shift".into());
     arg("-device", "virtio-serial-pci".into());
-    for (name, device) in [
-        ("agent", "virtserialport,name=shift.agent"),
-        ("console", "virtconsole"),
-    ] {
+    for (name, device) in [("agent", "virtserialport,name=shift.agent"), ("console", "virtconsole")] {
         let path = socket(&machine.run, host, name);
-        arg(
-            "-chardev",
-            format!(
-                "socket,id={name},path={},server=on,wait=off",
-                path.display()
-            ),
-        );
+        arg("-chardev", format!("socket,id={name},path={},server=on,wait=off", path.display()));
         arg("-device", format!("{device},chardev={name}"));
     }
-    arg(
-        "-qmp",
-        format!(
-            "unix:{},server=on,wait=off",
-            socket(&machine.run, host, "monitor").display()
-        ),
-    );
+    arg("-qmp", format!("unix:{},server=on,wait=off", socket(&machine.run, host, "monitor").display()));
     for (link, _, port) in wire.ports.iter().filter(|(_, each, _)| *each == host) {
         cable(&mut arg, *link, host, *port);
     }
@@ -176,28 +133,16 @@ fn arguments(command: &mut Command, machine: &Machine, host: Host, wire: &Ready)
 /// The rails sit behind root ports of their own, since q35's root bus lets no device be torn out.
 fn cable(arg: &mut impl FnMut(&str, String), link: Link, host: Host, port: u16) {
     let id = link.interface();
-    arg(
-        "-netdev",
-        format!("socket,id=net-{id},connect=127.0.0.1:{port}"),
-    );
+    arg("-netdev", format!("socket,id=net-{id},connect=127.0.0.1:{port}"));
     let bus = match link {
         Link::Management => String::new(),
         Link::Rail0 | Link::Rail1 => {
             let slot = link.number();
-            arg(
-                "-device",
-                format!("pcie-root-port,id=slot-{id},bus=pcie.0,chassis={slot},slot={slot}"),
-            );
+            arg("-device", format!("pcie-root-port,id=slot-{id},bus=pcie.0,chassis={slot},slot={slot}"));
             format!(",bus=slot-{id}")
         }
     };
-    arg(
-        "-device",
-        format!(
-            "virtio-net-pci,id={id},netdev=net-{id},mac={},romfile={bus}",
-            link.hardware(host)
-        ),
-    );
+    arg("-device", format!("virtio-net-pci,id={id},netdev=net-{id},mac={},romfile={bus}", link.hardware(host)));
 }
 
 /// A guest that panics must end, so that it is seen; waiting for entropy or a watchdog under emulation helps nobody.

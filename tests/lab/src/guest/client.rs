@@ -36,9 +36,7 @@ impl Guest {
     /// # Errors
     /// It does not within `limit`.
     pub fn connect(host: Host, socket: &Path, limit: Duration) -> Result<Guest> {
-        let stream = until("the agent's port", Duration::from_secs(10), || {
-            Ok(UnixStream::connect(socket).ok())
-        })?;
+        let stream = until("the agent's port", Duration::from_secs(10), || Ok(UnixStream::connect(socket).ok()))?;
         let reader = stream.try_clone()?;
         let channel = Arc::new(Channel {
             host,
@@ -47,9 +45,7 @@ impl Guest {
             changed: Condvar::new(),
         });
         let listener = Arc::clone(&channel);
-        thread::Builder::new()
-            .name(format!("agent-{}", host.name()))
-            .spawn(move || listener.listen(reader))?;
+        thread::Builder::new().name(format!("agent-{}", host.name())).spawn(move || listener.listen(reader))?;
         channel.ask_within(Ask::Clock, limit)?;
         channel.measure_clock()?;
         Ok(Guest { channel })
@@ -66,20 +62,12 @@ impl Guest {
     /// It cannot be started, or the guest is lost.
     pub fn spawn(&self, program: &Program) -> Result<Running> {
         let run = self.channel.lock().next_run(program.name());
-        let fact = self.channel.ask(Ask::Start {
-            run,
-            program: program.clone(),
-        });
+        let fact = self.channel.ask(Ask::Start { run, program: program.clone() });
         let fact = fact.inspect_err(|_| self.channel.lock().forget(run))?;
         let Fact::Started(pid) = fact else {
             return Err(Trouble::setup(format!("agent: {fact:?}")));
         };
-        Ok(Running {
-            channel: Arc::clone(&self.channel),
-            run,
-            pid,
-            name: program.name(),
-        })
+        Ok(Running { channel: Arc::clone(&self.channel), run, pid, name: program.name() })
     }
 
     /// Runs a program to its end.
@@ -99,11 +87,7 @@ impl Guest {
         if ended.succeeded() {
             Ok(ended.out)
         } else {
-            Err(Trouble::setup(format!(
-                "`{line}` on {}: {}",
-                self.host().name(),
-                ended.brief()
-            )))
+            Err(Trouble::setup(format!("`{line}` on {}: {}", self.host().name(), ended.brief())))
         }
     }
 
@@ -124,13 +108,7 @@ impl Guest {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, path: &str, text: &str, mode: u32) -> Result<()> {
-        self.channel
-            .ask(Ask::Write {
-                path: path.into(),
-                text: text.into(),
-                mode,
-            })
-            .map(drop)
+        self.channel.ask(Ask::Write { path: path.into(), text: text.into(), mode }).map(drop)
     }
 
     /// Kills everything that is still running there.
@@ -146,14 +124,9 @@ impl Guest {
     /// # Errors
     /// Something is still there after `limit`, or the guest is lost.
     pub fn wait_quiet(&self, limit: Duration) -> Result<()> {
-        let quiet = self.channel.wait_for(limit, || {
-            self.channel.lock().running.is_empty().then_some(())
-        })?;
+        let quiet = self.channel.wait_for(limit, || self.channel.lock().running.is_empty().then_some(()))?;
         quiet.ok_or_else(|| {
-            Trouble::deadline(
-                format!("an end of everything that runs on {}", self.host().name()),
-                limit,
-            )
+            Trouble::deadline(format!("an end of everything that runs on {}", self.host().name()), limit)
         })
     }
 
@@ -162,19 +135,10 @@ impl Guest {
         let known = self.channel.lock();
         let mut transcript = Vec::new();
         for (run, name) in &known.names {
-            let end = known
-                .ends
-                .get(run)
-                .map_or("still running".to_owned(), Ended::brief);
-            transcript.push(format!(
-                "{}$ {name}   [{}]",
-                self.host().name(),
-                end.trim_end_matches([' ', ':'])
-            ));
+            let end = known.ends.get(run).map_or("still running".to_owned(), Ended::brief);
+            transcript.push(format!("{}$ {name}   [{}]", self.host().name(), end.trim_end_matches([' ', ':'])));
             let lines = known.lines.get(run).map_or(&[][..], Vec::as_slice);
-            let last = lines
-                .get(lines.len().saturating_sub(TRANSCRIPT_LINES)..)
-                .unwrap_or(&[]);
+            let last = lines.get(lines.len().saturating_sub(TRANSCRIPT_LINES)..).unwrap_or(&[]);
             transcript.extend(last.iter().map(|line| format!("  {}", line.text)));
         }
         transcript
@@ -271,11 +235,7 @@ impl Channel {
     }
 
     /// Asks `probe` whenever something came in, until it gives a value or `limit` is over.
-    pub(super) fn wait_for<T>(
-        &self,
-        limit: Duration,
-        probe: impl Fn() -> Option<T>,
-    ) -> Result<Option<T>> {
+    pub(super) fn wait_for<T>(&self, limit: Duration, probe: impl Fn() -> Option<T>) -> Result<Option<T>> {
         let end = Instant::now() + limit;
         loop {
             if let Some(value) = probe() {
@@ -303,25 +263,16 @@ impl Channel {
         let id = self.lock().next_id();
         let mut line = serde_json::to_vec(&Question { id, ask }).concerning("agent")?;
         line.push(b'\n');
-        let sent = self
-            .port
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(&line);
+        let sent = self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
         sent.map_err(|error| self.lost(&error.to_string()))?;
         match self.wait_for(limit, || self.lock().answers.remove(&id))? {
-            Some(answer) => {
-                answer.map_err(|why| Trouble::setup(format!("guest {}: {why}", self.host.name())))
-            }
+            Some(answer) => answer.map_err(|why| Trouble::setup(format!("guest {}: {why}", self.host.name()))),
             None => Err(self.lost("its agent does not answer")),
         }
     }
 
     fn lost(&self, why: &str) -> Trouble {
-        Trouble::GuestLost {
-            host: self.host,
-            why: why.to_owned(),
-        }
+        Trouble::GuestLost { host: self.host, why: why.to_owned() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -332,11 +283,7 @@ impl Channel {
         let mut best = u64::MAX;
         for _ in 0..CLOCK_ROUNDS {
             let before = monotonic_ns();
-            let Fact::Clock {
-                monotonic,
-                realtime,
-            } = self.ask(Ask::Clock)?
-            else {
+            let Fact::Clock { monotonic, realtime } = self.ask(Ask::Clock)? else {
                 continue;
             };
             let took = monotonic_ns() - before;
@@ -366,40 +313,18 @@ impl Channel {
         let mut known = self.lock();
         match say {
             Say::Answer { id, result } => drop(known.answers.insert(id, result)),
-            Say::Line {
-                run,
-                stream,
-                at_ns,
-                text,
-            } => {
+            Say::Line { run, stream, at_ns, text } => {
                 let at_ns = known.host_time(at_ns);
                 let lines = known.lines.entry(run).or_default();
                 if lines.len() >= LINES_KEPT {
                     lines.remove(0);
                 }
-                lines.push(Line {
-                    at_ns,
-                    stream,
-                    text,
-                });
+                lines.push(Line { at_ns, stream, text });
             }
-            Say::End {
-                run,
-                at_ns,
-                code,
-                signal,
-            } => {
+            Say::End { run, at_ns, code, signal } => {
                 let at_ns = known.host_time(at_ns);
                 known.running.remove(&run);
-                known.ends.insert(
-                    run,
-                    Ended {
-                        code,
-                        signal,
-                        at_ns,
-                        ..Ended::default()
-                    },
-                );
+                known.ends.insert(run, Ended { code, signal, at_ns, ..Ended::default() });
             }
         }
         drop(known);

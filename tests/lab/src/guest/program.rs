@@ -29,12 +29,7 @@ pub struct Program {
 impl Program {
     /// A program with its arguments.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Program {
-        Program {
-            argv: argv.into_iter().map(Into::into).collect(),
-            env: Vec::new(),
-            uid: None,
-            cwd: None,
-        }
+        Program { argv: argv.into_iter().map(Into::into).collect(), env: Vec::new(), uid: None, cwd: None }
     }
 
     /// A line for the guest's shell.
@@ -72,12 +67,7 @@ impl Program {
 
     /// With a limit on locked memory; only users without CAP_IPC_LOCK feel it.
     pub fn memlock_kib(mut self, kib: u32) -> Program {
-        let limited = [
-            "/bin/bash",
-            "-c",
-            &format!("ulimit -l {kib}; exec \"$@\""),
-            "limited",
-        ];
+        let limited = ["/bin/bash", "-c", &format!("ulimit -l {kib}; exec \"$@\""), "limited"];
         self.argv.splice(0..0, limited.map(str::to_owned));
         self
     }
@@ -127,16 +117,9 @@ impl Ended {
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => "no status".to_owned(),
         };
-        let said = if self.err.trim().is_empty() {
-            &self.out
-        } else {
-            &self.err
-        };
+        let said = if self.err.trim().is_empty() { &self.out } else { &self.err };
         let last: Vec<&str> = said.trim().lines().rev().take(3).collect();
-        format!(
-            "{how}: {}",
-            last.into_iter().rev().collect::<Vec<_>>().join(" | ")
-        )
+        format!("{how}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" | "))
     }
 }
 
@@ -178,14 +161,7 @@ impl Running {
         let ended = self.channel.wait_for(limit, || self.ended())?;
         ended.ok_or_else(|| {
             let last = self.lines().pop().map(|line| line.text).unwrap_or_default();
-            Trouble::deadline(
-                format!(
-                    "end of `{}` on {} (last line: {last:?})",
-                    self.name,
-                    self.host().name()
-                ),
-                limit,
-            )
+            Trouble::deadline(format!("end of `{}` on {} (last line: {last:?})", self.name, self.host().name()), limit)
         })
     }
 
@@ -200,15 +176,10 @@ impl Running {
         })?;
         match seen {
             Some(Ok(line)) => Ok(line),
-            Some(Err(ended)) => Err(Trouble::judged(format!(
-                "`{}` ended without the line: {}",
-                self.name,
-                ended.brief()
-            ))),
-            None => Err(Trouble::deadline(
-                format!("a line of `{}`", self.name),
-                limit,
-            )),
+            Some(Err(ended)) => {
+                Err(Trouble::judged(format!("`{}` ended without the line: {}", self.name, ended.brief())))
+            }
+            None => Err(Trouble::deadline(format!("a line of `{}`", self.name), limit)),
         }
     }
 
@@ -217,11 +188,6 @@ impl Running {
     /// # Errors
     /// The guest is lost.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        self.channel
-            .ask(Ask::Signal {
-                run: self.run,
-                signal,
-            })
-            .map(drop)
+        self.channel.ask(Ask::Signal { run: self.run, signal }).map(drop)
     }
 }

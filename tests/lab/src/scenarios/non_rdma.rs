@@ -11,11 +11,7 @@ use crate::trouble::{require, Concerning, Result};
 use super::Scenario;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::no_boot(
-        "non-rdma-preload",
-        "ls, python and a forking shell are unchanged under the shim",
-        run,
-    )]
+    vec![Scenario::no_boot("non-rdma-preload", "ls, python and a forking shell are unchanged under the shim", run)]
 }
 
 /// Counts its own threads and sockets, then those of a child.
@@ -40,13 +36,9 @@ const SHELL: &str = "(echo sub; (echo subsub)); grep -c . /proc/self/status; ls 
 
 fn run(setup: &Setup, _seed: u64) -> Result<Figures> {
     let shim = setup.shim();
-    require(shim.exists(), || {
-        format!("{} was not built", shim.display())
-    })?;
+    require(shim.exists(), || format!("{} was not built", shim.display()))?;
     let symbols = run_tool(Command::new("nm").args(["-D", "--defined-only"]).arg(&shim))?;
-    require(symbols.contains(" ibv_post_send"), || {
-        "the shim exports no ibv_post_send: nothing to show yet".into()
-    })?;
+    require(symbols.contains(" ibv_post_send"), || "the shim exports no ibv_post_send: nothing to show yet".into())?;
     let programs: [(&str, &[&str]); 5] = [
         ("/bin/ls", &["/", "/proc/self/task/self/../../fd/0"]),
         ("/bin/ls", &["-l", "/usr/share"]),
@@ -55,29 +47,15 @@ fn run(setup: &Setup, _seed: u64) -> Result<Figures> {
         ("/bin/dash", &["-c", SHELL]),
     ];
     for (program, args) in programs {
-        let (without, with) = (
-            execute(program, args, None)?,
-            execute(program, args, Some(&shim))?,
-        );
+        let (without, with) = (execute(program, args, None)?, execute(program, args, Some(&shim))?);
         let named = |output: &Output| {
-            format!(
-                "{:?} {}",
-                output.status,
-                String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat())
-            )
+            format!("{:?} {}", output.status, String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()))
         };
         require(without == with, || {
-            format!(
-                "{program} {}: {} became {}",
-                args.join(" "),
-                named(&without),
-                named(&with)
-            )
+            format!("{program} {}: {} became {}", args.join(" "), named(&without), named(&with))
         })?;
     }
-    Ok(Figures::new()
-        .with("programs", programs.len())
-        .with("exported_symbols", symbols.lines().count()))
+    Ok(Figures::new().with("programs", programs.len()).with("exported_symbols", symbols.lines().count()))
 }
 
 fn execute(program: &str, args: &[&str], shim: Option<&Path>) -> Result<Output> {

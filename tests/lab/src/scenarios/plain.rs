@@ -23,18 +23,10 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     );
     let mut scenarios = vec![undisturbed];
     for tool in Tool::MOVED {
-        for (side, host) in [
-            ("sender", tool.sender()),
-            ("receiver", tool.sender().peer()),
-        ] {
+        for (side, host) in [("sender", tool.sender()), ("receiver", tool.sender().peer())] {
             let name = format!("perftest-plain-cut-{}-{side}", tool.name());
-            let about = format!(
-                "{} without shim, rail 0 down on the {side}: it dies or stands still",
-                tool.program()
-            );
-            scenarios.push(Scenario::guests(name, about, move |lab: &mut Lab, _| {
-                run_cut(lab, tool, host)
-            }));
+            let about = format!("{} without shim, rail 0 down on the {side}: it dies or stands still", tool.program());
+            scenarios.push(Scenario::guests(name, about, move |lab: &mut Lab, _| run_cut(lab, tool, host)));
         }
     }
     scenarios
@@ -52,17 +44,8 @@ fn run_all_tools(lab: &mut Lab, _seed: u64) -> Result<Figures> {
 
 fn run_cut(lab: &mut Lab, tool: Tool, host: Host) -> Result<Figures> {
     let trial = Perftest::plain(tool).trial();
-    let story = trial
-        .fault(
-            Fault::Cut(host, Rail::Zero),
-            Moment::Packets(PACKETS_BEFORE_CUT),
-        )
-        .run(lab)?;
-    require(story.fault_ns.is_some(), || {
-        "the run was over before the rail could be cut".into()
-    })?;
-    require(story.is_dead(), || {
-        "it survived without a shim: this scenario proves nothing here".into()
-    })?;
+    let story = trial.fault(Fault::Cut(host, Rail::Zero), Moment::Packets(PACKETS_BEFORE_CUT)).run(lab)?;
+    require(story.fault_ns.is_some(), || "the run was over before the rail could be cut".into())?;
+    require(story.is_dead(), || "it survived without a shim: this scenario proves nothing here".into())?;
     Ok(story.figures())
 }

@@ -80,11 +80,7 @@ impl Conversation {
     /// Takes a connection; none if it is already gone.
     pub fn new(stream: UnixStream) -> Option<Conversation> {
         stream.set_nonblocking(true).ok()?;
-        Some(Conversation {
-            stream,
-            received: Vec::new(),
-            open: true,
-        })
+        Some(Conversation { stream, received: Vec::new(), open: true })
     }
 
     /// False once the other side has hung up.
@@ -115,12 +111,8 @@ impl Conversation {
             return Vec::new();
         };
         let whole: Vec<u8> = self.received.drain(..=end).collect();
-        let lines = whole
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty());
-        lines
-            .map(|line| serde_json::from_slice(line).map_err(|error| error.to_string()))
-            .collect()
+        let lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).map_err(|error| error.to_string())).collect()
     }
 
     /// Answers; answers are short, so the socket's buffer takes them.
@@ -146,10 +138,7 @@ impl Control {
     pub fn connect(socket: &Path, log: &Path) -> Result<Control> {
         let stream = UnixStream::connect(socket).concerning(socket.display())?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(Control {
-            socket: Mutex::new(BufReader::new(stream)),
-            log: log.to_path_buf(),
-        })
+        Ok(Control { socket: Mutex::new(BufReader::new(stream)), log: log.to_path_buf() })
     }
 
     /// Installs `rule`; returns its name and the time from which on it holds.
@@ -244,14 +233,8 @@ impl Control {
     fn ask(&self, order: &Order) -> Result<Answer> {
         let mut line = serde_json::to_vec(order).concerning("wire order")?;
         line.push(b'\n');
-        let mut socket = self
-            .socket
-            .lock()
-            .map_err(|_| Trouble::setup("wire control: poisoned"))?;
-        socket
-            .get_mut()
-            .write_all(&line)
-            .concerning("wire control")?;
+        let mut socket = self.socket.lock().map_err(|_| Trouble::setup("wire control: poisoned"))?;
+        socket.get_mut().write_all(&line).concerning("wire control")?;
         let mut reply = String::new();
         socket.read_line(&mut reply).concerning("wire control")?;
         serde_json::from_str(&reply).concerning(format!("wire control: {reply:?}"))

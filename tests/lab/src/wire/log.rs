@@ -89,42 +89,21 @@ impl Record {
     /// For a person who reads a trace.
     pub fn in_words(&self) -> String {
         let to = self.from.peer();
-        let place = format!(
-            "{:10} {}->{}",
-            format!("{:?}", self.link),
-            self.from.name(),
-            to.name()
-        );
+        let place = format!("{:10} {}->{}", format!("{:?}", self.link), self.from.name(), to.name());
         let what = match self.packet.roce {
-            Some(bth) => format!(
-                "opcode {:02x} qpn {:06x} psn {:06x} aeth {:08x}",
-                bth.opcode, bth.qpn, bth.psn, bth.aeth
-            ),
-            None => format!(
-                "ethertype {:04x} protocol {}",
-                self.packet.ethertype, self.packet.protocol
-            ),
+            Some(bth) => {
+                format!("opcode {:02x} qpn {:06x} psn {:06x} aeth {:08x}", bth.opcode, bth.qpn, bth.psn, bth.aeth)
+            }
+            None => format!("ethertype {:04x} protocol {}", self.packet.ethertype, self.packet.protocol),
         };
-        let rule = self
-            .rule
-            .map_or(String::new(), |rule| format!(" (rule {})", rule.0));
-        format!(
-            "{place}  {what}  {} bytes  {:?}{rule}",
-            self.length, self.fate
-        )
+        let rule = self.rule.map_or(String::new(), |rule| format!(" (rule {})", rule.0));
+        format!("{place}  {what}  {} bytes  {:?}{rule}", self.length, self.fate)
     }
 
     fn to_bytes(self) -> [u8; RECORD_BYTES] {
         let bth = self.packet.roce.unwrap_or_default();
         let flags = u8::from(self.packet.roce.is_some()) | (u8::from(bth.ack_requested) << 1);
-        let small = [
-            self.link.number(),
-            self.from.octet(),
-            bth.opcode,
-            self.packet.protocol,
-            self.fate as u8,
-            flags,
-        ];
+        let small = [self.link.number(), self.from.octet(), bth.opcode, self.packet.protocol, self.fate as u8, flags];
         let rule = self.rule.map_or(0, |rule| rule.0);
         let mut bytes = [0; RECORD_BYTES];
         let fields = [
@@ -144,38 +123,15 @@ impl Record {
     }
 
     fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Option<Record> {
-        let u32_at = |at: usize| {
-            bytes
-                .get(at..at + 4)?
-                .try_into()
-                .ok()
-                .map(u32::from_le_bytes)
-        };
-        let u16_at = |at: usize| {
-            bytes
-                .get(at..at + 2)?
-                .try_into()
-                .ok()
-                .map(u16::from_le_bytes)
-        };
+        let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+        let u16_at = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_le_bytes);
         let [.., link, from, opcode, protocol, fate, flags, _, _, _, _, _, _] = *bytes;
-        let bth = Bth {
-            opcode,
-            qpn: u32_at(12)?,
-            psn: u32_at(8)?,
-            ack_requested: flags & 2 != 0,
-            aeth: u32_at(20)?,
-        };
+        let bth = Bth { opcode, qpn: u32_at(12)?, psn: u32_at(8)?, ack_requested: flags & 2 != 0, aeth: u32_at(20)? };
         Some(Record {
             at_ns: bytes.get(..8)?.try_into().ok().map(u64::from_le_bytes)?,
             link: Link::from_number(link)?,
             from: Host::ALL.into_iter().find(|host| host.octet() == from)?,
-            packet: Packet {
-                ethertype: u16_at(24)?,
-                protocol,
-                roce: (flags & 1 != 0).then_some(bth),
-                payload_at: 0,
-            },
+            packet: Packet { ethertype: u16_at(24)?, protocol, roce: (flags & 1 != 0).then_some(bth), payload_at: 0 },
             length: u32_at(16)?,
             fate: Fate::ALL.into_iter().find(|each| *each as u8 == fate)?,
             rule: u16_at(26).filter(|rule| *rule != 0).map(RuleId),
@@ -196,10 +152,7 @@ impl LogWriter {
     /// # Errors
     /// The file cannot be created.
     pub fn create(path: &Path) -> io::Result<LogWriter> {
-        Ok(LogWriter {
-            file: BufWriter::with_capacity(1 << 18, File::create(path)?),
-            written: 0,
-        })
+        Ok(LogWriter { file: BufWriter::with_capacity(1 << 18, File::create(path)?), written: 0 })
     }
 
     /// Appends one record.
@@ -229,16 +182,11 @@ pub fn read(path: &Path, first: u64, end: u64) -> io::Result<Vec<Record>> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(first * RECORD_BYTES as u64))?;
     let mut bytes = Vec::new();
-    file.take(end.saturating_sub(first) * RECORD_BYTES as u64)
-        .read_to_end(&mut bytes)?;
+    file.take(end.saturating_sub(first) * RECORD_BYTES as u64).read_to_end(&mut bytes)?;
     bytes
         .chunks_exact(RECORD_BYTES)
         .map(|chunk| {
-            chunk
-                .try_into()
-                .ok()
-                .and_then(Record::from_bytes)
-                .ok_or_else(|| io::Error::other("wire log: not a record"))
+            chunk.try_into().ok().and_then(Record::from_bytes).ok_or_else(|| io::Error::other("wire log: not a record"))
         })
         .collect()
 }
@@ -255,19 +203,13 @@ mod tests {
             at_ns: 0x1234_5678_9abc,
             link: Link::Rail1,
             from: Host::B,
-            packet: Packet {
-                payload_at: 0,
-                ..parse(&sample::roce4(0x11, 17, 0xff_ffff, &[0x1f, 0, 0, 3]))
-            },
+            packet: Packet { payload_at: 0, ..parse(&sample::roce4(0x11, 17, 0xff_ffff, &[0x1f, 0, 0, 3])) },
             length: 62,
             fate: Fate::Held,
             rule: Some(RuleId(7)),
         };
         let arp = Record {
-            packet: Packet {
-                ethertype: 0x0806,
-                ..Packet::default()
-            },
+            packet: Packet { ethertype: 0x0806, ..Packet::default() },
             rule: None,
             fate: Fate::Passed,
             ..record

@@ -68,9 +68,7 @@ impl Outbox {
 
     fn frame_at(&self, at: usize) -> usize {
         let left = self.bytes.len().saturating_sub(at);
-        be32(&self.bytes, at)
-            .map_or(left, |length| (length as usize + PREFIX_BYTES).min(left))
-            .max(1)
+        be32(&self.bytes, at).map_or(left, |length| (length as usize + PREFIX_BYTES).min(left)).max(1)
     }
 }
 

@@ -35,23 +35,8 @@ pub mod opcode {
     /// All that a responder sends: READ responses, ACKs, atomic ACKs.
     pub const RESPONSES: [u8; 6] = [0x0d, 0x0e, 0x0f, 0x10, ACK, ATOMIC_ACK];
     /// All that a requester sends.
-    pub const REQUESTS: [u8; 15] = [
-        0x00,
-        0x01,
-        0x02,
-        0x03,
-        0x04,
-        0x05,
-        0x06,
-        0x07,
-        0x08,
-        0x09,
-        0x0a,
-        0x0b,
-        READ_REQUEST,
-        COMPARE_SWAP,
-        FETCH_ADD,
-    ];
+    pub const REQUESTS: [u8; 15] =
+        [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, READ_REQUEST, COMPARE_SWAP, FETCH_ADD];
 }
 
 /// Base transport header of a RoCEv2 packet, with the fields behind it that a trace is judged by.
@@ -102,12 +87,7 @@ pub fn parse(frame: &[u8]) -> Packet {
         0x86dd => (byte(frame, 20), 14 + 40),
         _ => (0, 0),
     };
-    let mut packet = Packet {
-        ethertype,
-        protocol,
-        roce: None,
-        payload_at: 0,
-    };
+    let mut packet = Packet { ethertype, protocol, roce: None, payload_at: 0 };
     if protocol == 17 && be16(frame, transport_at + 2) == Some(ROCE_PORT) {
         packet.roce = parse_bth(frame, transport_at + 8);
         packet.payload_at = packet.roce.map_or(0, |_| transport_at + 8 + 12);
@@ -118,11 +98,7 @@ pub fn parse(frame: &[u8]) -> Packet {
 fn parse_bth(frame: &[u8], at: usize) -> Option<Bth> {
     let header = frame.get(at..at + 12)?;
     let opcode = byte(header, 0);
-    let aeth = if matches!(opcode, 0x0d | 0x0f | 0x10 | 0x11 | 0x12) {
-        be32(frame, at + 12).unwrap_or(0)
-    } else {
-        0
-    };
+    let aeth = if matches!(opcode, 0x0d | 0x0f | 0x10 | 0x11 | 0x12) { be32(frame, at + 12).unwrap_or(0) } else { 0 };
     Some(Bth {
         opcode,
         qpn: be32(header, 4)? & 0x00ff_ffff,
@@ -137,20 +113,12 @@ fn byte(bytes: &[u8], at: usize) -> u8 {
 }
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..at + 2)?
-        .try_into()
-        .ok()
-        .map(u16::from_be_bytes)
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes)
 }
 
 /// Big-endian 32 bits at `at`.
 pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)?
-        .try_into()
-        .ok()
-        .map(u32::from_be_bytes)
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
 }
 
 /// Frames for tests, here so that every test of the wire builds them the same way.
@@ -178,9 +146,7 @@ pub(crate) mod sample {
         let mut payload = bth(opcode, qpn, psn);
         payload.extend(data);
         let mut frame = vec![2; 12];
-        frame.extend([
-            0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 1, 1, 10, 77, 1, 2,
-        ]);
+        frame.extend([0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 1, 1, 10, 77, 1, 2]);
         frame.extend(udp(&payload));
         frame
     }
@@ -201,19 +167,13 @@ mod tests {
 
     #[test]
     fn roce_is_read_over_both_ip_versions() {
-        for frame in [
-            sample::roce4(0x11, 0x12_3456, 0xff_fffe, &[0x60, 0, 0, 9]),
-            sample::roce6(0x0a, 0x12_3456, 0xff_fffe),
-        ] {
+        for frame in
+            [sample::roce4(0x11, 0x12_3456, 0xff_fffe, &[0x60, 0, 0, 9]), sample::roce6(0x0a, 0x12_3456, 0xff_fffe)]
+        {
             let bth = parse(&frame).roce.unwrap();
-            assert_eq!(
-                (bth.qpn, bth.psn, bth.ack_requested),
-                (0x12_3456, 0xff_fffe, true)
-            );
+            assert_eq!((bth.qpn, bth.psn, bth.ack_requested), (0x12_3456, 0xff_fffe, true));
         }
-        let ack = parse(&sample::roce4(0x11, 1, 2, &[0x60, 0, 0, 9]))
-            .roce
-            .unwrap();
+        let ack = parse(&sample::roce4(0x11, 1, 2, &[0x60, 0, 0, 9])).roce.unwrap();
         assert_eq!(ack.aeth, 0x6000_0009);
         assert!(ack.is_response());
     }
@@ -223,10 +183,7 @@ mod tests {
         let mut frame = sample::roce4(0x11, 1, 2, &[]);
         frame[36] ^= 1;
         let packet = parse(&frame);
-        assert_eq!(
-            (packet.ethertype, packet.protocol, packet.roce),
-            (0x0800, 17, None)
-        );
+        assert_eq!((packet.ethertype, packet.protocol, packet.roce), (0x0800, 17, None));
     }
 
     proptest! {

@@ -49,17 +49,7 @@ impl Port {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let (inbox, outbox) = (vec![0; READ_BYTES + FRAME_LIMIT], Outbox::default());
-        Ok(Port {
-            link,
-            host,
-            listener,
-            stream: None,
-            outbox,
-            inbox,
-            used: 0,
-            stalled_since: None,
-            down: false,
-        })
+        Ok(Port { link, host, listener, stream: None, outbox, inbox, used: 0, stalled_since: None, down: false })
     }
 
     /// Takes the connection of a QEMU, in place of an earlier one.
@@ -71,8 +61,7 @@ impl Port {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
-        (self.outbox, self.used, self.stalled_since, self.down) =
-            (Outbox::default(), 0, None, false);
+        (self.outbox, self.used, self.stalled_since, self.down) = (Outbox::default(), 0, None, false);
         self.stream = Some(stream);
         Ok(())
     }
@@ -94,9 +83,7 @@ impl Port {
 
     /// When this port will count as down, if it takes nothing until then.
     pub fn down_at(&self) -> Option<Instant> {
-        self.stalled_since
-            .filter(|_| !self.down)
-            .map(|since| since + DOWN_AFTER)
+        self.stalled_since.filter(|_| !self.down).map(|since| since + DOWN_AFTER)
     }
 
     /// Marks the port down if its time is over; the caller then drops what waits.
@@ -124,8 +111,7 @@ impl Port {
                 self.used += bytes;
                 return true;
             }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(_) => self.hang_up(),
         }
         false
@@ -133,10 +119,7 @@ impl Port {
 
     /// Hands out the bytes read so far; give them back with [`Port::put_back`].
     pub fn take_inbox(&mut self) -> (Vec<u8>, usize) {
-        (
-            std::mem::take(&mut self.inbox),
-            std::mem::take(&mut self.used),
-        )
+        (std::mem::take(&mut self.inbox), std::mem::take(&mut self.used))
     }
 
     /// Takes the buffer back; `from..to` of it is the beginning of a frame.

@@ -56,16 +56,7 @@ pub struct Rule {
 impl Rule {
     /// A rule that matches every frame on `link`.
     pub fn on(link: Link, action: Action) -> Rule {
-        Rule {
-            link: Some(link),
-            from: None,
-            opcodes: Vec::new(),
-            psn: None,
-            qpn: None,
-            skip: 0,
-            count: None,
-            action,
-        }
+        Rule { link: Some(link), from: None, opcodes: Vec::new(), psn: None, qpn: None, skip: 0, count: None, action }
     }
 
     /// Only frames that `host` sends.
@@ -105,9 +96,7 @@ impl Rule {
     }
 
     fn matches(&self, link: Link, from: Host, packet: &Packet) -> bool {
-        if self.link.is_some_and(|wanted| wanted != link)
-            || self.from.is_some_and(|wanted| wanted != from)
-        {
+        if self.link.is_some_and(|wanted| wanted != link) || self.from.is_some_and(|wanted| wanted != from) {
             return false;
         }
         if self.opcodes.is_empty() && self.psn.is_none() && self.qpn.is_none() {
@@ -116,9 +105,7 @@ impl Rule {
         let Some(bth) = packet.roce else { return false };
         (self.opcodes.is_empty() || self.opcodes.contains(&bth.opcode))
             && self.qpn.is_none_or(|wanted| wanted == bth.qpn)
-            && self
-                .psn
-                .is_none_or(|(first, last)| psn_between(first, bth.psn, last))
+            && self.psn.is_none_or(|(first, last)| psn_between(first, bth.psn, last))
     }
 }
 
@@ -170,20 +157,11 @@ impl Rules {
 
     /// What a rule has done so far.
     pub fn hits(&self, id: RuleId) -> Option<Hits> {
-        self.installed
-            .iter()
-            .find(|(each, ..)| *each == id)
-            .map(|(.., hits)| *hits)
+        self.installed.iter().find(|(each, ..)| *each == id).map(|(.., hits)| *hits)
     }
 
     /// Decides the fate of one frame.
-    pub fn decide(
-        &mut self,
-        link: Link,
-        from: Host,
-        packet: &Packet,
-        now_ns: u64,
-    ) -> Option<(RuleId, Action)> {
+    pub fn decide(&mut self, link: Link, from: Host, packet: &Packet, now_ns: u64) -> Option<(RuleId, Action)> {
         for (id, rule, hits) in &mut self.installed {
             if !rule.matches(link, from, packet) {
                 continue;
@@ -213,49 +191,26 @@ mod tests {
     #[test]
     fn a_rule_names_link_direction_opcode_queue_pair_and_psn() {
         let mut rules = Rules::default();
-        let rule = Rule::on(Link::Rail0, Action::Drop)
-            .from(Host::B)
-            .opcodes(&[opcode::ACK])
-            .qpn(17)
-            .psn(0xff_fffe, 1);
+        let rule = Rule::on(Link::Rail0, Action::Drop).from(Host::B).opcodes(&[opcode::ACK]).qpn(17).psn(0xff_fffe, 1);
         let id = rules.add(rule);
         let named = packet(opcode::ACK, 17, 0);
-        assert_eq!(
-            rules.decide(Link::Rail0, Host::B, &named, 5),
-            Some((id, Action::Drop))
-        );
+        assert_eq!(rules.decide(Link::Rail0, Host::B, &named, 5), Some((id, Action::Drop)));
         assert_eq!(rules.decide(Link::Rail1, Host::B, &named, 5), None);
         assert_eq!(rules.decide(Link::Rail0, Host::A, &named, 5), None);
-        for other in [
-            packet(opcode::ACK, 18, 0),
-            packet(opcode::ACK, 17, 2),
-            packet(opcode::ATOMIC_ACK, 17, 0),
-            parse(&[0; 60]),
-        ] {
+        for other in
+            [packet(opcode::ACK, 18, 0), packet(opcode::ACK, 17, 2), packet(opcode::ATOMIC_ACK, 17, 0), parse(&[0; 60])]
+        {
             assert_eq!(rules.decide(Link::Rail0, Host::B, &other, 5), None);
         }
-        assert_eq!(
-            rules.hits(id),
-            Some(Hits {
-                matched: 1,
-                acted: 1,
-                first_ns: Some(5),
-                last_ns: Some(5)
-            })
-        );
+        assert_eq!(rules.hits(id), Some(Hits { matched: 1, acted: 1, first_ns: Some(5), last_ns: Some(5) }));
     }
 
     #[test]
     fn skip_and_count_bound_what_a_rule_does() {
         let mut rules = Rules::default();
         rules.add(Rule::on(Link::Rail0, Action::Drop).after(2).times(3));
-        let acted: Vec<bool> = (0..8)
-            .map(|psn| {
-                rules
-                    .decide(Link::Rail0, Host::A, &packet(0x0a, 1, psn), 0)
-                    .is_some()
-            })
-            .collect();
+        let acted: Vec<bool> =
+            (0..8).map(|psn| rules.decide(Link::Rail0, Host::A, &packet(0x0a, 1, psn), 0).is_some()).collect();
         assert_eq!(acted, [false, false, true, true, true, false, false, false]);
     }
 
@@ -264,18 +219,9 @@ mod tests {
         let mut rules = Rules::default();
         let spared = rules.add(Rule::on(Link::Rail0, Action::Pass).qpn(1).times(1));
         let rest = rules.add(Rule::on(Link::Rail0, Action::Drop));
-        assert_eq!(
-            rules.decide(Link::Rail0, Host::A, &packet(4, 1, 0), 0),
-            Some((spared, Action::Pass))
-        );
-        assert_eq!(
-            rules.decide(Link::Rail0, Host::A, &packet(4, 1, 1), 0),
-            Some((rest, Action::Drop))
-        );
+        assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 0), 0), Some((spared, Action::Pass)));
+        assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 1), 0), Some((rest, Action::Drop)));
         assert!(rules.remove(rest) && !rules.remove(rest));
-        assert_eq!(
-            rules.decide(Link::Rail0, Host::A, &packet(4, 1, 2), 0),
-            None
-        );
+        assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 2), 0), None);
     }
 }

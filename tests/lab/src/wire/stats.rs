@@ -26,10 +26,7 @@ pub struct Flow {
 impl Flow {
     /// RoCE packets with one of `opcodes` that went on.
     pub fn packets(&self, opcodes: &[u8]) -> u64 {
-        opcodes
-            .iter()
-            .filter_map(|opcode| self.opcodes.get(opcode))
-            .sum()
+        opcodes.iter().filter_map(|opcode| self.opcodes.get(opcode)).sum()
     }
 }
 
@@ -42,11 +39,7 @@ pub struct Counts {
 impl Counts {
     /// What `from` sent over `link`.
     pub fn flow(&self, link: Link, from: Host) -> Flow {
-        self.flows
-            .iter()
-            .find(|(l, h, _)| (*l, *h) == (link, from))
-            .map(|(.., flow)| flow.clone())
-            .unwrap_or_default()
+        self.flows.iter().find(|(l, h, _)| (*l, *h) == (link, from)).map(|(.., flow)| flow.clone()).unwrap_or_default()
     }
 
     /// Sum of [`Flow::advances`] over all flows.
@@ -58,10 +51,7 @@ impl Counts {
         if !self.flows.iter().any(|(l, h, _)| (*l, *h) == (link, from)) {
             self.flows.push((link, from, Flow::default()));
         }
-        self.flows
-            .iter_mut()
-            .find(|(l, h, _)| (*l, *h) == (link, from))
-            .map(|(.., flow)| flow)
+        self.flows.iter_mut().find(|(l, h, _)| (*l, *h) == (link, from)).map(|(.., flow)| flow)
     }
 }
 
@@ -83,10 +73,7 @@ impl Meter {
             flow.frames += 1;
             flow.bytes += u64::from(record.length);
         }
-        flow.dropped += u64::from(matches!(
-            record.fate,
-            Fate::Dropped | Fate::Lost | Fate::Refused
-        ));
+        flow.dropped += u64::from(matches!(record.fate, Fate::Dropped | Fate::Lost | Fate::Refused));
         flow.advances += u64::from(advanced);
         if let Some(bth) = record.delivered_roce() {
             *flow.opcodes.entry(bth.opcode).or_default() += 1;
@@ -100,10 +87,7 @@ impl Meter {
     }
 
     fn advanced(&mut self, record: &Record) -> bool {
-        let Some(bth) = record
-            .delivered_roce()
-            .filter(|bth| bth.is_response() && bth.opcode < 0x20)
-        else {
+        let Some(bth) = record.delivered_roce().filter(|bth| bth.is_response() && bth.opcode < 0x20) else {
             return false;
         };
         match self.highest.get_mut(&(record.link, record.from, bth.qpn)) {
@@ -116,8 +100,7 @@ impl Meter {
                 forward
             }
             None => {
-                self.highest
-                    .insert((record.link, record.from, bth.qpn), bth.psn);
+                self.highest.insert((record.link, record.from, bth.qpn), bth.psn);
                 true
             }
         }
@@ -131,15 +114,7 @@ mod tests {
 
     fn ack(psn: u32, fate: Fate) -> Record {
         let packet = parse(&sample::roce4(0x11, 17, psn, &[0; 4]));
-        Record {
-            at_ns: 0,
-            link: Link::Rail0,
-            from: Host::B,
-            packet,
-            length: 62,
-            fate,
-            rule: None,
-        }
+        Record { at_ns: 0, link: Link::Rail0, from: Host::B, packet, length: 62, fate, rule: None }
     }
 
     #[test]
@@ -155,15 +130,7 @@ mod tests {
             meter.count(&record);
         }
         let flow = meter.counts().flow(Link::Rail0, Host::B);
-        assert_eq!(
-            (
-                flow.advances,
-                flow.frames,
-                flow.dropped,
-                flow.packets(&[0x11])
-            ),
-            (2, 5, 1, 4)
-        );
+        assert_eq!((flow.advances, flow.frames, flow.dropped, flow.packets(&[0x11])), (2, 5, 1, 4));
         assert_eq!(meter.counts().progress(), 2);
     }
 }

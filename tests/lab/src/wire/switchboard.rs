@@ -85,13 +85,8 @@ impl Switchboard {
     /// # Errors
     /// A socket has no address.
     pub fn ready(&self) -> io::Result<Ready> {
-        let ports = self
-            .ports
-            .iter()
-            .map(|port| Ok((port.link, port.host, port.listener.local_addr()?.port())));
-        Ok(Ready {
-            ports: ports.collect::<io::Result<_>>()?,
-        })
+        let ports = self.ports.iter().map(|port| Ok((port.link, port.host, port.listener.local_addr()?.port())));
+        Ok(Ready { ports: ports.collect::<io::Result<_>>()? })
     }
 
     /// Runs until the process is ended.
@@ -120,11 +115,7 @@ impl Switchboard {
         self.release_due()?;
         let now = Instant::now();
         for index in 0..ports {
-            if self
-                .ports
-                .get_mut(index)
-                .is_some_and(|port| port.check_down(now))
-            {
+            if self.ports.get_mut(index).is_some_and(|port| port.check_down(now)) {
                 self.lose_queue(index)?;
             }
         }
@@ -136,59 +127,34 @@ impl Switchboard {
         for (index, port) in self.ports.iter().enumerate() {
             fds.push(PollFd::new(port.listener.as_fd(), PollFlags::POLLIN));
             let mut interest = PollFlags::empty();
-            interest.set(
-                PollFlags::POLLIN,
-                self.ports.get(index ^ 1).is_none_or(|peer| !peer.is_full()),
-            );
+            interest.set(PollFlags::POLLIN, self.ports.get(index ^ 1).is_none_or(|peer| !peer.is_full()));
             interest.set(PollFlags::POLLOUT, port.wants_write());
             if let Some(stream) = &port.stream {
                 fds.push(PollFd::new(stream.as_fd(), interest));
             }
         }
         fds.push(PollFd::new(self.control.as_fd(), PollFlags::POLLIN));
-        fds.extend(
-            self.conversations
-                .iter()
-                .map(|each| PollFd::new(each.as_fd(), PollFlags::POLLIN)),
-        );
+        fds.extend(self.conversations.iter().map(|each| PollFd::new(each.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, self.timeout(limit)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut seen = fds
-            .iter()
-            .map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        let mut seen = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         let mut next = || seen.next().unwrap_or(PollFlags::empty());
         let ports = self.ports.iter().map(|port| {
             let listener = next().contains(PollFlags::POLLIN);
-            (
-                listener,
-                if port.stream.is_some() {
-                    next()
-                } else {
-                    PollFlags::empty()
-                },
-            )
+            (listener, if port.stream.is_some() { next() } else { PollFlags::empty() })
         });
         Ok(Events {
             ports: ports.collect(),
             control: next().contains(PollFlags::POLLIN),
-            conversations: self
-                .conversations
-                .iter()
-                .map(|_| !next().is_empty())
-                .collect(),
+            conversations: self.conversations.iter().map(|_| !next().is_empty()).collect(),
         })
     }
 
     fn timeout(&self, limit: Option<Instant>) -> PollTimeout {
         let now = Instant::now();
-        let down = self
-            .ports
-            .iter()
-            .filter_map(Port::down_at)
-            .chain(limit)
-            .min();
+        let down = self.ports.iter().filter_map(Port::down_at).chain(limit).min();
         let down_ms = down.map(|at| at.saturating_duration_since(now).as_millis() as u64 + 1);
         let now_ns = monotonic_ns();
         let due_ms = self.kept.iter().filter_map(|kept| match kept.release {
@@ -212,9 +178,7 @@ impl Switchboard {
             port.handle_writable();
             port.flush();
         }
-        if stream.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
-            && port.fill()
-        {
+        if stream.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) && port.fill() {
             self.forward_all(index)?;
         }
         Ok(())
@@ -258,30 +222,18 @@ impl Switchboard {
             None | Some((_, Action::Pass)) => self.deliver(to, frame, Fate::Passed, Fate::Refused),
             Some((_, Action::Drop)) => Fate::Dropped,
             Some((rule, Action::Hold)) => self.keep(rule, to, Release::ByOrder, frame, Fate::Held),
-            Some((rule, Action::Delay(us))) => self.keep(
-                rule,
-                to,
-                Release::AtNs(at_ns + us * 1000),
-                frame,
-                Fate::Delayed,
-            ),
+            Some((rule, Action::Delay(us))) => {
+                self.keep(rule, to, Release::AtNs(at_ns + us * 1000), frame, Fate::Delayed)
+            }
             Some((rule, Action::Reorder(behind))) => {
                 // This very frame is counted below, so one more is needed.
-                self.keep(
-                    rule,
-                    to,
-                    Release::BehindFrames(behind + 1),
-                    frame,
-                    Fate::Reordered,
-                )
+                self.keep(rule, to, Release::BehindFrames(behind + 1), frame, Fate::Reordered)
             }
             Some((_, Action::Duplicate)) => {
                 self.deliver(to, frame, Fate::Passed, Fate::Refused);
                 self.deliver(to, frame, Fate::Duplicated, Fate::Refused)
             }
-            Some((_, Action::Corrupt)) => {
-                self.deliver(to, &damaged(frame, &packet), Fate::Corrupted, Fate::Refused)
-            }
+            Some((_, Action::Corrupt)) => self.deliver(to, &damaged(frame, &packet), Fate::Corrupted, Fate::Refused),
         };
         self.note(record)?;
         self.count_behind(to)
@@ -297,24 +249,12 @@ impl Switchboard {
         }
     }
 
-    fn keep(
-        &mut self,
-        rule: RuleId,
-        port: usize,
-        release: Release,
-        frame: &[u8],
-        fate: Fate,
-    ) -> Fate {
+    fn keep(&mut self, rule: RuleId, port: usize, release: Release, frame: &[u8], fate: Fate) -> Fate {
         if self.kept_bytes + frame.len() > KEPT_BYTES {
             return Fate::Dropped;
         }
         self.kept_bytes += frame.len();
-        self.kept.push(Kept {
-            rule,
-            port,
-            release,
-            frame: frame.to_vec(),
-        });
+        self.kept.push(Kept { rule, port, release, frame: frame.to_vec() });
         fate
     }
 
@@ -356,8 +296,7 @@ impl Switchboard {
     }
 
     fn forget_kept(&mut self, rule: Option<RuleId>) {
-        self.kept
-            .retain(|kept| rule.is_some_and(|rule| kept.rule != rule));
+        self.kept.retain(|kept| rule.is_some_and(|rule| kept.rule != rule));
         self.kept_bytes = self.kept.iter().map(|kept| kept.frame.len()).sum();
     }
 
@@ -366,17 +305,10 @@ impl Switchboard {
         if let Some(port) = self.ports.get_mut(index) {
             port.outbox.drop_waiting(|frame| lost.push(frame.to_vec()));
         }
-        lost.iter()
-            .try_for_each(|frame| self.note_again(index, frame, Fate::Lost, None))
+        lost.iter().try_for_each(|frame| self.note_again(index, frame, Fate::Lost, None))
     }
 
-    fn note_again(
-        &mut self,
-        to: usize,
-        frame: &[u8],
-        fate: Fate,
-        rule: Option<RuleId>,
-    ) -> io::Result<()> {
+    fn note_again(&mut self, to: usize, frame: &[u8], fate: Fate, rule: Option<RuleId>) -> io::Result<()> {
         let Some(port) = self.ports.get(to) else {
             return Ok(());
         };
@@ -399,11 +331,7 @@ impl Switchboard {
 
     fn serve_conversations(&mut self, readable: &[bool]) -> io::Result<()> {
         let mut conversations = std::mem::take(&mut self.conversations);
-        for (conversation, _) in conversations
-            .iter_mut()
-            .zip(readable)
-            .filter(|(_, readable)| **readable)
-        {
+        for (conversation, _) in conversations.iter_mut().zip(readable).filter(|(_, readable)| **readable) {
             for order in conversation.receive() {
                 let answer = match order {
                     Ok(order) => self.obey(order)?,
@@ -419,16 +347,11 @@ impl Switchboard {
 
     fn obey(&mut self, order: Order) -> io::Result<Answer> {
         Ok(match order {
-            Order::Add(rule) => Answer::Added {
-                id: self.rules.add(rule),
-                at_ns: monotonic_ns(),
-            },
+            Order::Add(rule) => Answer::Added { id: self.rules.add(rule), at_ns: monotonic_ns() },
             Order::Remove(id) => {
                 self.forget_kept(Some(id));
                 match self.rules.remove(id) {
-                    true => Answer::Done {
-                        at_ns: monotonic_ns(),
-                    },
+                    true => Answer::Done { at_ns: monotonic_ns() },
                     false => Answer::Refused(format!("no rule {}", id.0)),
                 }
             }
@@ -440,9 +363,7 @@ impl Switchboard {
             Order::Clear => {
                 self.forget_kept(None);
                 self.rules.clear();
-                Answer::Done {
-                    at_ns: monotonic_ns(),
-                }
+                Answer::Done { at_ns: monotonic_ns() }
             }
             Order::Hits(id) => match self.rules.hits(id) {
                 Some(hits) => Answer::Hits(hits),
@@ -463,11 +384,8 @@ struct Events {
 
 fn damaged(frame: &[u8], packet: &Packet) -> Vec<u8> {
     let mut bytes = frame.to_vec();
-    let at = if (1..frame.len()).contains(&packet.payload_at) {
-        packet.payload_at
-    } else {
-        frame.len().saturating_sub(1)
-    };
+    let at =
+        if (1..frame.len()).contains(&packet.payload_at) { packet.payload_at } else { frame.len().saturating_sub(1) };
     if let Some(byte) = bytes.get_mut(at) {
         *byte ^= 0x5a;
     }

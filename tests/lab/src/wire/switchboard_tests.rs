@@ -28,31 +28,18 @@ impl Bench {
         let mut board = Switchboard::open(&dir.join("control"), &dir.join("log")).unwrap();
         let ready = board.ready().unwrap();
         let connect = |host| {
-            let port = ready
-                .ports
-                .iter()
-                .find(|(link, each, _)| (*link, *each) == (Link::Rail0, host))
-                .unwrap()
-                .2;
+            let port = ready.ports.iter().find(|(link, each, _)| (*link, *each) == (Link::Rail0, host)).unwrap().2;
             TcpStream::connect(("127.0.0.1", port)).unwrap()
         };
         let (a, b) = (connect(Host::A), connect(Host::B));
         b.set_nonblocking(true).unwrap();
         run_for(&mut board, 20);
-        Bench {
-            board,
-            a,
-            b,
-            unread: Vec::new(),
-            dir,
-        }
+        Bench { board, a, b, unread: Vec::new(), dir }
     }
 
     fn send(&mut self, frames: &[Vec<u8>]) {
         for frame in frames {
-            self.a
-                .write_all(&(frame.len() as u32).to_be_bytes())
-                .unwrap();
+            self.a.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
             self.a.write_all(frame).unwrap();
         }
     }
@@ -79,9 +66,7 @@ fn run_for(board: &mut Switchboard, millis: u64) {
 }
 
 fn writes(psns: impl IntoIterator<Item = u32>) -> Vec<Vec<u8>> {
-    psns.into_iter()
-        .map(|psn| sample::roce4(opcode::WRITE_ONLY, 17, psn, &[psn as u8; 64]))
-        .collect()
+    psns.into_iter().map(|psn| sample::roce4(opcode::WRITE_ONLY, 17, psn, &[psn as u8; 64])).collect()
 }
 
 #[test]
@@ -95,13 +80,10 @@ fn without_a_rule_nothing_is_lost_or_reordered() {
 #[test]
 fn a_rule_drops_exactly_what_it_names() {
     let mut bench = Bench::new("drop");
-    let id = bench.board.rules.add(
-        Rule::on(Link::Rail0, Action::Drop)
-            .from(Host::A)
-            .opcodes(&[opcode::WRITE_ONLY])
-            .psn(3, 5)
-            .after(1),
-    );
+    let id = bench
+        .board
+        .rules
+        .add(Rule::on(Link::Rail0, Action::Drop).from(Host::A).opcodes(&[opcode::WRITE_ONLY]).psn(3, 5).after(1));
     bench.send(&writes(0..10));
     assert_eq!(bench.receive(50), writes([0, 1, 2, 3, 6, 7, 8, 9]));
     assert_eq!(bench.board.rules.hits(id).unwrap().acted, 2);
@@ -110,10 +92,7 @@ fn a_rule_drops_exactly_what_it_names() {
 #[test]
 fn held_frames_go_on_when_released_and_not_before() {
     let mut bench = Bench::new("hold");
-    let id = bench
-        .board
-        .rules
-        .add(Rule::on(Link::Rail0, Action::Hold).psn(1, 2));
+    let id = bench.board.rules.add(Rule::on(Link::Rail0, Action::Hold).psn(1, 2));
     bench.send(&writes(0..4));
     assert_eq!(bench.receive(50), writes([0, 3]));
     bench.board.obey(Order::Release(id)).unwrap();
@@ -161,18 +140,13 @@ fn a_port_that_takes_nothing_is_down_and_comes_back() {
     let sent = frame.clone();
     let sending = std::thread::spawn(move || {
         for _ in 0..20_000 {
-            sender
-                .write_all(&(sent.len() as u32).to_be_bytes())
-                .unwrap();
+            sender.write_all(&(sent.len() as u32).to_be_bytes()).unwrap();
             sender.write_all(&sent).unwrap();
         }
     });
     let end = Instant::now() + Duration::from_secs(20);
     while !sending.is_finished() && Instant::now() < end {
-        bench
-            .board
-            .turn(Some(Instant::now() + Duration::from_millis(10)))
-            .unwrap();
+        bench.board.turn(Some(Instant::now() + Duration::from_millis(10))).unwrap();
     }
     sending.join().unwrap();
     run_for(&mut bench.board, 50);
