@@ -7,7 +7,8 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
 use shift_abi::*;
 use shift_control::config::Config;
-use shift_control::{Agent, Event, EventSender};
+use shift_control::datapath::Event;
+use shift_control::{Agent, EventSender};
 use shift_proto::ledger::Op;
 use shift_proto::policy::{OnUnknown, Policy};
 use std::io::Write;
@@ -82,7 +83,7 @@ fn begin() -> Option<Process> {
     }
     start_logger(&config.log);
     let _ = POLICY.set(config.policy.clone());
-    let events = match Agent::start(config.clone(), Arc::new(Shim::new()), block_signals) {
+    let events = match Agent::start(config.clone(), Arc::new(Shim::new())) {
         Ok(events) => events,
         Err(error) => {
             log::error!("the agent did not start ({error}); the program runs unprotected");
@@ -107,13 +108,18 @@ fn start_logger(level: &str) {
         .try_init();
 }
 
-/// A thread of this library takes no signal: they are the application's.
-pub fn block_signals() {
+/// Starts a thread that takes no signal: they are the application's. A thread inherits the mask of the one that starts it.
+pub fn without_signals<R>(start: impl FnOnce() -> R) -> R {
     let mut all = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the pointer is to a sigset_t of this frame.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: sigfillset initialized it; a NULL old set is allowed.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), core::ptr::null_mut()) };
+    // SAFETY: sigfillset initialized the new mask; the old one is writable.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    let started = start();
+    // SAFETY: the call above wrote the old mask; a NULL place for the present one is allowed.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
+    started
 }
 
 extern "C" fn in_child() {

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use shift_abi::*;
 use shift_control::datapath::DeviceId;
-use shift_control::Event;
+use shift_control::datapath::Event;
 use std::sync::{Arc, OnceLock};
 
 /// Registrations up to this size are looked at page by page before their memory may be snapshotted: 16 Ki pages, 16 system calls. Larger

@@ -11,7 +11,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::{ConnectionFacts, Gid, QpLife};
-use shift_control::Event;
+use shift_control::datapath::Event;
 use shift_proto::id::Mtu;
 use std::sync::Arc;
 

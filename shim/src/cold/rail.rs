@@ -8,7 +8,7 @@ use crate::real;
 use crate::shadow::{ProviderOps, Raw};
 use shift_abi::*;
 use shift_control::datapath::DeviceId;
-use shift_control::Event;
+use shift_control::datapath::Event;
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

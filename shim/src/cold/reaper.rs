@@ -49,12 +49,12 @@ fn add(corpse: Corpse) {
     list.corpses.push_back(corpse);
     if !list.running {
         // Where no thread can be had the list grows until one can, or until the kernel takes all at exit.
-        list.running = std::thread::Builder::new().name("shift-reaper".to_owned()).spawn(run).is_ok();
+        let builder = std::thread::Builder::new().name("shift-reaper".to_owned());
+        list.running = crate::process::without_signals(|| builder.spawn(run)).is_ok();
     }
 }
 
 fn run() {
-    crate::process::block_signals();
     loop {
         let corpse = {
             let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);

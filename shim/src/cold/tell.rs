@@ -5,7 +5,7 @@ use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
 use shift_abi::{ibv_wc_status, ibv_wr_opcode};
 use shift_control::datapath::{QpLife, Unprotected};
-use shift_control::Event;
+use shift_control::datapath::Event;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 

@@ -9,6 +9,7 @@ mod checker;
 mod lab_itself;
 mod non_rdma;
 mod plain;
+mod survive;
 mod transparent;
 
 /// A scenario that needs guests.
@@ -46,14 +47,7 @@ impl Scenario {
         about: impl Into<String>,
         run: impl Fn(&mut Lab, u64) -> Result<Figures> + 'static,
     ) -> Scenario {
-        Scenario {
-            name: name.into(),
-            about: about.into(),
-            body: Body::Guests {
-                cpus: 1,
-                run: Box::new(run),
-            },
-        }
+        Scenario { name: name.into(), about: about.into(), body: Body::Guests { cpus: 1, run: Box::new(run) } }
     }
 
     /// On this machine alone.
@@ -62,11 +56,7 @@ impl Scenario {
         about: impl Into<String>,
         run: impl Fn(&Setup, u64) -> Result<Figures> + 'static,
     ) -> Scenario {
-        Scenario {
-            name: name.into(),
-            about: about.into(),
-            body: Body::NoBoot(Box::new(run)),
-        }
+        Scenario { name: name.into(), about: about.into(), body: Body::NoBoot(Box::new(run)) }
     }
 }
 
@@ -84,6 +74,7 @@ pub fn all() -> Vec<Scenario> {
         lab_itself::scenarios(),
         plain::scenarios(),
         checker::scenarios(),
+        survive::scenarios(),
     ]
     .into_iter()
     .flatten()
@@ -94,33 +85,19 @@ pub fn all() -> Vec<Scenario> {
 ///
 /// # Errors
 /// The pattern that names nothing.
-pub fn select<'a>(
-    scenarios: &'a [Scenario],
-    patterns: &[String],
-) -> std::result::Result<Vec<&'a Scenario>, String> {
-    let named =
-        |pattern: &str, name: &str| pattern == "all" || glob(pattern.as_bytes(), name.as_bytes());
-    if let Some(none) = patterns
-        .iter()
-        .find(|pattern| !scenarios.iter().any(|each| named(pattern, &each.name)))
-    {
-        return Err(format!(
-            "no scenario is called {none}; see scripts/lab list"
-        ));
+pub fn select<'a>(scenarios: &'a [Scenario], patterns: &[String]) -> std::result::Result<Vec<&'a Scenario>, String> {
+    let named = |pattern: &str, name: &str| pattern == "all" || glob(pattern.as_bytes(), name.as_bytes());
+    if let Some(none) = patterns.iter().find(|pattern| !scenarios.iter().any(|each| named(pattern, &each.name))) {
+        return Err(format!("no scenario is called {none}; see scripts/lab list"));
     }
-    Ok(scenarios
-        .iter()
-        .filter(|each| patterns.iter().any(|pattern| named(pattern, &each.name)))
-        .collect())
+    Ok(scenarios.iter().filter(|each| patterns.iter().any(|pattern| named(pattern, &each.name))).collect())
 }
 
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     match pattern.split_first() {
         None => name.is_empty(),
         Some((b'*', rest)) => (0..=name.len()).any(|at| glob(rest, name.get(at..).unwrap_or(&[]))),
-        Some((letter, rest)) => name
-            .split_first()
-            .is_some_and(|(first, tail)| first == letter && glob(rest, tail)),
+        Some((letter, rest)) => name.split_first().is_some_and(|(first, tail)| first == letter && glob(rest, tail)),
     }
 }
 
@@ -134,15 +111,12 @@ mod tests {
         assert!(!glob(b"perf*-cut", b"perftest-plain-cut-write"));
         let all = all();
         assert_eq!(select(&all, &["all".into()]).unwrap().len(), all.len());
-        assert!(select(&all, &["wire-*".into(), "nonsense".into()])
-            .unwrap_err()
-            .contains("nonsense"));
+        assert!(select(&all, &["wire-*".into(), "nonsense".into()]).unwrap_err().contains("nonsense"));
     }
 
     #[test]
     fn names_are_unique() {
-        let names: std::collections::BTreeSet<String> =
-            all().into_iter().map(|each| each.name).collect();
+        let names: std::collections::BTreeSet<String> = all().into_iter().map(|each| each.name).collect();
         assert_eq!(names.len(), all().len());
     }
 }
