@@ -80,8 +80,8 @@ fn interface_addresses() -> Vec<IpAddr> {
     };
     let mut found = BTreeSet::new();
     for interface in interfaces {
-        let usable = interface.flags.contains(InterfaceFlags::IFF_UP)
-            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
+        let usable =
+            interface.flags.contains(InterfaceFlags::IFF_UP) && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
         let Some(storage) = interface.address.filter(|_| usable) else {
             continue;
         };

@@ -114,8 +114,7 @@ impl Agent {
         let core = Core::new(World::new(config, data, network, links, peers, me), directory);
         let (sender, receiver) = unbounded();
         let shared = Arc::new(Shared::default());
-        let handle =
-            EventSender { messages: sender, waker, shared: Arc::clone(&shared), pid: std::process::id() };
+        let handle = EventSender { messages: sender, waker, shared: Arc::clone(&shared), pid: std::process::id() };
         spawn(move || run(core, &receiver, &shared))?;
         Ok(handle)
     }

@@ -292,7 +292,8 @@ impl Qp {
         state.armed = false;
         self.feed(world, now, Input::PathDisarmed(path));
         // On its first path and with nothing to move to, a fault is the application's, at once.
-        if self.machine.as_ref().is_some_and(|m| !m.is_armed()) && self.is_quiet() && self.current() == PathId::PRIMARY {
+        if self.machine.as_ref().is_some_and(|m| !m.is_armed()) && self.is_quiet() && self.current() == PathId::PRIMARY
+        {
             self.mask(world, false);
         }
     }

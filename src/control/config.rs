@@ -198,3 +198,128 @@ fn parse_ms(value: &str) -> Result<u64, String> {
     let ms = value.parse().ok().filter(|ms| (1..=LONGEST_MS).contains(ms));
     ms.ok_or_else(|| format!("write a whole number of milliseconds from 1 to {LONGEST_MS}"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails should say where")]
+mod tests {
+    use shift_proto::ledger::Op;
+    use shift_proto::policy::OnUnknown;
+
+    use super::*;
+
+    fn from(pairs: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+        Config::from_env(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    fn good(name: &str, value: &str) -> Config {
+        from(&[(name, value)]).unwrap()
+    }
+
+    fn bad(name: &str, value: &str) -> String {
+        let errors = from(&[(name, value)]).unwrap_err();
+        assert_eq!(errors.len(), 1);
+        let line = errors[0].to_string();
+        assert!(line.starts_with(&format!("{name}={value}: ")), "{line}");
+        line
+    }
+
+    #[test]
+    fn an_empty_environment_is_the_default() {
+        let config = from(&[("PATH", "/bin"), ("SHIFT_STANDBY", "")]).unwrap();
+        assert!(!config.disabled && config.standby.is_empty() && config.event_file.is_none());
+        assert_eq!((config.port, config.port_range), (DEFAULT_PORT, None));
+        assert_eq!(config.deadlines, Deadlines::default());
+        assert!(config.unknown.is_empty());
+    }
+
+    #[test]
+    fn disable_is_a_switch() {
+        assert!(good("SHIFT_DISABLE", "1").disabled);
+        assert!(!good("SHIFT_DISABLE", "0").disabled);
+        bad("SHIFT_DISABLE", "yes");
+    }
+
+    #[test]
+    fn standby_is_a_list_of_pairs() {
+        let pairs = good("SHIFT_STANDBY", "rxe0=rxe1, mlx5_0=mlx5_1").standby;
+        let expected = [("rxe0", "rxe1"), ("mlx5_0", "mlx5_1")];
+        assert!(pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).eq(expected));
+        for wrong in ["rxe0", "rxe0=", "=rxe1", "rxe0=rxe1,", "rxe 0=rxe1", "rxe0=rxe1=rxe2"] {
+            assert!(bad("SHIFT_STANDBY", wrong).contains("PRIMARY=STANDBY"), "{wrong}");
+        }
+        assert!(bad("SHIFT_STANDBY", "rxe0=rxe0").contains("stand by for itself"));
+        assert!(bad("SHIFT_STANDBY", "a=b,a=c").contains("two standbys"));
+    }
+
+    #[test]
+    fn policy_is_read_by_the_protocol() {
+        let policy = good("SHIFT_POLICY", "write<=4096=error").policy;
+        assert_eq!(policy.at_post(Op::Write, 4096), OnUnknown::Error);
+        assert_eq!(policy.at_post(Op::Write, 4097), OnUnknown::Replay);
+        assert!(bad("SHIFT_POLICY", "send=replay").contains("exactly once"));
+    }
+
+    #[test]
+    fn proof_is_one_of_three() {
+        assert_eq!(good("SHIFT_PROOF", "count").proof, ProofCap::Count);
+        assert_eq!(good("SHIFT_PROOF", "sender").proof, ProofCap::Sender);
+        bad("SHIFT_PROOF", "best");
+    }
+
+    #[test]
+    fn log_is_a_filter() {
+        assert_eq!(good("SHIFT_LOG", "warn,shift_control=debug").log, "warn,shift_control=debug");
+        bad("SHIFT_LOG", "loud");
+        bad("SHIFT_LOG", "shift_control=loud");
+    }
+
+    #[test]
+    fn port_is_below_the_ephemeral_ones() {
+        assert_eq!(good("SHIFT_PORT", "20000").port, 20_000);
+        for wrong in ["0", "32768", "65536", "-1", "http"] {
+            bad("SHIFT_PORT", wrong);
+        }
+    }
+
+    #[test]
+    fn port_range_has_two_ends() {
+        assert_eq!(good("SHIFT_PORT_RANGE", "20000-20999").port_range, Some((20_000, 20_999)));
+        for wrong in ["20000", "20999-20000", "0-5", "1-70000"] {
+            bad("SHIFT_PORT_RANGE", wrong);
+        }
+    }
+
+    #[test]
+    fn times_are_milliseconds_and_fit_together() {
+        assert_eq!(good("SHIFT_PROBE_INTERVAL_MS", "1000").probe_interval, Duration::from_secs(1));
+        assert_eq!(good("SHIFT_PATIENCE_MS", "20000").deadlines.patience, Micros::from_millis(20_000));
+        for wrong in ["0", "1.5", "3600001", "10s"] {
+            bad("SHIFT_PATIENCE_MS", wrong);
+        }
+        let errors = from(&[("SHIFT_HOLD_MS", "20000")]).unwrap_err();
+        assert!(errors[0].to_string().contains("SHIFT_HOLD_MS"), "{}", errors[0]);
+    }
+
+    #[test]
+    fn the_event_file_knows_the_process() {
+        let config = good("SHIFT_EVENT_FILE", "/tmp/shift-{pid}.jsonl");
+        assert_eq!(config.event_file_of(7), Some(PathBuf::from("/tmp/shift-7.jsonl")));
+    }
+
+    #[test]
+    fn every_error_is_told_and_a_misspelt_name_is_noticed() {
+        let errors = from(&[("SHIFT_PORT", "x"), ("SHIFT_PROOF", "y")]).unwrap_err();
+        assert_eq!(errors.len(), 2);
+        assert_eq!(from(&[("SHIFT_STANBY", "a=b")]).unwrap().unknown, ["SHIFT_STANBY"]);
+    }
+
+    #[test]
+    fn every_variable_of_the_table_is_read() {
+        for variable in VARIABLES.iter() {
+            assert!(!variable.meaning.is_empty() && !variable.unit.is_empty());
+            // No variable takes this, but for those that are free text.
+            let free = variable.name == "SHIFT_EVENT_FILE";
+            assert_eq!(from(&[(variable.name, "\u{1}")]).is_ok(), free, "{}", variable.name);
+        }
+    }
+}

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
 use crate::discovery::Discovery;
+use crate::keys::PeerKeys;
 use crate::links::{LinkEvent, LinkId};
 use crate::peers::PeerEvent;
 use crate::qp::Qp;
@@ -221,23 +222,21 @@ impl Core {
             }),
             Event::Fatal { qp, status } => {
                 let now_ns = clock::now_ns();
-                if self.qps.contains_key(&qp) {
-                    self.with(qp, |q, world| q.handle_fatal(world, status, now, now_ns));
-                } else {
-                    self.world.data.surface(qp, None);
-                }
+                self.with(qp, |q, world| q.handle_fatal(world, status, now, now_ns));
             }
             Event::ApplicationError { qp } => self.with(qp, |q, world| q.handle_application_error(world, now)),
             Event::Destroyed { qp } => self.handle_destroyed(qp, now),
             Event::Held { qp } => self.with(qp, |q, _| q.held = true),
             Event::KeyAdded { device, rkey, standby_rkey } => {
-                let frame = self.world.own_keys.add(device, rkey, standby_rkey);
-                self.tell_key(&frame);
+                let key = self.world.own_keys.add(device, rkey, standby_rkey);
+                self.own_peer_keys().handle_add(key, standby_rkey);
+                self.world.peers.broadcast(&mut self.world.links, &Frame::KeyAdd { key, standby_rkey });
             }
             Event::KeyRemoved { device, rkey } => {
                 let peers = self.world.peers.connected();
-                if let Some(frame) = self.world.own_keys.remove(device, rkey, peers) {
-                    self.tell_key(&frame);
+                if let Some(key) = self.world.own_keys.remove(device, rkey, peers) {
+                    self.own_peer_keys().handle_del(key);
+                    self.world.peers.broadcast(&mut self.world.links, &Frame::KeyDel(key));
                 }
             }
             Event::Port { device, up } => self.handle_port(device, up, now),
@@ -250,15 +249,9 @@ impl Core {
         }
     }
 
-    fn tell_key(&mut self, frame: &Frame) {
-        // Two queue pairs of this process may be connected to each other: it is its own peer too.
-        let own = self.world.peer_keys.entry(self.world.me).or_default();
-        match frame {
-            Frame::KeyAdd { key, standby_rkey } => own.handle_add(*key, *standby_rkey),
-            Frame::KeyDel(key) => own.handle_del(*key),
-            _ => {}
-        }
-        self.world.peers.broadcast(&mut self.world.links, frame);
+    /// Two queue pairs of this process may be connected to each other: it is its own peer too.
+    fn own_peer_keys(&mut self) -> &mut PeerKeys {
+        self.world.peer_keys.entry(self.world.me).or_default()
     }
 
     fn handle_port(&mut self, device: DeviceId, up: bool, now: Micros) {
@@ -356,23 +349,20 @@ impl Core {
         self.deliver(now);
     }
 
-    fn handle_received(&mut self, link: LinkId, frame: Box<Frame>, now: Micros) {
+    fn handle_received(&mut self, link: LinkId, frame: Frame, now: Micros) {
         let links = &mut self.world.links;
-        match *frame {
-            Frame::Ask(address) => {
-                let port = self.directory.owner(Gid(address.gid), address.qpn);
-                links.send(link, &Frame::Owner { address, port });
+        if let Frame::Ask(address) = frame {
+            let port = self.directory.owner(Gid(address.gid), address.qpn);
+            links.send(link, &Frame::Owner { address, port });
+        } else if self.directory.knows(link) {
+            self.directory.handle(links, link, &frame);
+        } else if let Frame::Owner { address, port } = frame {
+            let source = self.discovery.source_of(address);
+            if let Some(at) = self.discovery.handle_owner(link, address, port) {
+                self.world.peers.locate(links, at, source, now);
             }
-            Frame::Owner { address, port } if self.directory.knows(link) => {
-                self.directory.handle(links, link, &Frame::Owner { address, port });
-            }
-            Frame::Owner { address, port } => {
-                let source = self.discovery.source_of(address);
-                if let Some(at) = self.discovery.handle_owner(link, address, port) {
-                    self.world.peers.locate(links, at, source, now);
-                }
-            }
-            frame => self.world.peers.handle_frame(links, link, Box::new(frame), now),
+        } else {
+            self.world.peers.handle_frame(links, link, frame, now);
         }
     }
 
@@ -409,7 +399,7 @@ impl Core {
             }
             PeerEvent::Frame(process, link, frame) => {
                 let remote = self.world.links.remote(link).map(|a| canonical(a.ip()));
-                self.handle_frame(process, remote, *frame, now);
+                self.handle_frame(process, remote, frame, now);
             }
             PeerEvent::Gone(process) => self.handle_gone(process, now),
             PeerEvent::Silent(process) => {
@@ -518,7 +508,14 @@ impl Core {
     }
 
     /// An offer counts if it names the connection as the application does, and comes from the host that the GID names.
-    fn handle_offer_for(&mut self, life: QpLife, process: ProcessId, remote: Option<IpAddr>, offer: &Offer, now: Micros) {
+    fn handle_offer_for(
+        &mut self,
+        life: QpLife,
+        process: ProcessId,
+        remote: Option<IpAddr>,
+        offer: &Offer,
+        now: Micros,
+    ) {
         let Some(qp) = self.qps.get_mut(&life).filter(|q| q.peer_address() == offer.own) else {
             return;
         };

@@ -131,7 +131,15 @@ pub trait DataPath: Send + Sync {
     /// Returns the two ends (primary, standby) to offer to the peer.
     fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected>;
     /// Brings `path` of the QP to RTS towards `peer` for `epoch`: own first PSN and expected PSN as given. Idempotent per epoch.
-    fn connect(&self, qp: QpLife, path: PathId, epoch: Epoch, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno>;
+    fn connect(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        peer: &PathEnd,
+        own_psn: Psn,
+        peer_psn: Psn,
+    ) -> Result<(), Errno>;
     /// From now on faults of the QP are masked (true) or the application's (false).
     fn set_armed(&self, qp: QpLife, armed: bool);
 
@@ -150,7 +158,15 @@ pub trait DataPath: Send + Sync {
     fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno>;
     /// Executes the plan on `path` for `epoch`, as far as it gets, and after it the held posts; records the new postings in the ledger.
     /// Idempotent: goes on where it stopped. With a stop in the plan, held posts stay held.
-    fn replay(&self, qp: QpLife, path: PathId, epoch: Epoch, plan: &Plan, ledger: &mut Ledger, keys: &dyn RemoteKeys) -> ReplayProgress;
+    fn replay(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        plan: &Plan,
+        ledger: &mut Ledger,
+        keys: &dyn RemoteKeys,
+    ) -> ReplayProgress;
     /// Posts what is held because of an unknown key or a full queue, in order.
     fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress;
     /// Completes the first entry that is not retired with `status` and flushes it and all behind it, receives too; the QP stays in error.

@@ -26,20 +26,20 @@ pub struct OwnKeys {
 }
 
 impl OwnKeys {
-    /// A registration; the frame that tells it.
-    pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkey: u32) -> Frame {
+    /// A registration; its name, which the peers have to be told.
+    pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkey: u32) -> Key {
         self.generation = self.generation.saturating_add(1);
         self.keys.insert((device.0, rkey), (self.generation, standby_rkey));
-        Frame::KeyAdd { key: Key { device: device.0, rkey, generation: self.generation }, standby_rkey }
+        Key { device: device.0, rkey, generation: self.generation }
     }
 
-    /// A registration is gone; the frame that tells it to `peers`, which have to confirm.
-    pub fn remove(&mut self, device: DeviceId, rkey: u32, peers: BTreeSet<ProcessId>) -> Option<Frame> {
+    /// A registration is gone; its name, which `peers` have to be told and to confirm.
+    pub fn remove(&mut self, device: DeviceId, rkey: u32, peers: BTreeSet<ProcessId>) -> Option<Key> {
         let (generation, _) = self.keys.remove(&(device.0, rkey))?;
         if !peers.is_empty() {
             self.unconfirmed.insert((device.0, rkey, generation), peers);
         }
-        Some(Frame::KeyDel(Key { device: device.0, rkey, generation }))
+        Some(Key { device: device.0, rkey, generation })
     }
 
     /// A peer confirmed a withdrawal.
@@ -167,10 +167,10 @@ impl PeerKeys {
         match self.keys.get(&id) {
             Some((generation, _)) if *generation > key.generation => return,
             // Of one generation the withdrawal comes last, whatever the order of arrival.
-            Some((generation, Known::Withdrawn)) if *generation == key.generation => {
-                if !matches!(known, Known::Absent | Known::Unprotected) {
-                    return;
-                }
+            Some((generation, Known::Withdrawn))
+                if *generation == key.generation && matches!(known, Known::Registered(_) | Known::Withdrawn) =>
+            {
+                return;
             }
             Some(_) => {}
             None if self.keys.len() >= MAX_KEYS => return,
@@ -203,7 +203,7 @@ impl RemoteKeys for KeysOf<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::panic, clippy::unwrap_used, reason = "a test that fails should say where")]
+#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 mod tests {
     use super::*;
 
@@ -218,8 +218,8 @@ mod tests {
     #[test]
     fn a_registration_is_found_by_the_peer() {
         let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
-        let Frame::KeyAdd { key, standby_rkey } = own.add(DeviceId(0), 7, 70) else { panic!("no KeyAdd") };
-        peer.handle_add(key, standby_rkey);
+        let key = own.add(DeviceId(0), 7, 70);
+        peer.handle_add(key, 70);
         assert_eq!(remote(&peer, 7), RemoteKey::Known(70));
         assert_eq!(remote(&peer, 8), RemoteKey::Unknown);
     }
@@ -284,7 +284,7 @@ mod tests {
         let (a, b) = (ProcessId(1), ProcessId(2));
         let mut own = OwnKeys::default();
         own.add(DeviceId(0), 7, 70);
-        let Some(Frame::KeyDel(deleted)) = own.remove(DeviceId(0), 7, BTreeSet::from([a, b])) else { panic!("no KeyDel") };
+        let deleted = own.remove(DeviceId(0), 7, BTreeSet::from([a, b])).unwrap();
         own.handle_confirmed(a, deleted);
         assert_eq!(own.frames().count(), 1);
         own.forget_peer(b);

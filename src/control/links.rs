@@ -53,13 +53,14 @@ pub enum Ending {
 
 /// What happened on the connections.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most events are frames; they live for one round of the loop")]
 pub enum LinkEvent {
     /// A connection came in.
     Accepted(LinkId),
     /// A connection that was dialed stands.
     Connected(LinkId),
     /// A frame arrived.
-    Received(LinkId, Box<Frame>),
+    Received(LinkId, Frame),
     /// The connection is gone; its id is dead.
     Closed(LinkId, Ending),
     /// The descriptor that is watched under this number has something to read.
@@ -381,13 +382,13 @@ impl Links {
 }
 
 /// Cuts all whole frames from the front of `input`; `false` if it can never become one.
-fn take_frames(input: &mut Vec<u8>, mut each: impl FnMut(Box<Frame>)) -> bool {
+fn take_frames(input: &mut Vec<u8>, mut each: impl FnMut(Frame)) -> bool {
     let mut used = 0;
     let well_formed = loop {
         match split_prefixed(input.get(used..).unwrap_or_default()) {
             Ok(Some((body, taken))) => {
                 match Frame::decode(body) {
-                    Ok(frame) => each(Box::new(frame)),
+                    Ok(frame) => each(frame),
                     Err(error) => {
                         log::debug!("a connection is closed: {error}");
                         break false;
@@ -404,9 +405,13 @@ fn take_frames(input: &mut Vec<u8>, mut each: impl FnMut(Box<Frame>)) -> bool {
 }
 
 fn ending_of(error: &io::Error) -> Ending {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Ending::Refused,
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Ending::Ended,
-        _ => Ending::Unreachable,
+    const ENDED: [io::ErrorKind; 3] =
+        [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        Ending::Refused
+    } else if ENDED.contains(&error.kind()) {
+        Ending::Ended
+    } else {
+        Ending::Unreachable
     }
 }

@@ -59,6 +59,7 @@ impl Qp {
         }
         if matches!(state.stage, Stage::Dead | Stage::Gone) {
             self.seek = None;
+            self.mask(world, false);
         }
         let healed = state.stage == Stage::Running && state.attempt == Attempt::Idle;
         if healed && self.record.as_ref().is_some_and(|r| !r.has(Phase::Committed)) {
@@ -166,7 +167,13 @@ impl Qp {
         world.data.repost(self.life, tuple.target, tuple.epoch)
     }
 
-    fn start_replay(&mut self, world: &mut World, tuple: Tuple, reports: &[IncarnationReport], now: Micros) -> Option<Input> {
+    fn start_replay(
+        &mut self,
+        world: &mut World,
+        tuple: Tuple,
+        reports: &[IncarnationReport],
+        now: Micros,
+    ) -> Option<Input> {
         world.data.admit(self.life, &mut self.ledger);
         if let Err(disagreement) = self.ledger.apply(reports) {
             log::warn!("qp {:#x}: the two ends do not agree, {disagreement}", self.facts.qpn);
@@ -192,7 +199,10 @@ impl Qp {
             let action = step.map(|s| (s.action, s.evidence));
             log::debug!(
                 "qp {qpn:#x} {}: {:?} of {} bytes, proven to byte {}, {action:?}",
-                view.entry.seq, view.entry.op, view.entry.bytes, view.proven_offset
+                view.entry.seq,
+                view.entry.op,
+                view.entry.bytes,
+                view.proven_offset
             );
         }
         if let Some(stop) = plan.stop {

@@ -23,6 +23,8 @@ const MAX_PROCESSES: usize = 4096;
 const MAX_LINES: usize = 2 * MAX_ADDRESSES;
 /// How often an address without a connection is dialed.
 const REDIAL_US: u64 = 1_000_000;
+/// The same where it is to be seen whether the process lives.
+const REVERIFY_US: u64 = 10_000;
 /// How long an attempt may take.
 const DIAL_LIMIT_US: u64 = 2_000_000;
 /// An address at which another process was found.
@@ -37,6 +39,7 @@ const NO_TOKEN: Token = [0; 16];
 
 /// What became known of other processes.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most events are frames; they live for one round of the loop")]
 pub enum PeerEvent {
     /// Its connection stands; what it has to know of this process goes there now.
     Joined(ProcessId, LinkId),
@@ -45,7 +48,7 @@ pub enum PeerEvent {
     /// Nobody who speaks the protocol was met at an address.
     NotLocated(SocketAddr, String),
     /// It said something.
-    Frame(ProcessId, LinkId, Box<Frame>),
+    Frame(ProcessId, LinkId, Frame),
     /// It ended.
     Gone(ProcessId),
     /// Nothing is heard of it on any network: its host may have stopped.
@@ -173,8 +176,8 @@ impl Peers {
     }
 
     /// A frame of a connection that is not the directory's.
-    pub fn handle_frame(&mut self, links: &mut Links, link: LinkId, frame: Box<Frame>, now: Micros) {
-        if let Frame::Hello(hello) = *frame {
+    pub fn handle_frame(&mut self, links: &mut Links, link: LinkId, frame: Frame, now: Micros) {
+        if let Frame::Hello(hello) = frame {
             if !self.handle_hello(links, link, &hello, now) {
                 links.close(link);
                 self.handle_closed(links, link, Ending::Malformed, now);
@@ -187,11 +190,12 @@ impl Peers {
         if let Some(known) = self.processes.get_mut(&process) {
             known.suspected = None;
         }
-        match *frame {
-            Frame::Ping { stamp } => links.send(link, &Frame::Pong { stamp }),
-            Frame::Pong { .. } => {}
-            Frame::Goodbye => self.set_gone(links, process),
-            frame => self.events.push(PeerEvent::Frame(process, link, Box::new(frame))),
+        if let Frame::Ping { stamp } = frame {
+            links.send(link, &Frame::Pong { stamp });
+        } else if frame == Frame::Goodbye {
+            self.set_gone(links, process);
+        } else {
+            self.events.push(PeerEvent::Frame(process, link, frame));
         }
     }
 
@@ -387,7 +391,8 @@ impl Peers {
         };
         for reach in process.reaches.iter_mut().filter(|r| r.address == dial.address) {
             reach.dialing = false;
-            reach.due = now + Micros(REDIAL_US);
+            // A process that is just ending may still have taken the connection: it refuses the next one.
+            reach.due = now + Micros(if reach.verify && ending == Ending::Ended { REVERIFY_US } else { REDIAL_US });
             if ending == Ending::Refused && std::mem::take(&mut reach.verify) {
                 process.suspected = process.suspected.or(Some(now));
             }

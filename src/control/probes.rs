@@ -103,13 +103,6 @@ impl Probes {
         }
     }
 
-    /// No answer is wanted any more.
-    pub fn unwant(&mut self, key: &ProbeKey) {
-        if let Some(probe) = self.own.get_mut(key) {
-            probe.wanted = None;
-        }
-    }
-
     /// Whether something is in the air or wanted.
     pub fn is_busy(&self) -> bool {
         self.own.values().any(|p| p.wanted.is_some() || matches!(p.state, State::Flying(_)))

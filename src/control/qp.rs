@@ -194,7 +194,10 @@ impl Qp {
     /// Nothing is under way: the loop may sleep.
     pub fn is_quiet(&self) -> bool {
         let attempt = self.machine.as_ref().map(|m| m.state().attempt);
-        matches!(self.job, Job::Idle) && !self.held && self.seek.is_none() && matches!(attempt, None | Some(Attempt::Idle))
+        matches!(self.job, Job::Idle)
+            && !self.held
+            && self.seek.is_none()
+            && matches!(attempt, None | Some(Attempt::Idle))
     }
 
     /// Entries wait for their completions on a new path.
@@ -206,7 +209,8 @@ impl Qp {
     pub fn handle_fatal(&mut self, world: &mut World, status: u32, now: Micros, now_ns: u64) {
         let stage = self.machine.as_ref().map(|m| m.state().stage);
         // From the fence until the new path is connected, what comes is of the incarnation that was left.
-        if matches!(stage, Some(Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting)) {
+        let is_of_the_past = matches!(stage, Some(Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting));
+        if is_of_the_past || matches!(stage, Some(Stage::Dead | Stage::Gone)) {
             return;
         }
         if stage.is_none() || !self.masked {

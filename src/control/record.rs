@@ -173,17 +173,20 @@ impl Record {
         let first = self.phases_ns.values().min().copied().unwrap_or(now_ns);
         let resumed = self.phases_ns.get(phase_name(Phase::Resumed)).copied().unwrap_or(now_ns);
         self.duration_ms = resumed.saturating_sub(first) as f64 / 1e6;
+        let way = if self.to.device.is_empty() {
+            format!("no failover from {}", self.from.device)
+        } else {
+            format!("failover {} -> {}", self.from.device, self.to.device)
+        };
         let mut line = format!(
-            "failover {} -> {} qp {:#x}: {:.1} ms ({}), {} proven executed{}, {} replayed, {} surfaced",
-            self.from.device,
-            if self.to.device.is_empty() { "nowhere" } else { &self.to.device },
+            "{way} qp {:#x}: {:.1} ms ({}), {} proven executed, {} replayed, {} surfaced{}",
             self.qpn,
             self.duration_ms,
             self.cause,
             self.proven,
-            self.proofs.describe(),
             self.replayed,
-            self.surfaced
+            self.surfaced,
+            self.proofs.describe()
         );
         if let Some(why) = &self.why {
             line.push_str(": ");
@@ -216,7 +219,7 @@ impl Proofs {
         if used.is_empty() {
             String::new()
         } else {
-            format!(" ({})", used.join(", "))
+            format!(" (by {})", used.join(", "))
         }
     }
 }

@@ -3,9 +3,8 @@
 //! TCP between hosts, an abstract Unix socket between the processes of one network namespace: both are only a [`Stream`]
 //! here. Everything is non-blocking from its first moment.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -110,13 +109,6 @@ impl Write for Stream {
         }
     }
 
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write_vectored(slices),
-            Self::Local(stream) => stream.write_vectored(slices),
-        }
-    }
-
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -192,14 +184,6 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
             Self::Local(listener) => listener.register(registry, token, Interest::READABLE),
-        }
-    }
-
-    /// The descriptor's number, for the log.
-    pub fn descriptor(&self) -> i32 {
-        match self {
-            Self::Tcp(listener) => listener.as_raw_fd(),
-            Self::Local(listener) => listener.as_raw_fd(),
         }
     }
 }

@@ -32,11 +32,6 @@ impl Told {
         self.at.insert(key.to_owned(), now);
         true
     }
-
-    /// Forgets `key`: what it stood for is over, and is news when it comes again.
-    pub fn forget(&mut self, key: &str) {
-        self.at.remove(key);
-    }
 }
 
 #[cfg(test)]
@@ -53,11 +48,18 @@ mod tests {
     }
 
     #[test]
-    fn news_is_told_again_after_it_was_over() {
+    fn news_are_told_once() {
         let mut told = Told::default();
         assert!(told.is_new("a", Micros(0)));
         assert!(!told.is_new("a", Micros(u64::MAX - 1)));
-        told.forget("a");
-        assert!(told.is_new("a", Micros(1)));
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let mut told = Told::default();
+        for key in 0..10 * MAX_REMEMBERED {
+            told.is_new(&key.to_string(), Micros(0));
+        }
+        assert!(told.at.len() <= MAX_REMEMBERED);
     }
 }

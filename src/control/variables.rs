@@ -36,7 +36,12 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "What becomes of a request of which nobody knows whether it was executed: write=replay|error, \
          write<=BYTES=replay|error, read=replay|error; the first that matches wins.",
     ),
-    ("SHIFT_PROOF", "psn", "psn, count or sender", "The best level of proof that is used, where the provider allows it."),
+    (
+        "SHIFT_PROOF",
+        "psn",
+        "psn, count or sender",
+        "The best level of proof that is used, where the provider allows it.",
+    ),
     ("SHIFT_LOG", DEFAULT_LOG, "LEVEL or MODULE=LEVEL[,...]", "What is written to standard error."),
     (
         "SHIFT_PORT",
@@ -50,12 +55,7 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "FIRST-LAST",
         "Ports on which each process listens beside the well-known one, for firewalls.",
     ),
-    (
-        "SHIFT_PROBE_INTERVAL_MS",
-        "30000",
-        "ms",
-        "How often the path that a connection would move to is probed again.",
-    ),
+    ("SHIFT_PROBE_INTERVAL_MS", "30000", "ms", "How often the path that a connection would move to is probed again."),
     (
         "SHIFT_EVENT_FILE",
         "none",

@@ -64,7 +64,14 @@ pub struct World {
 
 impl World {
     /// Puts it together; nothing happens yet.
-    pub fn new(config: Config, data: Arc<dyn DataPath>, network: Box<dyn Network>, links: Links, peers: Peers, me: ProcessId) -> Self {
+    pub fn new(
+        config: Config,
+        data: Arc<dyn DataPath>,
+        network: Box<dyn Network>,
+        links: Links,
+        peers: Peers,
+        me: ProcessId,
+    ) -> Self {
         let journal = Journal::new(config.event_file_of(std::process::id()));
         let probes = Probes::new(config.deadlines.probe.0);
         Self {

@@ -1,6 +1,12 @@
 //! Two agents on loopback, each with a data path on the same fabric in memory: they meet, arm, migrate and part.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails should say where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
 
 mod fabric;
 
@@ -155,7 +161,8 @@ fn garbage_on_the_port_harms_nobody() {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        let bytes: Vec<u8> = (0..997u32).map(|i| (i.wrapping_mul(seed.wrapping_mul(2_654_435_761)) >> 11) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..997u32).map(|i| (i.wrapping_mul(seed.wrapping_mul(2_654_435_761)) >> 11) as u8).collect();
         let _ = stream.write_all(&bytes);
         strangers.push(stream);
     }
@@ -282,4 +289,26 @@ fn each_migration_leaves_a_record() {
     for phase in ["trigger", "committed", "fenced", "reposted", "replayed", "resumed", "confirmed"] {
         assert!(record["phases_ns"][phase].is_u64(), "{phase} is missing in {record}");
     }
+}
+
+#[test]
+fn the_agent_takes_no_signal_of_the_application() {
+    let _pair = armed_pair(19);
+    let mut agents = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else {
+            continue;
+        };
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim().to_owned();
+        if field("Name:") != "shift-agent" {
+            continue;
+        }
+        agents += 1;
+        let blocked = u64::from_str_radix(&field("SigBlk:"), 16).unwrap();
+        for signal in [1u32, 2, 10, 12, 14, 15, 17, 34, 64] {
+            // 32 and 33 are the C library's own; 34 is the first that a program may use.
+            assert!(blocked & (1 << (signal - 1)) != 0, "signal {signal} is not blocked: {blocked:x}");
+        }
+    }
+    assert!(agents >= 2);
 }

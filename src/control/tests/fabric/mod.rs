@@ -3,7 +3,13 @@
 //!
 //! Every message is one packet. A rail that is down delivers nothing; a rail that loses acknowledgements delivers and does not say so.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails should say where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
@@ -328,7 +334,8 @@ impl State {
                 continue;
             }
             let up = self.rail_up[usize::from(path)];
-            let open = self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
+            let open =
+                self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
             if !up || !open {
                 break;
             }
@@ -391,7 +398,15 @@ impl DataPath for Path {
         Ok((self.end(qp, 0), self.end(qp, 1)))
     }
 
-    fn connect(&self, qp: QpLife, path: PathId, epoch: Epoch, peer: &PathEnd, own: Psn, peer_psn: Psn) -> Result<(), Errno> {
+    fn connect(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        peer: &PathEnd,
+        own: Psn,
+        peer_psn: Psn,
+    ) -> Result<(), Errno> {
         let (_, rail) = host_and_rail(&peer.gid);
         assert_eq!(rail, usize::from(path.0), "a path connects the same rail at both ends");
         assert_eq!(own, self.end(qp, rail).psn_base.in_epoch(epoch));
@@ -487,7 +502,15 @@ impl DataPath for Path {
         Ok(3)
     }
 
-    fn replay(&self, qp: QpLife, path: PathId, epoch: Epoch, plan: &Plan, ledger: &mut Ledger, keys: &dyn RemoteKeys) -> ReplayProgress {
+    fn replay(
+        &self,
+        qp: QpLife,
+        path: PathId,
+        epoch: Epoch,
+        plan: &Plan,
+        ledger: &mut Ledger,
+        keys: &dyn RemoteKeys,
+    ) -> ReplayProgress {
         self.with(qp, |q| {
             assert_eq!((q.path, q.epoch), (path.0, epoch.0));
             for step in &plan.steps {
@@ -504,7 +527,9 @@ impl DataPath for Path {
                         q.post_entry(at);
                         let (_, psn) = q.sent[at].posted.unwrap();
                         let receive_ordinal = q.ordinal(at, epoch);
-                        ledger.posted(step.seq, Posting { epoch, first_psn: Psn64(psn), offset, receive_ordinal }).unwrap();
+                        ledger
+                            .posted(step.seq, Posting { epoch, first_psn: Psn64(psn), offset, receive_ordinal })
+                            .unwrap();
                     }
                 }
             }
@@ -562,7 +587,8 @@ impl DataPath for Path {
         let id = u32::try_from(state.probes.len()).unwrap() + 1;
         let rail = usize::from(device.0);
         assert_eq!(host_and_rail(&like), (self.ip_host, rail));
-        let probe = Probe { host: self.process, rail, started: false, failed: false, connected: false, since: Instant::now() };
+        let probe =
+            Probe { host: self.process, rail, started: false, failed: false, connected: false, since: Instant::now() };
         state.probes.insert(id, probe);
         let end = PathEnd { qpn: 0x5000 + id, gid: like, mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(id) };
         Ok((ProbeId(id), end))
