@@ -1,0 +1,246 @@
+//! The bytes of wire version 1: what goes in comes out, and whatever comes in, nothing breaks.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::net::SocketAddr;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use shift_proto::frame::{
+    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress,
+    StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, WIRE_VERSION,
+};
+use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple};
+use shift_proto::ledger::{IncarnationReport, Proof};
+use shift_proto::migrate::Cause;
+
+fn endpoint() -> impl Strategy<Value = EndpointId> {
+    any::<(u64, u32, u8)>().prop_map(|(process, life, side)| EndpointId { process: ProcessId(process), life, side })
+}
+
+fn tuple() -> impl Strategy<Value = Tuple> {
+    (any::<u32>(), endpoint(), any::<u32>(), any::<u8>())
+        .prop_map(|(epoch, owner, attempt, target)| Tuple { epoch: Epoch(epoch), owner, attempt, target: PathId(target) })
+}
+
+fn psn() -> impl Strategy<Value = Psn> {
+    any::<u32>().prop_map(Psn::new)
+}
+
+fn mtu() -> impl Strategy<Value = Mtu> {
+    prop::sample::select(vec![256, 512, 1024, 2048, 4096]).prop_map(|bytes| Mtu::new(bytes).unwrap())
+}
+
+fn report() -> impl Strategy<Value = IncarnationReport> {
+    let proof = prop_oneof![Just(Proof::None), Just(Proof::Count), psn().prop_map(Proof::Psn)];
+    (any::<u32>(), any::<u8>(), proof, any::<u64>(), any::<bool>()).prop_map(|(epoch, path, proof, receives, fenced)| {
+        IncarnationReport { epoch: Epoch(epoch), path: PathId(path), proof, receives, fenced }
+    })
+}
+
+fn cause() -> impl Strategy<Value = Cause> {
+    prop::sample::select(vec![
+        Cause::RetryExceeded,
+        Cause::Flushed,
+        Cause::Stalled,
+        Cause::PortDown,
+        Cause::DeviceLost,
+        Cause::PeerNotice,
+        Cause::Operator,
+        Cause::Planned,
+    ])
+}
+
+fn handshake() -> impl Strategy<Value = Handshake> {
+    let reports = vec(report(), 0..=MAX_REPORTS);
+    prop_oneof![
+        (tuple(), cause()).prop_map(|(tuple, cause)| Handshake::Claim { tuple, cause }),
+        tuple().prop_map(|tuple| Handshake::Accept { tuple }),
+        tuple().prop_map(|tuple| Handshake::Refuse { tuple }),
+        tuple().prop_map(|tuple| Handshake::Wait { tuple }),
+        tuple().prop_map(|tuple| Handshake::Commit { tuple }),
+        tuple().prop_map(|tuple| Handshake::Cancel { tuple }),
+        (tuple(), any::<bool>(), reports).prop_map(|(tuple, fenced, reports)| Handshake::Report { tuple, fenced, reports }),
+        tuple().prop_map(|tuple| Handshake::Ready { tuple }),
+        (tuple(), any::<bool>()).prop_map(|(tuple, seen)| Handshake::Confirm { tuple, seen }),
+        any::<u32>().prop_map(|epoch| Handshake::Dead { epoch: Epoch(epoch) }),
+        tuple().prop_map(|tuple| Handshake::Surface { tuple }),
+        Just(Handshake::Gone),
+    ]
+}
+
+fn address() -> impl Strategy<Value = QpAddress> {
+    any::<([u8; 16], u32)>().prop_map(|(gid, qpn)| QpAddress { gid, qpn })
+}
+
+fn path_offer() -> impl Strategy<Value = PathOffer> {
+    (address(), mtu(), psn()).prop_map(|(address, mtu, psn_base)| PathOffer { address, mtu, psn_base })
+}
+
+fn key() -> impl Strategy<Value = Key> {
+    any::<(u16, u32, u32)>().prop_map(|(device, rkey, generation)| Key { device, rkey, generation })
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    let v4 = any::<([u8; 4], u16)>().prop_map(SocketAddr::from);
+    let v6 = any::<([u8; 16], u16)>().prop_map(SocketAddr::from);
+    let addresses = vec(prop_oneof![v4, v6], 0..=MAX_ADDRESSES);
+    (any::<(u8, u8, u64, [u8; 16])>(), addresses, "[ -~]{0,60}").prop_map(|((wire_min, wire_max, process, token), addresses, version)| {
+        Hello { wire_min, wire_max, process: ProcessId(process), token, addresses, version }
+    })
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    let standby = (path_offer(), mtu(), psn(), any::<(u8, u8, u32)>()).prop_map(|(standby, primary_mtu, primary_psn_base, rest)| {
+        let (max_rd_atomic, max_dest_rd_atomic, access) = rest;
+        StandbyOffer { standby, primary_mtu, primary_psn_base, max_rd_atomic, max_dest_rd_atomic, access }
+    });
+    (endpoint(), any::<u16>(), address(), address(), option::of(standby))
+        .prop_map(|(from, device, own, peer, standby)| Offer { from, device, own, peer, standby })
+}
+
+fn key_state() -> impl Strategy<Value = KeyState> {
+    prop_oneof![
+        Just(KeyState::Absent),
+        Just(KeyState::Unprotected),
+        any::<(u32, u32)>().prop_map(|(generation, standby_rkey)| KeyState::Known { generation, standby_rkey }),
+    ]
+}
+
+fn probe() -> impl Strategy<Value = Probe> {
+    let step = prop::sample::select(vec![ProbeStep::Offer, ProbeStep::Accept, ProbeStep::Refuse, ProbeStep::Close]);
+    (any::<(u64, u32, [u8; 16])>(), step, path_offer())
+        .prop_map(|((pair, generation, peer_gid), step, own)| Probe { pair, generation, step, own, peer_gid })
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    prop_oneof![
+        hello().prop_map(Frame::Hello),
+        address().prop_map(Frame::Ask),
+        (address(), any::<Option<u16>>()).prop_map(|(address, port)| Frame::Owner { address, port }),
+        offer().prop_map(Frame::Offer),
+        (endpoint(), endpoint(), any::<u8>(), any::<bool>())
+            .prop_map(|(from, to, path, armed)| Frame::ArmConfirm(ArmConfirm { from, to, path: PathId(path), armed })),
+        (key(), any::<u32>()).prop_map(|(key, standby_rkey)| Frame::KeyAdd { key, standby_rkey }),
+        key().prop_map(Frame::KeyDel),
+        key().prop_map(Frame::KeyDelAck),
+        any::<(u16, u32)>().prop_map(|(device, rkey)| Frame::KeyAsk { device, rkey }),
+        (any::<(u16, u32)>(), key_state()).prop_map(|((device, rkey), state)| Frame::KeyAnswer { device, rkey, state }),
+        probe().prop_map(Frame::Probe),
+        any::<u64>().prop_map(|stamp| Frame::Ping { stamp }),
+        any::<u64>().prop_map(|stamp| Frame::Pong { stamp }),
+        Just(Frame::Goodbye),
+        (endpoint(), endpoint(), handshake()).prop_map(|(to, from, msg)| Frame::Migration { to, from, msg }),
+    ]
+}
+
+fn bytes_of(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes).unwrap();
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_encoded_decodes_to_the_same(frame in frame()) {
+        prop_assert_eq!(Frame::decode(&bytes_of(&frame)), Ok(frame));
+    }
+
+    #[test]
+    fn a_frame_cut_off_anywhere_is_short_and_one_with_more_behind_it_is_refused(frame in frame(), at in any::<prop::sample::Index>()) {
+        let mut bytes = bytes_of(&frame);
+        let cut = &bytes[..at.index(bytes.len())];
+        prop_assert_eq!(Frame::decode(cut), Err(FrameError::Short));
+        bytes.push(0);
+        prop_assert_eq!(Frame::decode(&bytes), Err(FrameError::Trailing));
+    }
+
+    #[test]
+    fn any_bytes_decode_to_a_frame_or_an_error(mut bytes in vec(any::<u8>(), 0..400), kind in 0..20_u8, honest in any::<bool>()) {
+        if let (true, [version, second, ..]) = (honest, bytes.as_mut_slice()) {
+            (*version, *second) = (WIRE_VERSION, kind);
+        }
+        if let Ok(frame) = Frame::decode(&bytes) {
+            prop_assert_eq!(bytes_of(&frame), bytes, "one frame has one encoding");
+        }
+    }
+
+    #[test]
+    fn a_frame_with_one_byte_changed_decodes_to_another_frame_or_an_error(frame in frame(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let mut bytes = bytes_of(&frame);
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        if let Ok(decoded) = Frame::decode(&bytes) {
+            prop_assert_eq!(bytes_of(&decoded), bytes);
+        }
+    }
+
+    #[test]
+    fn a_stream_in_any_pieces_gives_the_frames_that_went_in(frames in vec(frame(), 1..6), piece in 1..70_usize) {
+        let mut stream = Vec::new();
+        frames.iter().for_each(|frame| frame.encode_prefixed(&mut stream).unwrap());
+        let (mut arrived, mut out) = (Vec::new(), Vec::new());
+        for piece in stream.chunks(piece) {
+            arrived.extend_from_slice(piece);
+            while let Some((bytes, used)) = split_prefixed(&arrived).unwrap() {
+                out.push(Frame::decode(bytes).unwrap());
+                arrived.drain(..used);
+            }
+        }
+        prop_assert_eq!(out, frames);
+        prop_assert!(arrived.is_empty());
+    }
+}
+
+#[test]
+fn another_version_and_an_unknown_kind_are_named() {
+    assert_eq!(Frame::decode(&[2, 14]), Err(FrameError::Version(2)));
+    assert_eq!(Frame::decode(&[1, 99]), Err(FrameError::Kind(99)));
+    assert_eq!(Frame::decode(&[1, 14]), Ok(Frame::Goodbye));
+    assert_eq!(Frame::decode(&[]), Err(FrameError::Short));
+    assert!(FrameError::Version(2).to_string().contains("version 2"));
+}
+
+#[test]
+fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
+    assert_eq!(split_prefixed(&u32::MAX.to_le_bytes()), Err(FrameError::TooLong));
+    assert_eq!(split_prefixed(&[1, 0, 0]), Ok(None));
+    assert_eq!(Frame::decode(&vec![1; MAX_FRAME + 1]), Err(FrameError::TooLong));
+    let mut bytes = bytes_of(&Frame::Hello(empty_hello()));
+    let count = bytes.len() - 4;
+    bytes[count] = 0xff;
+    assert_eq!(Frame::decode(&bytes), Err(FrameError::TooMany));
+}
+
+fn empty_hello() -> Hello {
+    Hello { wire_min: 1, wire_max: 1, process: ProcessId(1), token: [0; 16], addresses: Vec::new(), version: String::new() }
+}
+
+#[test]
+fn lists_beyond_their_bounds_are_not_sent_and_leave_the_buffer_as_it_was() {
+    let mut out = vec![7];
+    let long = Frame::Hello(Hello { version: "x".repeat(MAX_VERSION + 1), ..empty_hello() });
+    assert_eq!(long.encode(&mut out), Err(FrameError::TooMany));
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let many = Frame::Hello(Hello { addresses: vec![address; MAX_ADDRESSES + 1], ..empty_hello() });
+    assert_eq!(many.encode_prefixed(&mut out), Err(FrameError::TooMany));
+    let me = EndpointId { process: ProcessId(1), life: 1, side: 0 };
+    let tuple = Tuple { epoch: Epoch(1), owner: me, attempt: 1, target: PathId(1) };
+    let report = IncarnationReport { epoch: Epoch(0), path: PathId(0), proof: Proof::None, receives: 0, fenced: true };
+    let msg = Handshake::Report { tuple, fenced: true, reports: vec![report; MAX_REPORTS + 1] };
+    assert_eq!(Frame::Migration { to: me, from: me, msg }.encode(&mut out), Err(FrameError::TooMany));
+    assert_eq!(out, [7]);
+}
+
+#[test]
+fn the_bytes_of_version_1_do_not_change() {
+    let me = EndpointId { process: ProcessId(0x0102_0304_0506_0708), life: 9, side: 1 };
+    let tuple = Tuple { epoch: Epoch(2), owner: me, attempt: 3, target: PathId(1) };
+    let msg = Handshake::Claim { tuple, cause: Cause::Stalled };
+    let end = [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 1];
+    let expected = [&[1, 15][..], &end, &end, &[1, 2, 0, 0, 0], &end, &[3, 0, 0, 0, 1, 3]].concat();
+    assert_eq!(bytes_of(&Frame::Migration { to: me, from: me, msg }), expected);
+}

@@ -1,0 +1,608 @@
+//! The rules of the ledger, one by one.
+
+use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
+use shift_proto::ledger::{
+    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Plan, Posting, Proof, State, Stop, StopReason,
+    MAX_ENTRIES, MAX_INCARNATIONS,
+};
+use shift_proto::policy::{OnUnknown, ProofCap, Reason};
+
+const MTU: u32 = 1024;
+
+/// A ledger that is filled as a queue is: each post takes the next PSNs of its incarnation.
+struct Queue {
+    ledger: Ledger,
+    facts: Vec<IncarnationFacts>,
+    receives: Vec<u64>,
+    entries: Vec<Entry>,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self::starting_at(Psn64(1000))
+    }
+
+    fn starting_at(psn: Psn64) -> Self {
+        let mut queue = Self { ledger: Ledger::new(), facts: Vec::new(), receives: Vec::new(), entries: Vec::new() };
+        queue.connect(MTU, psn);
+        queue
+    }
+
+    fn connect(&mut self, mtu: u32, psn: Psn64) {
+        let epoch = Epoch(self.facts.len() as u32);
+        let mtu = Mtu::new(mtu).unwrap();
+        self.facts.push(IncarnationFacts { epoch, path: PathId(0), mtu, completed_psn: psn, posted_psn: psn, completed_receives: 0 });
+        self.receives.push(0);
+        self.update();
+    }
+
+    fn update(&mut self) {
+        self.ledger.incarnation(*self.facts.last().unwrap()).unwrap();
+    }
+
+    fn hold(&mut self, op: Op, bytes: u32, fenced: bool, unknown: OnUnknown) -> WrSeq {
+        let seq = WrSeq(self.entries.len() as u64);
+        let entry = Entry { seq, op, bytes, fenced, unknown };
+        self.entries.push(entry);
+        self.ledger.admit(entry, None).unwrap();
+        seq
+    }
+
+    fn give_to_nic(&mut self, seq: WrSeq, offset: u32) {
+        let entry = self.entries[seq.0 as usize];
+        let facts = self.facts.last_mut().unwrap();
+        let receives = self.receives.last_mut().unwrap();
+        let posting = Posting { epoch: facts.epoch, first_psn: facts.posted_psn, offset, receive_ordinal: *receives };
+        facts.posted_psn = facts.posted_psn + entry.op.span(entry.bytes - offset, facts.mtu);
+        *receives += u64::from(entry.op.consumes_receive());
+        self.ledger.posted(seq, posting).unwrap();
+        self.update();
+    }
+
+    fn post(&mut self, op: Op, packets: u32) -> WrSeq {
+        self.post_as(op, packets * MTU, false, OnUnknown::Replay)
+    }
+
+    fn post_as(&mut self, op: Op, bytes: u32, fenced: bool, unknown: OnUnknown) -> WrSeq {
+        let seq = self.hold(op, bytes, fenced, unknown);
+        self.give_to_nic(seq, 0);
+        seq
+    }
+
+    fn replay(&mut self, plan: &Plan) {
+        for step in &plan.steps {
+            if let Action::Replay { offset } = step.action {
+                self.give_to_nic(step.seq, offset);
+            }
+        }
+    }
+
+    fn epoch(&self) -> u32 {
+        self.facts.len() as u32 - 1
+    }
+
+    fn first(&self) -> Psn64 {
+        self.facts[0].completed_psn
+    }
+}
+
+fn report(epoch: u32, proof: Proof, receives: u64) -> IncarnationReport {
+    IncarnationReport { epoch: Epoch(epoch), path: PathId(0), proof, receives, fenced: true }
+}
+
+fn psn(queue: &Queue, epoch: u32, packets: u64, receives: u64) -> IncarnationReport {
+    report(epoch, Proof::Psn((queue.facts[epoch as usize].completed_psn + packets).wire()), receives)
+}
+
+fn actions(plan: &Plan) -> Vec<Action> {
+    plan.steps.iter().map(|step| step.action).collect()
+}
+
+fn stop_of(plan: &Plan) -> (WrSeq, Reason) {
+    match plan.stop {
+        Some(Stop { seq, why: StopReason::Table(reason) }) => (seq, reason),
+        other => panic!("no stop by the table: {other:?}"),
+    }
+}
+
+const WHOLE: Action = Action::Replay { offset: 0 };
+
+#[test]
+fn a_span_is_its_packets_and_never_less_than_one() {
+    let mtu = Mtu::new(MTU).unwrap();
+    let spans = |op: Op| [0, 1, 1024, 1025, 3072].map(|bytes| op.span(bytes, mtu));
+    for op in [Op::Write, Op::WriteImm, Op::Send, Op::SendImm, Op::Read] {
+        assert_eq!(spans(op), [1, 1, 1, 2, 3], "{op:?}");
+    }
+    assert_eq!(spans(Op::FetchAdd), [1; 5]);
+    assert_eq!(spans(Op::CompareSwap), [1; 5]);
+}
+
+#[test]
+fn an_exact_psn_splits_the_queue_into_executed_partial_and_untouched() {
+    let mut queue = Queue::new();
+    for op in [Op::Write, Op::Send, Op::Write, Op::Send] {
+        queue.post(op, 3);
+    }
+    queue.ledger.apply(&[psn(&queue, 0, 3 + 3 + 2, 1)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete, Action::Complete, Action::Replay { offset: 2 * MTU }, WHOLE]);
+    assert_eq!(plan.stop, None);
+    let states: Vec<_> = plan.steps.iter().map(|step| step.evidence.state).collect();
+    assert_eq!(states, [State::Executed, State::Executed, State::Partial, State::NotExecuted]);
+    assert!(plan.steps.iter().all(|step| step.evidence.basis == Basis::Psn(Epoch(0))));
+}
+
+#[test]
+fn a_psn_that_wrapped_on_the_wire_is_still_exact() {
+    let mut queue = Queue::starting_at(Psn64(Psn::COUNT - 2));
+    for _ in 0..4 {
+        queue.post(Op::Send, 1);
+    }
+    let wire = psn(&queue, 0, 3, 3);
+    assert_eq!(wire.proof, Proof::Psn(Psn::new(1)));
+    queue.ledger.apply(&[wire]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete, Action::Complete, Action::Complete, WHOLE]);
+}
+
+#[test]
+fn a_psn_outside_what_was_posted_is_void_and_the_receive_count_decides() {
+    for outside in [-1_i64, 3] {
+        let mut queue = Queue::new();
+        queue.post(Op::Send, 1);
+        queue.post(Op::Send, 1);
+        let wire = Psn64(queue.first().0.saturating_add_signed(outside)).wire();
+        queue.ledger.apply(&[report(0, Proof::Psn(wire), 1)]).unwrap();
+        let plan = queue.ledger.decide();
+        assert_eq!(actions(&plan), [Action::Complete, WHOLE], "{outside}");
+        assert_eq!(plan.steps[0].evidence.basis, Basis::ReceiveCount(Epoch(0)));
+    }
+}
+
+#[test]
+fn a_window_of_all_psns_voids_the_proof() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.facts[0].posted_psn = queue.facts[0].completed_psn + Psn::COUNT;
+    queue.update();
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicUnknown));
+}
+
+#[test]
+fn a_window_of_one_psn_less_does_not() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.facts[0].posted_psn = queue.facts[0].completed_psn + (Psn::COUNT - 1);
+    queue.update();
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [WHOLE]);
+}
+
+#[test]
+fn what_lies_between_two_counted_requests_is_unknown() {
+    let mut queue = Queue::new();
+    for op in [Op::Write, Op::Send, Op::Write, Op::Send, Op::Write, Op::FetchAdd] {
+        queue.post(op, 1);
+    }
+    queue.ledger.apply(&[report(0, Proof::Count, 1)]).unwrap();
+    let states: Vec<_> = queue.ledger.entries().map(|view| view.evidence.state).collect();
+    use State::{Executed, NotExecuted, Unknown};
+    assert_eq!(states, [Executed, Executed, Unknown, NotExecuted, NotExecuted, NotExecuted]);
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete, Action::Complete, WHOLE, WHOLE, WHOLE, WHOLE]);
+}
+
+#[test]
+fn behind_the_last_counted_request_everything_is_unknown() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::CompareSwap, 1);
+    queue.ledger.apply(&[report(0, Proof::Count, 1)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::AtomicUnknown));
+}
+
+#[test]
+fn unknown_atomics_are_never_posted_again() {
+    for op in [Op::FetchAdd, Op::CompareSwap] {
+        for (proof, fenced) in [(Proof::None, true), (Proof::Count, true), (Proof::Psn(Psn::new(1000)), false)] {
+            let mut queue = Queue::new();
+            queue.post(op, 0);
+            queue.ledger.apply(&[IncarnationReport { fenced, ..report(0, proof, 0) }]).unwrap();
+            assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicUnknown));
+        }
+    }
+}
+
+#[test]
+fn an_executed_atomic_whose_result_is_lost_is_an_error() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicResultLost));
+}
+
+#[test]
+fn an_end_that_could_not_fence_proves_execution_and_nothing_else() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[IncarnationReport { fenced: false, ..psn(&queue, 0, 1, 1) }]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete]);
+    assert_eq!(plan.steps[0].evidence.basis, Basis::Successes(Epoch(0)));
+    assert_eq!(stop_of(&plan), (WrSeq(1), Reason::SendUnknown));
+}
+
+#[test]
+fn held_entries_are_proven_not_executed() {
+    let mut queue = Queue::new();
+    queue.hold(Op::FetchAdd, 8, false, OnUnknown::Error);
+    queue.hold(Op::Send, 8, true, OnUnknown::Error);
+    queue.ledger.apply(&[report(0, Proof::None, 0)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [WHOLE, WHOLE]);
+    assert!(plan.steps.iter().all(|step| step.evidence.basis == Basis::NeverPosted));
+}
+
+#[test]
+fn the_first_error_stops_the_walk_and_nothing_behind_it_is_in_the_plan() {
+    let mut queue = Queue::new();
+    for op in [Op::Send, Op::FetchAdd, Op::Send] {
+        queue.post(op, 1);
+    }
+    queue.hold(Op::Send, 1, false, OnUnknown::Replay);
+    queue.ledger.apply(&[psn(&queue, 0, 2, 1)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete]);
+    assert_eq!(stop_of(&plan), (WrSeq(1), Reason::AtomicResultLost));
+}
+
+#[test]
+fn no_unknown_write_is_replayed_in_front_of_a_stop() {
+    let mut queue = Queue::new();
+    for op in [Op::Send, Op::Write, Op::Write, Op::FetchAdd] {
+        queue.post(op, 1);
+    }
+    queue.ledger.apply(&[report(0, Proof::Count, 1)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete]);
+    assert_eq!(stop_of(&plan), (WrSeq(1), Reason::WriteBeforeStop));
+}
+
+#[test]
+fn a_write_that_a_second_path_made_unknown_becomes_the_error() {
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    queue.connect(MTU, Psn64(5000));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.post(Op::FetchAdd, 0);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0), report(1, Proof::Count, 0)]).unwrap();
+    // On the second incarnation both are unknown, so now the WRITE is unknown too.
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::WriteBeforeStop));
+}
+
+#[test]
+fn a_proven_offset_never_goes_back_and_counts_in_its_own_mtu() {
+    let mut queue = Queue::new();
+    let write = queue.post(Op::Write, 8);
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Replay { offset: 3 * MTU }]);
+
+    queue.connect(256, Psn64(77));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0), psn(&queue, 1, 2, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Replay { offset: 3 * MTU + 2 * 256 }]);
+
+    queue.connect(4096, Psn64(9));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.ledger.apply(&[report(2, Proof::None, 0)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Replay { offset: 3 * MTU + 2 * 256 }], "unknown by now, and still from there");
+    assert_eq!(plan.steps[0].evidence.state, State::Unknown);
+    assert_eq!(queue.ledger.entries().next().unwrap().entry.seq, write);
+}
+
+#[test]
+fn the_remainder_of_a_write_has_a_span_of_its_own() {
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 4);
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0)]).unwrap();
+    queue.connect(MTU, Psn64(50));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    assert_eq!(queue.facts[1].posted_psn, Psn64(51));
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+}
+
+#[test]
+fn one_incarnation_that_proves_execution_is_enough() {
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 1);
+    queue.ledger.apply(&[report(0, Proof::None, 0)]).unwrap();
+    queue.connect(MTU, Psn64(1));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+}
+
+#[test]
+fn not_executed_takes_the_proof_of_every_incarnation() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    queue.connect(MTU, Psn64(1));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0), report(1, Proof::None, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::SendUnknown));
+}
+
+#[test]
+fn partial_takes_a_psn_proof_of_every_incarnation() {
+    let mut queue = Queue::new();
+    queue.post_as(Op::WriteImm, 4 * MTU, false, OnUnknown::Replay);
+    queue.ledger.apply(&[psn(&queue, 0, 2, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [WHOLE], "a WRITE_WITH_IMM is replayed whole");
+    queue.connect(MTU, Psn64(1));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    queue.ledger.apply(&[report(1, Proof::Count, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::WriteImmUnknown));
+}
+
+#[test]
+fn a_decision_once_written_stays_whatever_a_later_report_says() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
+    let before = queue.ledger.decide();
+    queue.ledger.apply(&[report(0, Proof::None, 1)]).unwrap();
+    assert_eq!(queue.ledger.decide(), before, "a weaker report");
+    queue.ledger.apply(&[]).unwrap();
+    assert_eq!(queue.ledger.decide(), before, "no report");
+}
+
+#[test]
+fn a_stop_stays_when_a_second_fault_would_know_better() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[report(0, Proof::None, 1)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::SendUnknown));
+    queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::SendUnknown));
+}
+
+#[test]
+fn a_later_fault_moves_a_stop_to_an_earlier_entry_and_never_to_a_later_one() {
+    let mut queue = Queue::new();
+    queue.entries = vec![queue_entry(Op::Send, 0), queue_entry(Op::FetchAdd, 1), queue_entry(Op::FetchAdd, 2)];
+    let admit = |queue: &mut Queue, seq: u64| {
+        queue.ledger.admit(queue.entries[seq as usize], None).unwrap();
+        queue.give_to_nic(WrSeq(seq), 0);
+    };
+    admit(&mut queue, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::AtomicResultLost));
+    queue.connect(MTU, Psn64(9));
+    admit(&mut queue, 2);
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()).0, WrSeq(1));
+    queue.connect(MTU, Psn64(9));
+    admit(&mut queue, 0);
+    queue.ledger.apply(&[report(2, Proof::None, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::SendUnknown));
+}
+
+const fn queue_entry(op: Op, seq: u64) -> Entry {
+    Entry { seq: WrSeq(seq), op, bytes: 8, fenced: false, unknown: OnUnknown::Replay }
+}
+
+#[test]
+fn fewer_receives_than_held_executed_surfaces_everything() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    let found = queue.ledger.apply(&[psn(&queue, 0, 2, 1)]).unwrap_err();
+    assert_eq!((found.executed, found.drained), (2, Some(1)));
+    let plan = queue.ledger.decide();
+    assert_eq!((plan.steps.len(), plan.stop), (0, Some(Stop { seq: WrSeq(0), why: StopReason::Disagreement })));
+}
+
+#[test]
+fn more_receives_than_held_executed_surfaces_everything_before_a_replay() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    let found = queue.ledger.apply(&[psn(&queue, 0, 1, 2)]).unwrap_err();
+    assert_eq!((found.executed, found.drained), (1, Some(2)));
+}
+
+#[test]
+fn more_receives_are_harmless_only_where_the_walk_ends_in_an_error_first() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicResultLost));
+
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    queue.connect(MTU, Psn64(9));
+    let plan = queue.ledger.decide();
+    queue.replay(&plan);
+    let atomic = queue.post(Op::FetchAdd, 0);
+    // The SEND is to be replayed again before the error: then one receive too many is one SEND done twice.
+    queue.ledger.apply(&[psn(&queue, 0, 0, 1), psn(&queue, 1, 0, 0)]).unwrap_err();
+    assert_eq!(queue.ledger.entries().last().unwrap().entry.seq, atomic);
+}
+
+#[test]
+fn once_the_ends_disagreed_nothing_is_replayed_any_more() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 1)]).unwrap_err();
+    let _ = queue.ledger.apply(&[psn(&queue, 0, 0, 0)]);
+    assert_eq!(queue.ledger.decide().steps, []);
+}
+
+#[test]
+fn an_incarnation_that_nobody_reports_is_a_disagreement() {
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 1);
+    assert_eq!(queue.ledger.apply(&[]).unwrap_err().drained, None);
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 1);
+    let other_path = IncarnationReport { path: PathId(1), ..psn(&queue, 0, 1, 0) };
+    assert_eq!(queue.ledger.apply(&[other_path]).unwrap_err().drained, None);
+}
+
+#[test]
+fn what_retired_long_ago_still_counts_until_it_is_forgotten() {
+    let mut queue = Queue::new();
+    queue.facts[0].completed_receives = 7;
+    queue.receives[0] = 7;
+    queue.update();
+    queue.ledger.apply(&[report(0, Proof::Count, 8)]).unwrap_err();
+    let mut queue = Queue::new();
+    queue.facts[0].completed_receives = 7;
+    queue.receives[0] = 7;
+    queue.update();
+    let send = queue.post(Op::Send, 1);
+    queue.ledger.landed_through(send);
+    queue.ledger.apply(&[report(0, Proof::Count, 8)]).unwrap();
+    queue.ledger.forget(Epoch(1));
+    queue.connect(MTU, Psn64(1));
+    queue.ledger.apply(&[report(0, Proof::Count, 99), report(1, Proof::Count, 0)]).unwrap();
+}
+
+#[test]
+fn an_entry_proven_executed_and_retired_counts_where_it_was_executed() {
+    let mut queue = Queue::new();
+    let send = queue.post(Op::Send, 1);
+    queue.post(Op::Send, 1);
+    let reports = [psn(&queue, 0, 1, 1)];
+    queue.ledger.apply(&reports).unwrap();
+    let plan = queue.ledger.decide();
+    queue.connect(MTU, Psn64(70));
+    queue.replay(&plan);
+    queue.ledger.landed_through(send);
+    queue.ledger.apply(&[reports[0], psn(&queue, 1, 1, 1)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+}
+
+#[test]
+fn forgetting_keeps_the_evidence_of_what_is_still_out() {
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
+    queue.ledger.forget(Epoch(1));
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 2)]).unwrap_err();
+}
+
+#[test]
+fn a_read_runs_again_unless_a_later_fenced_request_may_have_begun() {
+    let plan = |later: Op, fenced: bool, proof: Proof, receives: u64| {
+        let mut queue = Queue::new();
+        queue.post(Op::Read, 2);
+        queue.post_as(later, MTU, fenced, OnUnknown::Replay);
+        queue.ledger.apply(&[report(0, proof, receives)]).unwrap();
+        queue.ledger.decide()
+    };
+    assert_eq!(actions(&plan(Op::Write, false, Proof::None, 0)), [WHOLE, WHOLE], "nothing is fenced");
+    assert_eq!(stop_of(&plan(Op::Write, true, Proof::None, 0)), (WrSeq(0), Reason::ReadFenced));
+    assert_eq!(actions(&plan(Op::Read, true, Proof::None, 0)), [WHOLE, WHOLE], "a READ changes nothing");
+    assert_eq!(actions(&plan(Op::Send, true, Proof::Count, 0)), [WHOLE, WHOLE], "the SEND did not complete");
+    assert_eq!(stop_of(&plan(Op::WriteImm, true, Proof::Count, 0)), (WrSeq(0), Reason::ReadFenced), "its data may be placed");
+    assert_eq!(actions(&plan(Op::Send, true, Proof::Count, 1)), [Action::Complete, Action::Complete], "it began, so the READ landed");
+    let untouched = Proof::Psn(Psn::new(1002));
+    assert_eq!(actions(&plan(Op::Write, true, untouched, 0)), [WHOLE, WHOLE], "the WRITE is proven untouched");
+}
+
+#[test]
+fn a_later_fenced_request_that_began_proves_that_results_have_landed() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.post(Op::Read, 1);
+    queue.post_as(Op::Write, 2 * MTU, true, OnUnknown::Error);
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete, Action::Complete, Action::Replay { offset: MTU }]);
+    assert_eq!(plan.steps[0].evidence.basis, Basis::LandedBeforeFenced(WrSeq(2)));
+}
+
+#[test]
+fn an_atomic_in_front_of_a_request_that_is_not_fenced_has_not_landed() {
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 2, 1)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicResultLost));
+}
+
+#[test]
+fn the_ledger_is_bounded_and_says_so() {
+    let mut ledger = Ledger::new();
+    let entry = |seq| Entry { seq: WrSeq(seq), op: Op::Write, bytes: 1, fenced: false, unknown: OnUnknown::Replay };
+    for seq in 0..MAX_ENTRIES as u64 {
+        ledger.admit(entry(seq), None).unwrap();
+    }
+    assert_eq!(ledger.admit(entry(u64::MAX), None), Err(LedgerError::Full));
+    assert_eq!(ledger.admit(entry(0), None), Ok(()), "it is there already");
+    let facts = |epoch| IncarnationFacts {
+        epoch: Epoch(epoch),
+        path: PathId(0),
+        mtu: Mtu::MIN,
+        completed_psn: Psn64(0),
+        posted_psn: Psn64(0),
+        completed_receives: 0,
+    };
+    for epoch in 0..MAX_INCARNATIONS as u32 {
+        ledger.incarnation(facts(epoch)).unwrap();
+    }
+    assert_eq!(ledger.incarnation(facts(99)), Err(LedgerError::TooManyIncarnations));
+    assert_eq!(ledger.incarnation(facts(3)), Ok(()));
+}
+
+#[test]
+fn admitting_is_idempotent_and_contradictions_are_refused() {
+    let mut queue = Queue::new();
+    let seq = queue.post(Op::Send, 1);
+    let entry = queue.entries[0];
+    let posting = Posting { epoch: Epoch(0), first_psn: Psn64(1000), offset: 0, receive_ordinal: 0 };
+    assert_eq!(queue.ledger.admit(entry, Some(posting)), Ok(()));
+    assert_eq!(queue.ledger.admit(Entry { bytes: 9, ..entry }, None), Err(LedgerError::Conflict(seq)));
+    assert_eq!(queue.ledger.posted(seq, Posting { first_psn: Psn64(1), ..posting }), Err(LedgerError::Conflict(seq)));
+    assert_eq!(queue.ledger.posted(WrSeq(9), posting), Err(LedgerError::NoEntry(WrSeq(9))));
+    assert_eq!((queue.ledger.len(), queue.epoch()), (1, 0));
+}
+
+#[test]
+fn a_capped_report_claims_no_more_than_the_cap() {
+    let exact = report(0, Proof::Psn(Psn::new(5)), 3);
+    assert_eq!(ProofCap::Psn.limit(exact), exact);
+    assert_eq!(ProofCap::Count.limit(exact), IncarnationReport { proof: Proof::Count, ..exact });
+    assert_eq!(ProofCap::Sender.limit(exact), IncarnationReport { proof: Proof::None, ..exact });
+    assert_eq!(ProofCap::Sender.limit(exact).receives, 3, "successes drained count at every level");
+    assert_eq!(ProofCap::Count.limit(report(0, Proof::None, 1)).proof, Proof::None);
+}
+
+#[test]
+fn atomics_and_work_under_policy_error_could_end_in_an_error() {
+    let risk = |op, unknown| {
+        let mut queue = Queue::new();
+        queue.post_as(op, 8, false, unknown);
+        queue.ledger.could_end_in_error()
+    };
+    assert!(risk(Op::FetchAdd, OnUnknown::Replay) && risk(Op::Write, OnUnknown::Error));
+    assert!(!risk(Op::Write, OnUnknown::Replay) && !risk(Op::Send, OnUnknown::Error) && !Ledger::new().could_end_in_error());
+}

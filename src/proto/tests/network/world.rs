@@ -1,0 +1,687 @@
+//! The world around two machines: clock, network, paths, and a data path that only remembers what the protocol cares about.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::cmp::Reverse;
+
+use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
+use shift_proto::ledger::{IncarnationReport, Proof};
+use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Stage};
+
+/// What may go wrong, in chances of 1000.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    drop: u64,
+    repeat: u64,
+    max_delay_us: u64,
+    cuts: u64,
+    outages: u64,
+    weak_fence: u64,
+    stuck_fence: u64,
+    refusal: u64,
+    stop: u64,
+    hold: u64,
+    sleep: u64,
+    destroy: u64,
+    application_error: u64,
+    stuck_poster: u64,
+}
+
+impl Profile {
+    pub const fn calm() -> Self {
+        Self {
+            drop: 0,
+            repeat: 100,
+            max_delay_us: 5_000,
+            cuts: 0,
+            outages: 1,
+            weak_fence: 0,
+            stuck_fence: 0,
+            refusal: 0,
+            stop: 0,
+            hold: 0,
+            sleep: 0,
+            destroy: 0,
+            application_error: 0,
+            stuck_poster: 0,
+        }
+    }
+
+    pub const fn rough() -> Self {
+        Self {
+            drop: 150,
+            repeat: 200,
+            max_delay_us: 120_000,
+            cuts: 3,
+            outages: 4,
+            weak_fence: 30,
+            stuck_fence: 20,
+            refusal: 10,
+            stop: 60,
+            hold: 300,
+            sleep: 100,
+            destroy: 20,
+            application_error: 20,
+            stuck_poster: 100,
+        }
+    }
+
+    pub const fn weak_fences() -> Self {
+        Self { weak_fence: 400, stuck_fence: 100, drop: 50, ..Self::calm() }
+    }
+
+    pub const fn destroyed() -> Self {
+        Self { destroy: 700, drop: 100, max_delay_us: 60_000, outages: 2, ..Self::calm() }
+    }
+}
+
+/// The faults end then; what is left must settle by itself.
+const FAULTS_END: u64 = 25_000_000;
+/// Patience, an exchange, and re-sends, with room.
+const RUN_END: u64 = FAULTS_END + 40_000_000;
+const PROBE_EVERY: u64 = 10_000;
+
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    fn chance(&mut self, in_1000: u64) -> bool {
+        self.below(1000) < in_1000
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Deliver(usize, Handshake),
+    /// An answer of the data path; void if the end was given a newer effect since.
+    Answer(usize, u64, Input),
+    /// What an end notices whatever it is doing.
+    Notice(usize, Input),
+    Tick(usize),
+    Probe(usize, u64),
+    PathDown(u8),
+    PathUp(u8),
+    /// The NIC's retries are over: the QP is in ERR if its path is still down.
+    RetriesOver(usize, u64),
+    Wake(usize),
+    Sleep(usize),
+}
+
+#[derive(Debug)]
+struct Scheduled(u64, u64, Happening);
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+#[derive(Debug)]
+struct End {
+    machine: Machine,
+    /// Nobody posts, for certain.
+    excluded: bool,
+    /// Posting is not allowed (asked to be excluded, or excluded).
+    stopped: bool,
+    fencing: bool,
+    /// The incarnations up to that epoch are fenced, since then.
+    fenced: BTreeMap<Epoch, u64>,
+    fence_complete: bool,
+    reposted: BTreeSet<Tuple>,
+    replaying: Option<Tuple>,
+    replay_interrupted: bool,
+    seek: bool,
+    seek_generation: u64,
+    answer_generation: u64,
+    work_generation: u64,
+    answered_since_seek: BTreeSet<PathId>,
+    in_error: bool,
+    accepted: BTreeSet<Tuple>,
+    committed: BTreeSet<Tuple>,
+    cancelled: BTreeSet<Tuple>,
+    asleep: bool,
+    missed: Vec<Happening>,
+    surfaced: bool,
+    application_error: bool,
+    confirmed: Option<Epoch>,
+    reports: BTreeMap<Tuple, Vec<Vec<IncarnationReport>>>,
+    posting_epoch: Epoch,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub marks: BTreeSet<String>,
+    pub trace: Vec<String>,
+}
+
+pub struct World {
+    profile: Profile,
+    dice: Dice,
+    now: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    ends: [End; 2],
+    path_up: [bool; 2],
+    /// By direction: intervals in which nothing gets through.
+    cuts: [Vec<(u64, u64)>; 2],
+    adopted: BTreeMap<Epoch, Tuple>,
+    marks: BTreeSet<String>,
+    trace: Vec<String>,
+    deadlines: Deadlines,
+}
+
+fn endpoint(side: usize) -> EndpointId {
+    EndpointId { process: ProcessId(10 + side as u64), life: 1, side: 0 }
+}
+
+impl End {
+    fn new(side: usize, deadlines: Deadlines) -> Self {
+        Self {
+            machine: Machine::new(endpoint(side), endpoint(1 - side), deadlines),
+            excluded: false,
+            stopped: false,
+            fencing: false,
+            fenced: BTreeMap::new(),
+            fence_complete: false,
+            reposted: BTreeSet::new(),
+            replaying: None,
+            replay_interrupted: false,
+            seek: false,
+            seek_generation: 0,
+            answer_generation: 0,
+            work_generation: 0,
+            answered_since_seek: BTreeSet::new(),
+            in_error: false,
+            accepted: BTreeSet::new(),
+            committed: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            asleep: false,
+            missed: Vec::new(),
+            surfaced: false,
+            application_error: false,
+            confirmed: None,
+            reports: BTreeMap::new(),
+            posting_epoch: Epoch(0),
+        }
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, profile: Profile) -> Self {
+        let deadlines = Deadlines::default();
+        let mut world = Self {
+            profile,
+            dice: Dice(seed),
+            now: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            ends: [End::new(0, deadlines), End::new(1, deadlines)],
+            path_up: [true, true],
+            cuts: [Vec::new(), Vec::new()],
+            adopted: BTreeMap::new(),
+            marks: BTreeSet::new(),
+            trace: Vec::new(),
+            deadlines,
+        };
+        world.set_the_stage();
+        world
+    }
+
+    fn set_the_stage(&mut self) {
+        for side in 0..2 {
+            for path in 0..2 {
+                self.notice(0, side, Input::PathArmed(PathId(path)));
+            }
+            if self.dice.chance(self.profile.hold) {
+                let at = self.dice.below(FAULTS_END / 2);
+                self.notice(at, side, Input::Hold(true));
+                let until = at + self.dice.below(8_000_000);
+                self.notice(until, side, Input::Hold(false));
+            }
+            if self.dice.chance(self.profile.sleep) {
+                let at = self.dice.below(FAULTS_END);
+                let until = at + self.dice.below(6_000_000);
+                self.schedule(at, Happening::Sleep(side));
+                self.schedule(until, Happening::Wake(side));
+            }
+            if self.dice.chance(self.profile.destroy) {
+                let at = self.dice.below(4_000_000);
+                self.notice(at, side, Input::Destroyed);
+            }
+            if self.dice.chance(self.profile.application_error) {
+                let at = self.dice.below(FAULTS_END);
+                self.notice(at, side, Input::ApplicationError);
+            }
+        }
+        for _ in 0..self.dice.below(self.profile.cuts + 1) {
+            let (from, length) = (self.dice.below(FAULTS_END), self.dice.below(5_000_000));
+            let which = self.dice.below(3) as usize;
+            for direction in 0..2 {
+                if which == direction || which == 2 {
+                    self.cuts[direction].push((from, from + length));
+                }
+            }
+        }
+        let outages = if self.profile.outages == 1 { 1 } else { self.dice.below(self.profile.outages + 1) };
+        for _ in 0..outages {
+            let path = if self.profile.outages == 1 { 0 } else { self.dice.below(2) as u8 };
+            let at = 1000 + self.dice.below(if self.profile.outages == 1 { 1_000_000 } else { 12_000_000 });
+            let length = if self.dice.chance(300) { self.dice.below(400_000) } else { self.dice.below(12_000_000) };
+            self.schedule(at, Happening::PathDown(path));
+            self.schedule((at + length).min(FAULTS_END), Happening::PathUp(path));
+        }
+    }
+
+    fn schedule(&mut self, at: u64, happening: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled(at, self.order, happening)));
+    }
+
+    fn notice(&mut self, at: u64, side: usize, input: Input) {
+        self.schedule(at, Happening::Notice(side, input));
+    }
+
+    fn answer(&mut self, delay: u64, side: usize, input: Input) {
+        let generation = self.ends[side].answer_generation;
+        self.schedule(self.now + delay, Happening::Answer(side, generation, input));
+    }
+
+    fn mark(&mut self, mark: &str) {
+        self.marks.insert(mark.to_string());
+    }
+
+    pub fn run(mut self) -> Outcome {
+        while let Some(Reverse(Scheduled(at, _, happening))) = self.queue.pop() {
+            if at > RUN_END {
+                break;
+            }
+            self.now = at;
+            self.happen(happening);
+        }
+        self.judge_the_end();
+        Outcome { marks: self.marks, trace: self.trace }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::PathDown(path) => self.path_down(path),
+            Happening::PathUp(path) => self.path_up[path as usize] = true,
+            Happening::Sleep(side) => self.ends[side].asleep = true,
+            Happening::Wake(side) => {
+                self.ends[side].asleep = false;
+                let missed = std::mem::take(&mut self.ends[side].missed);
+                missed.into_iter().for_each(|happening| self.happen(happening));
+                self.tick_later(side);
+            }
+            Happening::Deliver(side, _)
+            | Happening::Answer(side, ..)
+            | Happening::Notice(side, _)
+            | Happening::Tick(side)
+            | Happening::Probe(side, _)
+            | Happening::RetriesOver(side, _)
+                if self.ends[side].asleep =>
+            {
+                if !matches!(happening, Happening::Tick(_)) {
+                    self.ends[side].missed.push(happening);
+                }
+            }
+            Happening::Deliver(side, message) => self.input(side, Input::Frame(message)),
+            Happening::Notice(side, input) => self.take_notice(side, input),
+            Happening::Answer(side, generation, input) => {
+                if generation == self.ends[side].answer_generation {
+                    self.take_answer(side, input);
+                }
+            }
+            Happening::Tick(side) => {
+                if self.ends[side].machine.deadline().is_some_and(|due| due.0 <= self.now) {
+                    self.input(side, Input::Tick);
+                }
+            }
+            Happening::Probe(side, generation) => self.probe(side, generation),
+            Happening::RetriesOver(side, generation) => self.retries_over(side, generation),
+        }
+    }
+
+    fn take_notice(&mut self, side: usize, input: Input) {
+        match input {
+            Input::Destroyed => {
+                self.ends[side].seek = false;
+                self.ends[side].answer_generation += 1;
+            }
+            Input::ApplicationError => self.ends[side].application_error = true,
+            _ => {}
+        }
+        self.input(side, input);
+    }
+
+    fn take_answer(&mut self, side: usize, input: Input) {
+        let end = &mut self.ends[side];
+        match &input {
+            Input::Excluded => end.excluded = true,
+            Input::Fenced { complete, reports } => {
+                end.fencing = false;
+                end.fence_complete = *complete;
+                if *complete {
+                    let newest = reports.last().map_or(Epoch(0), |report| report.epoch);
+                    end.fenced.entry(newest).or_insert(self.now);
+                }
+            }
+            Input::Reposted => {
+                let tuple = end.machine.tuple().unwrap();
+                assert!(end.reposted.insert(tuple), "receives posted twice for {tuple}");
+                end.posting_epoch = tuple.epoch;
+                end.in_error = false;
+                end.work_generation += 1;
+            }
+            Input::Replayed if end.replay_interrupted => return,
+            Input::Retired if end.replay_interrupted => return,
+            _ => {}
+        }
+        self.input(side, input);
+    }
+
+    fn path_down(&mut self, path: u8) {
+        self.path_up[path as usize] = false;
+        for side in 0..2 {
+            let end = &self.ends[side];
+            if end.machine.path() != PathId(path) || end.in_error {
+                continue;
+            }
+            let generation = end.work_generation;
+            let retries = self.dice.below(3_000_000);
+            self.schedule(self.now + retries, Happening::RetriesOver(side, generation));
+            if self.dice.chance(600) {
+                let delay = self.dice.below(300_000);
+                self.notice(self.now + delay, side, Input::Fault { cause: Cause::Stalled, fatal: false });
+            }
+        }
+    }
+
+    fn retries_over(&mut self, side: usize, generation: u64) {
+        let end = &self.ends[side];
+        let stage = end.machine.state().stage;
+        let busy = matches!(stage, Stage::Running | Stage::Replaying);
+        let down = !self.path_up[end.machine.path().0 as usize];
+        if generation != end.work_generation || !busy || end.in_error {
+            return;
+        }
+        if down {
+            self.ends[side].in_error = true;
+            self.input(side, Input::Fault { cause: Cause::RetryExceeded, fatal: true });
+        } else if stage == Stage::Replaying {
+            self.answer(1, side, Input::Retired);
+        }
+    }
+
+    fn probe(&mut self, side: usize, generation: u64) {
+        if !self.ends[side].seek || generation != self.ends[side].seek_generation {
+            return;
+        }
+        for path in 0..2u8 {
+            if self.path_up[path as usize] && self.ends[side].seek {
+                self.ends[side].answered_since_seek.insert(PathId(path));
+                self.input(side, Input::PathAnswered(PathId(path)));
+            }
+        }
+        let delay = PROBE_EVERY + self.dice.below(PROBE_EVERY);
+        self.schedule(self.now + delay, Happening::Probe(side, generation));
+    }
+
+    fn input(&mut self, side: usize, input: Input) {
+        self.trace.push(format!("{} {side} {} <- {input:?}", self.now, self.ends[side].machine.state()));
+        let crossing = matches!(&input, Input::Frame(Handshake::Claim { .. })) && self.ends[side].machine.state().attempt == Attempt::Claiming;
+        let lapse = matches!(input, Input::Tick) && self.ends[side].machine.state().attempt == Attempt::Accepted;
+        self.ends[side].machine.handle(Micros(self.now), input);
+        if crossing {
+            self.mark("crossing claims");
+        }
+        if lapse && self.ends[side].machine.state().attempt != Attempt::Accepted {
+            self.mark("lapsed");
+        }
+        if self.ends[side].machine.state().stage == Stage::Settling {
+            self.mark("settled");
+        }
+        while let Some(effect) = self.ends[side].machine.poll_effect() {
+            self.trace.push(format!("{} {side} {} -> {effect:?}", self.now, self.ends[side].machine.state()));
+            self.effect(side, effect);
+        }
+        self.tick_later(side);
+    }
+
+    fn tick_later(&mut self, side: usize) {
+        if let Some(due) = self.ends[side].machine.deadline() {
+            let at = due.0.max(self.now) + self.dice.below(500);
+            self.schedule(at, Happening::Tick(side));
+        }
+    }
+
+    fn effect(&mut self, side: usize, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.send(side, message),
+            Effect::Seek => {
+                let end = &mut self.ends[side];
+                assert!(!end.seek, "seeks twice");
+                end.seek = true;
+                end.seek_generation += 1;
+                end.answered_since_seek.clear();
+                let generation = end.seek_generation;
+                let delay = self.dice.below(PROBE_EVERY);
+                self.schedule(self.now + delay, Happening::Probe(side, generation));
+            }
+            Effect::StopSeek => self.ends[side].seek = false,
+            Effect::Exclude => self.exclude(side),
+            Effect::Release => self.release(side),
+            Effect::Fence => self.fence(side),
+            Effect::Repost { tuple } => self.repost(side, tuple),
+            Effect::Replay { tuple, reports } => self.replay(side, tuple, &reports),
+            Effect::Forget { .. } | Effect::Phase(_) => {}
+            Effect::Confirmed { epoch } => {
+                self.ends[side].confirmed = Some(epoch);
+                self.mark("migrated");
+                if epoch > Epoch(1) {
+                    self.mark("migrated twice");
+                }
+            }
+            Effect::Surface { .. } => {
+                let end = &mut self.ends[side];
+                assert!(!end.surfaced, "surfaced twice");
+                end.surfaced = true;
+                end.replaying = None;
+                end.answer_generation += 1;
+            }
+        }
+    }
+
+    fn exclude(&mut self, side: usize) {
+        let end = &mut self.ends[side];
+        assert!(!end.stopped, "excluded twice");
+        end.stopped = true;
+        if end.replaying.is_some() {
+            end.replay_interrupted = true;
+        }
+        let delay = if self.dice.chance(self.profile.stuck_poster) { self.dice.below(400_000) } else { self.dice.below(2000) };
+        self.answer(delay, side, Input::Excluded);
+    }
+
+    fn release(&mut self, side: usize) {
+        let now_gone = self.ends[side].machine.state().stage == Stage::Dead;
+        let end = &mut self.ends[side];
+        assert!(end.stopped, "released without an exclusion");
+        assert_eq!(end.posting_epoch, end.machine.epoch(), "resumes on the old path after COMMIT");
+        end.stopped = false;
+        end.excluded = false;
+        end.answer_generation += 1;
+        end.replay_interrupted = false;
+        if let (Some(_), false) = (end.replaying, now_gone) {
+            self.go_on_replaying(side);
+        }
+    }
+
+    fn fence(&mut self, side: usize) {
+        let weak = self.dice.chance(self.profile.weak_fence);
+        let stuck = self.dice.chance(self.profile.stuck_fence);
+        let end = &mut self.ends[side];
+        assert!(end.excluded, "fences with posters inside");
+        end.fencing = true;
+        end.replaying = None;
+        end.replay_interrupted = false;
+        end.answer_generation += 1;
+        let tuple = end.machine.tuple().unwrap();
+        let newest = end.posting_epoch;
+        let known = self.adopted.entry(tuple.epoch).or_insert(tuple);
+        assert_eq!(*known, tuple, "a split: two migrations of one epoch");
+        if stuck {
+            return;
+        }
+        let complete = !weak || end.fenced.contains_key(&newest);
+        let reports = vec![IncarnationReport {
+            epoch: newest,
+            path: PathId(0),
+            proof: if complete { Proof::Count } else { Proof::None },
+            receives: self.now,
+            fenced: complete,
+        }];
+        let delay = self.dice.below(200_000);
+        let end = &mut self.ends[side];
+        end.reports.entry(tuple).or_default().push(reports.clone());
+        self.answer(delay, side, Input::Fenced { reports, complete });
+    }
+
+    fn repost(&mut self, side: usize, tuple: Tuple) {
+        let end = &self.ends[side];
+        assert!(end.excluded && end.machine.tuple() == Some(tuple));
+        if !end.fence_complete {
+            let peer = &self.ends[1 - side];
+            let fenced = peer.fenced.range(end.posting_epoch..).map(|(_, at)| *at).min();
+            let since = fenced.expect("neither end is fenced and receives are posted again");
+            assert!(self.now >= since + self.deadlines.packet_lifetime.0, "an old packet may still arrive");
+        }
+        let input = if self.dice.chance(self.profile.refusal) { Input::RepostFailed } else { Input::Reposted };
+        let delay = self.dice.below(5000);
+        self.answer(delay, side, input);
+    }
+
+    fn replay(&mut self, side: usize, tuple: Tuple, reports: &[IncarnationReport]) {
+        let peer = &self.ends[1 - side];
+        assert!(peer.reposted.contains(&tuple), "replays before the peer has posted its receives");
+        assert!(self.ends[side].reposted.contains(&tuple), "replays before its own receives are posted");
+        let given = peer.reports.get(&tuple).expect("the peer reported");
+        assert!(given.iter().any(|given| given == reports), "the reports are not the peer's");
+        let end = &mut self.ends[side];
+        end.replaying = Some(tuple);
+        end.stopped = false;
+        end.excluded = false;
+        self.go_on_replaying(side);
+    }
+
+    fn go_on_replaying(&mut self, side: usize) {
+        let down = !self.path_up[self.ends[side].machine.path().0 as usize];
+        let delay = self.dice.below(20_000);
+        if self.dice.chance(self.profile.stop) {
+            return self.answer(delay, side, Input::StopReached);
+        }
+        self.answer(delay, side, Input::Replayed);
+        if down {
+            let generation = self.ends[side].work_generation;
+            let retries = self.dice.below(2_000_000);
+            self.schedule(self.now + retries, Happening::RetriesOver(side, generation));
+        } else {
+            let retired = delay + 1 + self.dice.below(50_000);
+            self.answer(retired, side, Input::Retired);
+        }
+    }
+
+    fn send(&mut self, side: usize, message: Handshake) {
+        self.check_message(side, &message);
+        let cut = self.cuts[side].iter().any(|(from, to)| (*from..*to).contains(&self.now));
+        let clean = self.now >= FAULTS_END;
+        let copies = if self.dice.chance(self.profile.repeat) { 2 } else { 1 };
+        for _ in 0..copies {
+            if cut || (!clean && self.dice.chance(self.profile.drop)) {
+                continue;
+            }
+            let delay = 50 + self.dice.below(self.profile.max_delay_us);
+            self.schedule(self.now + delay, Happening::Deliver(1 - side, message.clone()));
+        }
+    }
+
+    fn check_message(&mut self, side: usize, message: &Handshake) {
+        let end = &mut self.ends[side];
+        match message {
+            Handshake::Accept { tuple } => {
+                assert!(end.excluded, "accepts with posters inside");
+                end.accepted.insert(*tuple);
+            }
+            Handshake::Commit { tuple } => {
+                assert!(end.excluded || end.machine.tuple() == Some(*tuple), "commits with posters inside");
+                assert!(!end.cancelled.contains(tuple), "COMMIT after CANCEL");
+                end.committed.insert(*tuple);
+            }
+            Handshake::Cancel { tuple } => {
+                assert!(!end.committed.contains(tuple), "CANCEL after COMMIT");
+                end.cancelled.insert(*tuple);
+                self.mark("cancelled");
+            }
+            Handshake::Claim { tuple, .. } => {
+                let answered = end.answered_since_seek.contains(&tuple.target);
+                assert!(answered, "claims a path that has not answered since the fault");
+            }
+            Handshake::Wait { .. } => self.mark("waited"),
+            Handshake::Report { reports, .. } => assert!(reports.len() <= 1),
+            _ => {}
+        }
+    }
+
+    fn judge_the_end(&mut self) {
+        let states = [self.ends[0].machine.state(), self.ends[1].machine.state()];
+        let picture = || format!("{} / {}\n{}", states[0], states[1], self.trace.join("\n"));
+        for side in 0..2 {
+            assert!(!self.ends[side].seek, "still seeking at the end: {}", picture());
+        }
+        let quiet = |side: usize| self.ends[side].application_error && !self.ends[side].surfaced;
+        let idle = |side: usize| states[side].attempt == Attempt::Idle;
+        match (states[0].stage, states[1].stage) {
+            (Stage::Running, Stage::Running) => {
+                let machines = [&self.ends[0].machine, &self.ends[1].machine];
+                assert!(idle(0) && idle(1), "an attempt never ended: {}", picture());
+                assert_eq!(machines[0].tuple(), machines[1].tuple(), "two ends in two epochs: {}", picture());
+                assert!(!self.ends[0].in_error && !self.ends[1].in_error, "an error is masked for ever: {}", picture());
+                assert!(!self.ends[0].stopped && !self.ends[1].stopped, "posts are held for ever: {}", picture());
+                let epoch = machines[0].epoch();
+                let confirmed = epoch == Epoch(0) || self.ends.iter().all(|end| end.confirmed == Some(epoch));
+                assert!(confirmed, "a confirmation is missing: {}", picture());
+                assert!(machines.iter().all(|machine| machine.deadline().is_none()), "a timer runs for ever: {}", picture());
+                self.mark("both running");
+            }
+            (Stage::Dead | Stage::Gone, Stage::Dead | Stage::Gone) => self.mark("both ended"),
+            (Stage::Running, Stage::Gone) if idle(0) && !self.ends[0].in_error => self.mark("one gone, one running"),
+            (Stage::Gone, Stage::Running) if idle(1) && !self.ends[1].in_error => self.mark("one gone, one running"),
+            (Stage::Running, Stage::Dead) if quiet(1) && !self.ends[0].in_error => self.mark("one errored, one running"),
+            (Stage::Dead, Stage::Running) if quiet(0) && !self.ends[1].in_error => self.mark("one errored, one running"),
+            _ => panic!("somebody waits for ever: {}", picture()),
+        }
+    }
+}
