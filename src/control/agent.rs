@@ -102,6 +102,9 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_on(config: Config, data: Arc<dyn DataPath>, network: Box<dyn Network>) -> io::Result<EventSender> {
+        for name in &config.unknown {
+            log::warn!("{name} is no variable of the shim and has no effect; is it misspelt?");
+        }
         let (mut links, waker) = Links::new()?;
         let listener = listen(&config, &*network)?;
         let port = listener.port();

@@ -10,7 +10,7 @@ use shift_proto::ledger::{IncarnationReport, Plan};
 use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
 
 use crate::clock;
-use crate::datapath::{FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
+use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
 use crate::qp::{Job, Qp};
 use crate::record::{Outcome, Record};
 use crate::world::World;
@@ -107,6 +107,7 @@ impl Qp {
     }
 
     fn exclude(&mut self, world: &World) {
+        self.excluded = true;
         let job = std::mem::replace(&mut self.job, Job::Excluding);
         if matches!(job, Job::Replaying { .. } | Job::Retiring { .. } | Job::Stopping { .. }) {
             self.paused = Some(job);
@@ -126,6 +127,7 @@ impl Qp {
     }
 
     fn release(&mut self, world: &World) {
+        self.excluded = false;
         world.data.release(self.life);
         self.job = self.paused.take().unwrap_or(Job::Idle);
         self.held = true;
@@ -159,9 +161,9 @@ impl Qp {
         }
     }
 
-    fn repost(&self, world: &World, tuple: Tuple) -> Result<usize, crate::datapath::Errno> {
+    fn repost(&self, world: &World, tuple: Tuple) -> Result<usize, Errno> {
         let ends = self.path(tuple.target).and_then(|s| s.ends);
-        let (own, peer) = ends.ok_or(crate::datapath::Errno(nix::libc::EINVAL))?;
+        let (own, peer) = ends.ok_or(Errno(nix::libc::EINVAL))?;
         let (own_psn, peer_psn) = (own.psn_base.in_epoch(tuple.epoch), peer.psn_base.in_epoch(tuple.epoch));
         world.data.connect(self.life, tuple.target, tuple.epoch, &peer, own_psn, peer_psn)?;
         world.data.repost(self.life, tuple.target, tuple.epoch)
@@ -222,13 +224,15 @@ impl Qp {
             ReplayProgress::Full => None,
             ReplayProgress::NeedsKey(rkey) => match self.ask_key(world, rkey, now) {
                 Ok(()) => None,
-                Err(_) => {
+                Err(status) => {
+                    self.status = status;
                     self.note_why(&format!("the peer does not name a standby key for rkey {rkey:#x}"));
                     Some(Input::ReplayFailed)
                 }
             },
             ReplayProgress::Refused(error) => {
                 log::warn!("qp {:#x}: the new path refuses the replay ({error})", self.facts.qpn);
+                self.status = status_of(error);
                 Some(Input::ReplayFailed)
             }
         }
@@ -244,6 +248,7 @@ impl Qp {
             self.job = Job::Stopping { below: stop.seq };
             return None;
         }
+        self.excluded = false;
         let below = plan.steps.last().map_or(WrSeq(0), |s| WrSeq(s.seq.0 + 1));
         self.job = Job::Retiring { below, from };
         Some(Input::Replayed)
@@ -331,9 +336,9 @@ impl Qp {
         inputs
     }
 
-    /// Posts that wait for a key or for room go on, unless a replay is in front of them.
+    /// Posts that wait for a key or for room go on, unless posters are kept out or a replay is in front of them.
     fn post_held(&mut self, world: &mut World, now: Micros) {
-        if !self.held || !matches!(self.job, Job::Idle | Job::Retiring { .. }) {
+        if !self.held || self.excluded || !matches!(self.job, Job::Idle | Job::Retiring { .. }) {
             return;
         }
         let Some((remote, process)) = self.remote.zip(self.process) else {
@@ -350,7 +355,7 @@ impl Qp {
             ReplayProgress::NeedsKey(rkey) => self.ask_key(world, rkey, now).err(),
             ReplayProgress::Refused(error) => {
                 log::warn!("qp {:#x}: a held post is refused ({error})", self.facts.qpn);
-                Some(None)
+                Some(status_of(error))
             }
         };
         if let Some(status) = failure {
@@ -440,7 +445,7 @@ impl Qp {
 
     fn surface(&mut self, world: &mut World, why: Surfaced) {
         (self.job, self.paused, self.seek, self.held) = (Job::Idle, None, None, false);
-        world.data.surface(self.life, None);
+        world.data.surface(self.life, self.status);
         let (first, next) = (world.data.retired_below(self.life).0, world.data.next_seq(self.life).0);
         self.note_why(&why.to_string());
         let record = self.open_record(world);
@@ -470,4 +475,9 @@ impl Qp {
         }
         world.keep(&record);
     }
+}
+
+/// A key that the peer does not have is refused with EACCES; hardware has a status of its own for it.
+fn status_of(error: Errno) -> Option<u32> {
+    (error == Errno(nix::libc::EACCES)).then_some(WC_REM_ACCESS_ERR)
 }

@@ -103,6 +103,10 @@ pub(crate) struct Qp {
     pub seek: Option<Micros>,
     /// Posts are held for a key or for room.
     pub held: bool,
+    /// Posters are kept out, or asked to leave: from an exclusion until its release or the end of the replay.
+    pub excluded: bool,
+    /// The status with which the first error is surfaced, if it is not the NIC's own.
+    pub status: Option<u32>,
     /// What the machine was told of the ledger.
     pub hold: bool,
     pub offer_due: Micros,
@@ -136,6 +140,8 @@ impl Qp {
             paused: None,
             seek: None,
             held: false,
+            excluded: false,
+            status: None,
             hold: false,
             offer_due: Micros(0),
             offer_wait_us: 0,

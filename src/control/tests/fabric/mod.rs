@@ -543,9 +543,7 @@ impl DataPath for Path {
 
     fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress {
         self.with(qp, |q| {
-            if q.excluded {
-                return ReplayProgress::Done;
-            }
+            assert!(!q.excluded, "held posts stay held while posters are kept out");
             let path = PathId(q.path);
             q.post_all_held(path, keys).unwrap_or(ReplayProgress::Done)
         })
