@@ -5,18 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
 use shift_proto::id::{EndpointId, Micros, ProcessId};
 use shift_proto::migrate::{Handshake, Input, Machine};
 
-use crate::address::{canonical, with_port};
+use crate::address::with_port;
 use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
-use crate::discovery::Discovery;
+use crate::discovery::{self, Discovery};
 use crate::keys::PeerKeys;
 use crate::links::{LinkEvent, LinkId};
 use crate::peers::PeerEvent;
@@ -36,14 +36,10 @@ const BUSY_SWEEP_US: u64 = 1_000;
 const FAST: Duration = Duration::from_micros(200);
 /// Pace while a probe is in the air or a path is sought.
 const BRISK_US: u64 = 1_000;
+/// A program that ends before its peer was found is told why it was unprotected if it sought for at least this long.
+const LEAST_SEARCH_US: u64 = 200_000;
 /// A pause of the loop beyond this means that this process slept (a debugger, a suspended guest), not its peers.
 const SLEPT_US: u64 = 500_000;
-
-struct EarlyOffer {
-    process: ProcessId,
-    remote: Option<IpAddr>,
-    offer: Offer,
-}
 
 /// Everything that the agent owns.
 pub(crate) struct Core {
@@ -53,7 +49,7 @@ pub(crate) struct Core {
     qps: BTreeMap<QpLife, Qp>,
     lives: BTreeMap<(Gid, u32), QpLife>,
     trusted: BTreeSet<ProcessId>,
-    early: BTreeMap<(Gid, u32), EarlyOffer>,
+    early: BTreeMap<(Gid, u32), Offer>,
     swept: Micros,
     last_turn: Micros,
     /// Queue pairs came or went: who is still needed is to be found out.
@@ -96,6 +92,7 @@ impl Core {
 
     /// Says goodbye to every peer; the process ends.
     pub fn goodbye(&mut self) {
+        self.tell_failures(clock::now(), Micros(LEAST_SEARCH_US));
         self.world.flush_news(Micros::MAX);
         self.world.peers.goodbye(&mut self.world.links);
     }
@@ -172,7 +169,7 @@ impl Core {
         for (peer, frame) in self.world.probes.take_frames() {
             self.world.send(peer, frame);
         }
-        self.tell_failures(now);
+        self.tell_failures(now, discovery::PATIENCE);
         self.world.flush_news(now);
     }
 
@@ -184,8 +181,8 @@ impl Core {
         }
     }
 
-    fn tell_failures(&mut self, now: Micros) {
-        for failure in self.discovery.take_failures(now) {
+    fn tell_failures(&mut self, now: Micros, patience: Micros) {
+        for failure in self.discovery.take_failures(now, patience) {
             for qp in self.qps.values().filter(|q| q.peer_address() == failure.sought) {
                 self.world.tell_unprotected(qp.facts.qpn, qp.facts.device, &failure.reason, now);
             }
@@ -301,10 +298,9 @@ impl Core {
     }
 
     fn meet_early_offer(&mut self, life: QpLife, own: QpAddress, now: Micros) {
-        let Some(early) = self.early.remove(&key_of(own)) else {
-            return;
-        };
-        self.handle_offer_for(life, early.process, early.remote, &early.offer, now);
+        if let Some(offer) = self.early.remove(&key_of(own)) {
+            self.handle_offer_for(life, &offer, now);
+        }
     }
 
     fn handle_destroyed(&mut self, life: QpLife, now: Micros) {
@@ -380,7 +376,7 @@ impl Core {
         // What this process says to itself in answer has its turn in the next round.
         for frame in std::mem::take(&mut self.world.loopback) {
             let me = self.world.me;
-            self.handle_frame(me, None, frame, now);
+            self.handle_frame(me, frame, now);
         }
     }
 
@@ -397,10 +393,7 @@ impl Core {
                 }
                 self.stale = true;
             }
-            PeerEvent::Frame(process, link, frame) => {
-                let remote = self.world.links.remote(link).map(|a| canonical(a.ip()));
-                self.handle_frame(process, remote, frame, now);
-            }
+            PeerEvent::Frame(process, frame) => self.handle_frame(process, frame, now),
             PeerEvent::Gone(process) => self.handle_gone(process, now),
             PeerEvent::Silent(process) => {
                 for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
@@ -433,9 +426,9 @@ impl Core {
         self.trusted.remove(&process);
     }
 
-    fn handle_frame(&mut self, process: ProcessId, remote: Option<IpAddr>, frame: Frame, now: Micros) {
+    fn handle_frame(&mut self, process: ProcessId, frame: Frame, now: Micros) {
         match frame {
-            Frame::Offer(offer) => self.handle_offer(process, remote, offer, now),
+            Frame::Offer(offer) if offer.from.process == process => self.handle_offer(offer, now),
             Frame::ArmConfirm(confirm) if confirm.from.process == process => {
                 self.with_end(process, confirm.to, |q, world| q.handle_confirm(world, &confirm, now));
             }
@@ -456,7 +449,7 @@ impl Core {
                 let World { data, probes, devices, .. } = &mut self.world;
                 probes.handle_frame(&**data, process, &probe, |gid| devices.get(gid).copied(), now);
             }
-            Frame::ArmConfirm(_) | Frame::Migration { .. } | Frame::Probe(_) => {
+            Frame::Offer(_) | Frame::ArmConfirm(_) | Frame::Migration { .. } | Frame::Probe(_) => {
                 log::debug!("a frame of {:016x} speaks for somebody else", process.0);
             }
             Frame::Hello(_)
@@ -496,32 +489,24 @@ impl Core {
         });
     }
 
-    fn handle_offer(&mut self, process: ProcessId, remote: Option<IpAddr>, offer: Offer, now: Micros) {
-        if offer.from.process != process {
-            return;
-        }
+    fn handle_offer(&mut self, offer: Offer, now: Micros) {
         if let Some(life) = self.lives.get(&key_of(offer.peer)).copied() {
-            self.handle_offer_for(life, process, remote, &offer, now);
+            self.handle_offer_for(life, &offer, now);
         } else if self.early.len() < MAX_EARLY_OFFERS || self.early.contains_key(&key_of(offer.peer)) {
-            self.early.insert(key_of(offer.peer), EarlyOffer { process, remote, offer });
+            self.early.insert(key_of(offer.peer), offer);
         }
     }
 
-    /// An offer counts if it names the connection as the application does, and comes from the host that the GID names.
-    fn handle_offer_for(
-        &mut self,
-        life: QpLife,
-        process: ProcessId,
-        remote: Option<IpAddr>,
-        offer: &Offer,
-        now: Micros,
-    ) {
+    /// An offer counts if it names the connection as the application does, and comes from a process that is met on the host that
+    /// the GID names.
+    fn handle_offer_for(&mut self, life: QpLife, offer: &Offer, now: Micros) {
+        let process = offer.from.process;
         let Some(qp) = self.qps.get_mut(&life).filter(|q| q.peer_address() == offer.own) else {
             return;
         };
         if !self.trusted.contains(&process) && process != self.world.me {
             let host = self.world.network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev);
-            if host.is_none() || host.map(|a| a.ip()) != remote {
+            if !host.is_some_and(|host| self.world.peers.is_met_at(process, host.ip())) {
                 log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
                 return;
             }

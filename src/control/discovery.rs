@@ -19,7 +19,7 @@ const LAST_RETRY_US: u64 = 1_000_000;
 /// A connection attempt that takes longer has failed.
 const DIAL_LIMIT_US: u64 = 2_000_000;
 /// Two ends of one job reach RTS within this time of each other; a search that takes longer is told to the operator.
-const PATIENCE_US: u64 = 2_000_000;
+pub const PATIENCE: Micros = Micros(1_000_000);
 
 /// Why a search finds nothing, for the operator; told once per search by [`Discovery::take_failures`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,11 +175,11 @@ impl Discovery {
         }
     }
 
-    /// Searches that have taken too long, each told once.
-    pub fn take_failures(&mut self, now: Micros) -> Vec<Failure> {
+    /// Searches that have taken longer than `patience`, each told once.
+    pub fn take_failures(&mut self, now: Micros, patience: Micros) -> Vec<Failure> {
         let mut failures = Vec::new();
         for ((gid, qpn), search) in &mut self.searches {
-            if search.told || now.since(search.since).0 < PATIENCE_US {
+            if search.told || now.since(search.since) < patience {
                 continue;
             }
             search.told = true;
@@ -196,7 +196,7 @@ impl Discovery {
             Answer::Missing { due, .. } if self.sites.get(&s.site).is_some_and(|site| site.standing) => Some(due),
             Answer::Missing { .. } | Answer::At(_) => None,
         });
-        let tells = self.searches.values().filter(|s| !s.told).map(|s| s.since + Micros(PATIENCE_US));
+        let tells = self.searches.values().filter(|s| !s.told).map(|s| s.since + PATIENCE);
         let dials = self.sites.values().filter_map(|s| match s.link {
             None => Some(s.due),
             Some(_) if !s.standing => Some(s.due + Micros(DIAL_LIMIT_US)),

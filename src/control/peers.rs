@@ -48,7 +48,7 @@ pub enum PeerEvent {
     /// Nobody who speaks the protocol was met at an address.
     NotLocated(SocketAddr, String),
     /// It said something.
-    Frame(ProcessId, LinkId, Frame),
+    Frame(ProcessId, Frame),
     /// It ended.
     Gone(ProcessId),
     /// Nothing is heard of it on any network: its host may have stopped.
@@ -140,6 +140,11 @@ impl Peers {
         self.lines.values().copied().collect()
     }
 
+    /// Whether a connection of the process comes from, or leads to, that address.
+    pub fn is_met_at(&self, process: ProcessId, address: IpAddr) -> bool {
+        self.processes.get(&process).is_some_and(|p| p.lines.iter().any(|l| l.remote == Some(address)))
+    }
+
     /// The process, if it is the one that a connection belongs to.
     pub fn process_of(&self, link: LinkId) -> Option<ProcessId> {
         self.lines.get(&link).copied()
@@ -195,7 +200,7 @@ impl Peers {
         } else if frame == Frame::Goodbye {
             self.set_gone(links, process);
         } else {
-            self.events.push(PeerEvent::Frame(process, link, frame));
+            self.events.push(PeerEvent::Frame(process, frame));
         }
     }
 
