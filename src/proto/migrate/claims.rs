@@ -301,12 +301,12 @@ impl Machine {
         self.fall_back();
     }
 
-    /// The posters did not leave in time.
+    /// The posters did not leave in time: the owner is to ask again. They are asked on, and new posts are held.
     pub(super) fn put_off(&mut self) {
+        self.timers.clear(Timer::Exclude);
         if let Some(tuple) = self.claimed.theirs() {
-            self.send(Handshake::Wait { tuple });
+            self.defer(tuple);
         }
-        self.fall_back();
     }
 
     /// Back to where the attempt began: posting goes on where it was stopped for the attempt, and a fault that is still

@@ -328,7 +328,7 @@ rules! {
     ClaimNow,
     /// CANCEL the own claim.
     GiveUp,
-    /// The posters are inside: WAIT after all.
+    /// The posters are inside: WAIT for now.
     PutOff,
     /// The peer's claim is forgotten.
     Lapse,

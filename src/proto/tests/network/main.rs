@@ -6,6 +6,7 @@
 //!
 //! A failing seed is named in the panic; `SHIFT_SEED=n cargo test -p shift-proto --test network` runs it alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(clippy::wildcard_enum_match_arm, clippy::too_many_lines, reason = "a test looks at the few cases it is about")]
 
 mod world;
 
@@ -79,7 +80,7 @@ fn destroying_a_queue_pair_at_any_moment_leaves_nobody_waiting() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..20 {
-        let trace = || format!("{:?}", World::new(seed, Profile::rough()).run());
+        let trace = || World::new(seed, Profile::rough()).run().trace;
         assert_eq!(trace(), trace(), "seed {seed}");
     }
 }
