@@ -65,7 +65,7 @@ struct Reach {
     address: SocketAddr,
     due: Micros,
     dialing: bool,
-    /// A connection to it ended: whoever listens there now shows whether the process lives.
+    /// A connection to it ended, in whatever way: if nobody listens there any more, the process has ended too.
     verify: bool,
 }
 
@@ -221,7 +221,7 @@ impl Peers {
             return;
         };
         for reach in process.reaches.iter_mut().filter(|r| r.address.ip() == ip) {
-            reach.verify |= ending == Ending::Ended;
+            reach.verify = true;
             reach.due = if ending == Ending::Ended { now } else { now + Micros(REDIAL_US) };
         }
         self.tick(links, now);
