@@ -291,7 +291,7 @@ impl Session {
             self.pause.announced = true;
             say(&format!("IDLE sent={} t={now}", self.verdict.sent));
         }
-        if self.parts.trigger.as_mut().is_some_and(Trigger::fired) {
+        if self.parts.trigger.as_mut().map_or(Ok(false), Trigger::fired)? {
             self.tell(&Note::Resume)?;
             self.resume(now);
         }

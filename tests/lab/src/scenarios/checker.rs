@@ -18,6 +18,9 @@ const PORT: u16 = 18600;
 /// Where every guest has it.
 const PROGRAM: &str = "/shift/shift-checker";
 
+/// The library below the shim.
+const PRELOAD: &str = "/shift/libshift_preload.so";
+
 /// Modes by their names on its command line; the atomics are last.
 const MODES: [&str; 7] = ["write", "write_imm", "send", "read", "mixed", "fadd", "cas"];
 
@@ -56,6 +59,18 @@ const COMMITS: [(&str, &str, Host, &str); 17] = [
     ("completion-never", "send", Host::A, "completion_never"),
 ];
 
+/// What the library below the shim makes of a device: its item, options of the run, and what the verbs then say; nothing if it goes well.
+const PRELOADS: [(&str, &str, &str); 8] = [
+    ("no-rc=rxe0", "", "ibv_create_qp: Operation not supported"),
+    ("inline=rxe0:16", "--inline 64", "ibv_create_qp: Invalid argument"),
+    ("inline=rxe0:16", "--inline 16 --size 0..64", ""),
+    ("sge=rxe0:2", "--sges 3", "ibv_create_qp: Invalid argument"),
+    ("rd-atom=rxe0:2", "--mode read --depth 8", ""),
+    ("no-mr=rxe0:2", "", "ibv_reg_mr: Cannot allocate memory"),
+    ("no-mr=rxe0:3", "", ""),
+    ("no-rc=rxe1,no-mr=rxe1", "", ""),
+];
+
 /// All counters of a report.
 const KINDS: [&str; 9] = [
     "loss",
@@ -82,6 +97,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         "checker-commits",
         "each error that the checking application commits on purpose is reported as what it is",
         run_commits,
+    ));
+    scenarios.push(Scenario::guests(
+        "preload-faults",
+        "the library below the shim makes lesser and failing devices, and leaves the others alone",
+        run_preload,
     ));
     scenarios
 }
@@ -158,6 +178,23 @@ fn run_commits(lab: &mut Lab, seed: u64) -> Result<Figures> {
         require(story.is_dead(), || format!("{options}: exit 0 on both sides"))?;
         require(counted.len() == 1, || format!("{options}: also {counted:?}: {seen}"))?;
         figures.note(&format!("{commit} {mode}"), counted.join(", "));
+    }
+    Ok(figures)
+}
+
+fn run_preload(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for (fault, options, told) in PRELOADS {
+        let options = format!("--seed {seed} --messages 100 {options}");
+        let mut trial = Checker::plain(&options).trial();
+        trial.client = trial.client.env("LD_PRELOAD", PRELOAD).env("SHIFT_PRELOAD_FAULT", fault);
+        let client = report(&trial.run(lab)?, Host::A)?;
+        let right = match client.get("setup").and_then(Value::as_str) {
+            Some(setup) => !told.is_empty() && setup.contains(told),
+            None => told.is_empty() && client.get("pass") == Some(&json!(true)),
+        };
+        require(right, || format!("{fault} with {options}: {client}"))?;
+        figures.note(fault, if told.is_empty() { "passes" } else { told });
     }
     Ok(figures)
 }
