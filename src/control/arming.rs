@@ -7,6 +7,7 @@ use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
+use crate::mirror::Mirror;
 use crate::probes::Outcome;
 use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
 use crate::world::World;
@@ -107,12 +108,13 @@ impl Qp {
         if self.process != Some(process) {
             return;
         }
-        let known = self.remote.is_some_and(|r| r.end == offer.from);
+        let known = self.is_own_peer() || self.remote.is_some_and(|r| r.end == offer.from);
         if self.machine.is_some() && !known {
             // Another life of the peer's queue pair: this end's connection is the old one's.
             return;
         }
-        self.remote = Some(Remote { end: offer.from, device: offer.device });
+        let end = if self.is_own_peer() { Mirror::end_of(self.me) } else { offer.from };
+        self.remote = Some(Remote { end, device: offer.device });
         if self.heard.replace(*offer) == Some(*offer) {
             // Who says the same again has not heard this end.
             self.send_offer(world, now);
@@ -160,6 +162,7 @@ impl Qp {
             return self.refuse(world, &reason, now);
         }
         self.machine = Some(Machine::new(self.me, remote.end, world.config.deadlines));
+        self.mirror = self.is_own_peer().then(|| Mirror::new(self.me, world.config.deadlines));
         let ends = [(own_primary, peer_primary), (own_standby, peer_standby)];
         for (path, ends) in PATHS.into_iter().zip(ends) {
             if let Some(state) = self.path_mut(path) {
@@ -236,12 +239,16 @@ impl Qp {
         let (Some(process), Some(remote)) = (self.process, self.remote) else {
             return;
         };
-        let from = self.me;
+        let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
             return;
         };
         state.confirm_due = now + Micros(CONFIRM_US);
         let armed = state.own_ready;
+        if own_peer {
+            state.peer_ready = armed;
+            return;
+        }
         world.send(process, Frame::ArmConfirm(ArmConfirm { from, to: remote.end, path, armed }));
     }
 
@@ -276,6 +283,7 @@ impl Qp {
             return;
         };
         state.armed = true;
+        self.feed_mirror(world, now, Input::PathArmed(path));
         self.feed(world, now, Input::PathArmed(path));
         let first = !self.masked;
         self.mask(world, true);
@@ -290,6 +298,7 @@ impl Qp {
             return;
         };
         state.armed = false;
+        self.feed_mirror(world, now, Input::PathDisarmed(path));
         self.feed(world, now, Input::PathDisarmed(path));
         // On its first path and with nothing to move to, a fault is the application's, at once.
         if self.machine.as_ref().is_some_and(|m| !m.is_armed()) && self.is_quiet() && self.current() == PathId::PRIMARY

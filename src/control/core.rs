@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
 use shift_proto::id::{EndpointId, Micros, ProcessId};
-use shift_proto::migrate::{Handshake, Input, Machine};
+use shift_proto::migrate::{Handshake, Input};
 
 use crate::address::with_port;
 use crate::clock;
@@ -121,7 +121,7 @@ impl Core {
     }
 
     fn deadline(&self, now: Micros) -> Option<Micros> {
-        let machines = self.qps.values().filter_map(|q| q.machine.as_ref().and_then(Machine::deadline));
+        let machines = self.qps.values().filter_map(Qp::machine_due);
         let paths = self.qps.values().filter_map(Qp::paths_due);
         let brisk = self.world.probes.is_busy() || self.qps.values().any(|q| !q.is_quiet());
         let masked = self.qps.values().any(|q| q.masked);
@@ -267,9 +267,7 @@ impl Core {
         let own = qp.own_address();
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
         self.lives.insert(key_of(own), life);
-        if qp.own_address() == qp.peer_address() {
-            qp.refuse(&mut self.world, "it is connected to itself, which is not supported yet", now);
-        } else if let Err(reason) = self.world.data.standby_of(qp.facts.device) {
+        if let Err(reason) = self.world.data.standby_of(qp.facts.device) {
             qp.refuse(&mut self.world, &reason.to_string(), now);
         } else {
             self.seek_peer(&mut qp, now);

@@ -17,6 +17,7 @@ mod discovery;
 mod keys;
 mod links;
 mod migration;
+mod mirror;
 mod peers;
 mod probes;
 mod qp;

@@ -11,6 +11,7 @@ use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, St
 
 use crate::clock;
 use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
+use crate::mirror::Mirror;
 use crate::qp::{Job, Qp};
 use crate::record::{Outcome, Record};
 use crate::world::World;
@@ -100,7 +101,10 @@ impl Qp {
         }
     }
 
-    fn send(&self, world: &mut World, msg: Handshake) {
+    fn send(&mut self, world: &mut World, msg: Handshake) {
+        if let Some(mirror) = &mut self.mirror {
+            return mirror.tell(msg);
+        }
         if let (Some(process), Some(remote)) = (self.process, self.remote) {
             world.send(process, Frame::Migration { to: remote.end, from: self.me, msg });
         }
@@ -128,7 +132,9 @@ impl Qp {
 
     fn release(&mut self, world: &World) {
         self.excluded = false;
-        world.data.release(self.life);
+        if !self.mirror.as_ref().is_some_and(Mirror::keeps_out) {
+            world.data.release(self.life);
+        }
         self.job = self.paused.take().unwrap_or(Job::Idle);
         self.held = true;
     }
@@ -147,6 +153,9 @@ impl Qp {
                 }
                 self.job = Job::Idle;
                 self.at = tuple.target;
+                if let Some(mirror) = &mut self.mirror {
+                    mirror.note_reposted(tuple.epoch);
+                }
                 Some(Input::Reposted)
             }
             Err(error) if tries + 1 >= REPOST_TRIES => {
@@ -277,6 +286,7 @@ impl Qp {
     /// Goes on with what is under way.
     pub fn tick(&mut self, world: &mut World, now: Micros) {
         self.tick_paths(world, now);
+        self.tick_mirror(world, now);
         let inputs = match &self.job {
             Job::Idle => Vec::new(),
             Job::Excluding => self.try_exclude(world),
@@ -315,6 +325,9 @@ impl Qp {
         let reports: Vec<IncarnationReport> = reports.into_iter().map(|r| world.config.proof.limit(r)).collect();
         for report in &reports {
             log::debug!("qp {:#x}: fenced {complete}, {report:?}", self.facts.qpn);
+        }
+        if let Some((mirror, machine)) = self.mirror.as_mut().zip(self.machine.as_ref()) {
+            mirror.note_fenced(machine.epoch(), &reports, complete);
         }
         Some(Input::Fenced { reports, complete })
     }

@@ -11,6 +11,7 @@ use shift_proto::ledger::{Ledger, Plan};
 use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Stage};
 
 use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife};
+use crate::mirror::Mirror;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
 use crate::world::World;
@@ -86,6 +87,8 @@ pub(crate) struct Qp {
     pub own: Option<(PathEnd, PathEnd)>,
     pub paths: [PathState; 2],
     pub machine: Option<Machine>,
+    /// The other side of one that is connected to itself.
+    pub mirror: Option<Mirror>,
     /// Inputs for the machine that came up while it was being fed.
     pub inputs: VecDeque<Input>,
     pub feeding: bool,
@@ -130,6 +133,7 @@ impl Qp {
             own: None,
             paths: [PathState::default(), PathState::default()],
             machine: None,
+            mirror: None,
             inputs: VecDeque::new(),
             feeding: false,
             at: PathId::PRIMARY,
@@ -171,6 +175,12 @@ impl Qp {
         self.paths.get_mut(usize::from(path.0))
     }
 
+    /// When one of its machines wants a tick.
+    pub fn machine_due(&self) -> Option<Micros> {
+        let mirror = self.mirror.as_ref().and_then(|m| m.machine.deadline());
+        self.machine.as_ref().and_then(Machine::deadline).into_iter().chain(mirror).min()
+    }
+
     /// The path that it is on, or moves to.
     pub fn current(&self) -> PathId {
         self.machine.as_ref().map_or(PathId::PRIMARY, Machine::path)
@@ -199,6 +209,9 @@ impl Qp {
 
     /// Nothing is under way: the loop may sleep.
     pub fn is_quiet(&self) -> bool {
+        if self.mirror.as_ref().is_some_and(|m| !m.is_quiet()) {
+            return false;
+        }
         let attempt = self.machine.as_ref().map(|m| m.state().attempt);
         matches!(self.job, Job::Idle)
             && !self.held

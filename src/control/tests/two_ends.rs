@@ -312,3 +312,21 @@ fn the_agent_takes_no_signal_of_the_application() {
     }
     assert!(agents >= 2);
 }
+
+#[test]
+fn a_queue_pair_connected_to_itself_survives_too() {
+    let fabric = Fabric::new(20);
+    let a = fabric.process(1, config());
+    connect(&a, 1, &a, 1);
+    eventually("it is armed", || a.is_armed(1));
+    send(&a, 0..3);
+    fabric.lock().acks_lost[0] = true;
+    send(&a, 3..5);
+    fabric.set_rail(0, false);
+    send(&a, 5..8);
+    a.fail(1);
+    eventually("all is delivered", || a.is_done(1));
+    send(&a, 8..10);
+    assert_eq!(a.received(1), (0..10).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.path == 1 && !q.surfaced && q.reposts == 1));
+}
