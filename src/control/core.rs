@@ -28,6 +28,8 @@ use crate::world::World;
 const MAX_QPS: usize = 65_536;
 /// Offers for queue pairs that the application has not connected yet.
 const MAX_EARLY_OFFERS: usize = 1024;
+/// Keys of a process that is not yet shown to be the peer of a queue pair; what it told beyond them is asked for when it is needed.
+const MAX_UNTRUSTED_KEYS: usize = 1024;
 /// How often queues that the application does not poll are looked at.
 const SWEEP_US: u64 = 20_000;
 /// The same while a migration waits for completions.
@@ -199,9 +201,7 @@ impl Core {
         }
         let data = self.world.data.clone();
         self.world.probes.keep_only(&*data, &keys);
-        for process in self.world.peers.connected() {
-            self.world.peers.set_wanted(process, processes.contains(&process));
-        }
+        self.world.peers.keep_wanted(&mut self.world.links, &processes);
     }
 
     fn handle_event(&mut self, event: Event, now: Micros) {
@@ -403,6 +403,7 @@ impl Core {
 
     fn handle_located(&mut self, address: SocketAddr, process: ProcessId, now: Micros) {
         self.trusted.insert(process);
+        self.world.peers.set_wanted(process);
         for sought in self.discovery.sought_at(address) {
             for qp in self.qps.values_mut().filter(|q| q.peer_address() == sought) {
                 qp.handle_found(&mut self.world, process, now);
@@ -432,7 +433,11 @@ impl Core {
             }
             Frame::Migration { to, from, msg } if from.process == process => self.handle_message(to, from, msg, now),
             Frame::KeyAdd { key, standby_rkey } => {
-                self.world.peer_keys.entry(process).or_default().handle_add(key, standby_rkey);
+                let trusted = self.trusted.contains(&process);
+                let known = self.world.peer_keys.entry(process).or_default();
+                if trusted || known.len() < MAX_UNTRUSTED_KEYS {
+                    known.handle_add(key, standby_rkey);
+                }
             }
             Frame::KeyDel(key) => self.handle_key_del(process, key),
             Frame::KeyDelAck(key) => self.world.own_keys.handle_confirmed(process, key),
@@ -510,6 +515,7 @@ impl Core {
             }
             self.trusted.insert(process);
         }
+        self.world.peers.set_wanted(process);
         qp.handle_offer(&mut self.world, process, offer, now);
         let sought = qp.peer_address();
         if qp.process.is_some() && self.discovery.seeks(sought) {

@@ -76,7 +76,6 @@ struct Process {
     reaches: Vec<Reach>,
     suspected: Option<Micros>,
     pinged: Micros,
-    gone: bool,
     wanted: bool,
 }
 
@@ -150,17 +149,31 @@ impl Peers {
         self.lines.get(&link).copied()
     }
 
-    /// Queue pairs need the process, or do not any more: only then lost connections are replaced.
-    pub fn set_wanted(&mut self, process: ProcessId, wanted: bool) {
+    /// A queue pair needs the process: from now on lost connections are replaced.
+    pub fn set_wanted(&mut self, process: ProcessId) {
         if let Some(process) = self.processes.get_mut(&process) {
-            process.wanted = wanted;
+            process.wanted = true;
+        }
+    }
+
+    /// Only these processes are needed; one that is neither needed nor connected is forgotten.
+    pub fn keep_wanted(&mut self, links: &mut Links, wanted: &BTreeSet<ProcessId>) {
+        let mut idle = Vec::new();
+        for (id, process) in &mut self.processes {
+            process.wanted = wanted.contains(id);
+            if !process.wanted && process.lines.is_empty() {
+                idle.push(*id);
+            }
+        }
+        for id in idle {
+            self.set_gone(links, id);
         }
     }
 
     /// Finds out which process listens at `address`.
     pub fn locate(&mut self, links: &mut Links, address: SocketAddr, source: Option<IpAddr>, now: Micros) {
         if let Some(process) = self.located.get(&address) {
-            if self.processes.get(process).is_some_and(|p| !p.gone && !p.lines.is_empty()) {
+            if self.processes.get(process).is_some_and(|p| !p.lines.is_empty()) {
                 self.events.push(PeerEvent::Located(address, *process));
                 return;
             }
@@ -224,13 +237,18 @@ impl Peers {
             reach.verify = true;
             reach.due = if ending == Ending::Ended { now } else { now + Micros(REDIAL_US) };
         }
-        self.tick(links, now);
+        if process.lines.is_empty() && !process.wanted {
+            // Nothing here needs it: a passing stranger leaves no trace.
+            self.set_gone(links, id);
+        } else {
+            self.tick(links, now);
+        }
     }
 
     /// Dials, pings and gives up what is due.
     pub fn tick(&mut self, links: &mut Links, now: Micros) {
         self.expire_dials(links, now);
-        let ids: Vec<ProcessId> = self.processes.iter().filter(|(_, p)| !p.gone).map(|(id, _)| *id).collect();
+        let ids: Vec<ProcessId> = self.processes.keys().copied().collect();
         for id in ids {
             self.redial(links, id, now);
             self.beat(links, id, now);
@@ -243,7 +261,7 @@ impl Peers {
 
     /// When [`Peers::tick`] is due.
     pub fn deadline(&self) -> Option<Micros> {
-        let live = || self.processes.values().filter(|p| !p.gone);
+        let live = || self.processes.values();
         let dials = self.dials.values().map(|d| d.since + Micros(DIAL_LIMIT_US));
         let beats = live().filter(|p| p.wanted && !p.lines.is_empty()).map(|p| p.pinged + self.ping_interval());
         let redials = live().filter(|p| p.wanted).flat_map(Process::missing).filter(|r| !r.dialing).map(|r| r.due);
@@ -306,11 +324,11 @@ impl Peers {
         true
     }
 
-    /// Checks the token; the one to answer with. `None`: an impostor, a ghost, or one too many.
+    /// Checks the token; the one to answer with. `None`: an impostor, or one too many.
     fn admit(&mut self, hello: &Hello, dialed: bool, now: Micros) -> Option<Token> {
         let shown = (hello.token != NO_TOKEN).then_some(hello.token);
         if let Some(known) = self.processes.get_mut(&hello.process) {
-            if known.gone || known.lines.len() >= MAX_LINES {
+            if known.lines.len() >= MAX_LINES {
                 return None;
             }
             return match shown {
@@ -322,21 +340,14 @@ impl Peers {
                 Some(_) | None => None,
             };
         }
-        // A stranger that was not dialed has no token yet; one that was dialed shows the one that it drew.
-        if shown.is_some() != dialed || self.processes.len() >= MAX_PROCESSES {
+        // Who is met for the first time has no token yet, or one from a time that is forgotten here; who was dialed has drawn one.
+        if (dialed && shown.is_none()) || self.processes.len() >= MAX_PROCESSES {
             return None;
         }
-        let drawn = if dialed { None } else { Some((self.draw_token)()) };
+        let drawn = if shown.is_some() { None } else { Some((self.draw_token)()) };
         let reaches = hello.addresses.iter().take(MAX_ADDRESSES).map(|a| Reach::new(*a, now)).collect();
-        let process = Process {
-            tokens: (drawn, shown),
-            lines: Vec::new(),
-            reaches,
-            suspected: None,
-            pinged: now,
-            gone: false,
-            wanted: false,
-        };
+        let process =
+            Process { tokens: (drawn, shown), lines: Vec::new(), reaches, suspected: None, pinged: now, wanted: false };
         self.processes.insert(hello.process, process);
         drawn.or(shown)
     }
@@ -418,12 +429,10 @@ impl Peers {
     }
 
     fn set_gone(&mut self, links: &mut Links, id: ProcessId) {
-        let Some(process) = self.processes.get_mut(&id).filter(|p| !p.gone) else {
+        let Some(process) = self.processes.remove(&id) else {
             return;
         };
-        process.gone = true;
-        process.reaches.clear();
-        for line in std::mem::take(&mut process.lines) {
+        for line in process.lines {
             self.lines.remove(&line.link);
             links.close(line.link);
         }

@@ -18,6 +18,9 @@ use fabric::{config, connect, connect_hosts, eventually, stays, Fabric, Kind, Pr
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
 use shift_control::Config;
+use shift_proto::frame::{Frame, Hello, WIRE_VERSION};
+use shift_proto::id::{EndpointId, Epoch, PathId, ProcessId, Tuple};
+use shift_proto::migrate::Handshake;
 
 fn armed_pair(net: u8) -> (Fabric, Process, Process) {
     let fabric = Fabric::new(net);
@@ -329,4 +332,34 @@ fn a_queue_pair_connected_to_itself_survives_too() {
     send(&a, 8..10);
     assert_eq!(a.received(1), (0..10).collect::<Vec<u32>>());
     assert!(a.qp(1, |q| q.path == 1 && !q.surfaced && q.reposts == 1));
+}
+
+#[test]
+fn what_a_stranger_may_send_moves_nothing() {
+    let (fabric, a, b) = armed_pair(21);
+    let mut stream = TcpStream::connect((fabric.address(2), DEFAULT_PORT)).unwrap();
+    let stranger = ProcessId(7);
+    let hello = Hello {
+        wire_min: WIRE_VERSION,
+        wire_max: WIRE_VERSION,
+        process: stranger,
+        token: [0; 16],
+        addresses: Vec::new(),
+        version: "stranger".to_owned(),
+    };
+    let from = EndpointId { process: stranger, life: 1, side: 0 };
+    let mut bytes = Vec::new();
+    Frame::Hello(hello).encode_prefixed(&mut bytes).unwrap();
+    for life in 0..4 {
+        for process in (0..64).map(ProcessId) {
+            let to = EndpointId { process, life, side: 0 };
+            let tuple = Tuple { epoch: Epoch(1), owner: from, attempt: 1, target: PathId::STANDBY };
+            Frame::Migration { to, from, msg: Handshake::Commit { tuple } }.encode_prefixed(&mut bytes).unwrap();
+        }
+    }
+    Frame::Goodbye.encode_prefixed(&mut bytes).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stays("the path", 200, || b.qp(1, |q| q.path == 0 && !q.surfaced) && b.is_armed(1));
+    send(&a, 0..3);
+    assert_eq!(b.received(1), (0..3).collect::<Vec<u32>>());
 }
