@@ -97,13 +97,15 @@ fn begin() -> Option<Process> {
     Some(Process { config, events })
 }
 
+/// Lines carry the process and the seconds since the protection began: what a person compares between two hosts is the distance of lines.
 fn start_logger(level: &str) {
     let pid = std::process::id();
+    let began = std::time::Instant::now();
     let _ = env_logger::Builder::new()
         .parse_filters(level)
         .target(env_logger::Target::Stderr)
         .format(move |out, record| {
-            writeln!(out, "shift-verbs[{pid}] {}: {}", record.level().as_str().to_lowercase(), record.args())
+            writeln!(out, "shift-verbs[{pid}] {:.3} {}: {}", began.elapsed().as_secs_f64(), record.level().as_str().to_lowercase(), record.args())
         })
         .try_init();
 }

@@ -31,6 +31,7 @@ impl Shim {
     }
 
     /// Calls `visit` with the living QP; `otherwise` if the application ended it meanwhile.
+    #[track_caller]
     fn with<R>(qp: QpLife, otherwise: R, visit: impl FnOnce(&QpShadow) -> R) -> R {
         match Self::of(qp) {
             Some(qp) => as_agent(|| visit(&qp)),

@@ -8,6 +8,7 @@ use crate::tables::PtrTable;
 use core::ffi::c_int;
 use shift_abi::*;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Contexts that the application opened.
 pub static CONTEXTS: PtrTable<ContextShadow> = PtrTable::new();
@@ -73,8 +74,18 @@ pub fn device_of(context: *const ibv_context) -> Option<&'static ContextShadow> 
     CONTEXTS.get(context)
 }
 
+/// A call of the agent that takes longer is worth a line: it holds up every migration of this process.
+const LONG_CALL: Duration = Duration::from_millis(20);
+
 /// Marks this thread as inside of libibverbs for calls that the agent makes.
+#[track_caller]
 pub fn as_agent<R>(call: impl FnOnce() -> R) -> R {
     let _inside = Inside::enter();
-    call()
+    let began = Instant::now();
+    let result = call();
+    let took = began.elapsed();
+    if took > LONG_CALL {
+        log::debug!("the call at {} took {} ms", std::panic::Location::caller(), took.as_millis());
+    }
+    result
 }

@@ -137,7 +137,7 @@ impl Probe {
         attr.ah_attr.grh.dgid.raw = peer.gid.0;
         attr.ah_attr.grh.sgid_index = u8::try_from(entry.gid_index).unwrap_or(0);
         attr.ah_attr.grh.hop_limit = 64;
-        twin::to_rts(self.qp, &mut attr)
+        twin::to_state_by_steps(self.qp, &mut attr, IBV_QPS_RTS)
     }
 
     fn start(&mut self) -> Result<(), Errno> {

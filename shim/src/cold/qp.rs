@@ -126,6 +126,10 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     if matches!(state, Some(IBV_QPS_ERR | IBV_QPS_RESET)) {
         end_by_application(&shadow);
     }
+    if state == Some(IBV_QPS_RTS) && has_moved(&shadow) {
+        // SAFETY: as above.
+        return twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
+    }
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_modify_qp(qp, attr, mask) };
     if errno != 0 {
@@ -135,13 +139,35 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     let given = unsafe { attr.read() };
     match state {
         Some(IBV_QPS_RESET) => renew(qp, &shadow),
-        Some(IBV_QPS_RTS) => {
+        Some(IBV_QPS_RTR) => {
             merge(&mut shadow.cold().attr, &given, bits);
             connected(&shadow);
+        }
+        Some(IBV_QPS_RTS) => {
+            begin_sending(&shadow, &given);
+            let errno = twin::send_as_well(&shadow, &given, bits);
+            if errno != 0 {
+                tell::unprotect(&shadow, format!("its standby refused RTS (errno {errno})"));
+            }
         }
         _ => merge(&mut shadow.cold().attr, &given, bits),
     }
     0
+}
+
+/// Its primary was fenced: what the application sees is not the state of its own object any more.
+fn has_moved(qp: &QpShadow) -> bool {
+    qp.sq.epoch.load(Ordering::Relaxed) != 0 || qp.stance() == Stance::Masking
+}
+
+/// From here on the application's posts have packet numbers.
+fn begin_sending(qp: &QpShadow, given: &ibv_qp_attr) {
+    let first_psn = u64::from(given.sq_psn & 0xff_ffff);
+    let mut cold = qp.cold();
+    if let Some(first) = cold.incarnations.first_mut().filter(|first| first.epoch == 0 && !first.closed) {
+        (first.completed, first.posted) = (first_psn, first_psn);
+    }
+    qp.sq.poster.lock().psn_next = first_psn;
 }
 
 /// The application's own ERR or RESET: what comes back from now on is its own doing.
@@ -169,7 +195,7 @@ fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
 }
 
 /// Copies what the mask names.
-fn merge(known: &mut ibv_qp_attr, given: &ibv_qp_attr, mask: u32) {
+pub fn merge(known: &mut ibv_qp_attr, given: &ibv_qp_attr, mask: u32) {
     macro_rules! take {
         ($($bit:ident => $($field:ident),+;)*) => { $( if mask & $bit != 0 { $( known.$field = given.$field; )+ } )* };
     }
@@ -192,33 +218,27 @@ fn merge(known: &mut ibv_qp_attr, given: &ibv_qp_attr, mask: u32) {
     }
 }
 
-/// The QP reached RTS: what follows has packet numbers.
+/// The QP reached RTR: it has a peer. Some never go further, and only receive (the server of perftest's write test).
 fn connected(qp: &Arc<QpShadow>) {
     let mut cold = qp.cold();
-    if !cold.incarnations.is_empty() {
-        return;
-    }
     let Some(mtu) = cold.attr.path_mtu.bytes().and_then(Mtu::new) else { return };
-    let first_psn = u64::from(cold.attr.sq_psn & 0xff_ffff);
-    cold.incarnations.push(Incarnation {
+    cold.incarnations = vec![Incarnation {
         epoch: 0,
         path: 0,
         mtu: mtu.bytes(),
-        completed: first_psn,
-        posted: first_psn,
+        completed: 0,
+        posted: 0,
         completed_receives: 0,
         closed: false,
-    });
+    }];
     cold.connected = [Some(Connected { epoch: 0, own_psn: cold.attr.sq_psn, mtu: mtu.bytes() }), None];
-    {
-        let mut poster = qp.sq.poster.lock();
-        poster.psn_next = first_psn;
-        poster.mtu_shift = mtu.bytes().trailing_zeros();
-    }
+    qp.sq.poster.lock().mtu_shift = mtu.bytes().trailing_zeros();
     let facts = facts_of(qp, &cold.attr, mtu);
     drop(cold);
     match facts {
-        Ok(facts) if qp.unprotected.get().is_none() => process::tell(Event::Connected { qp: QpLife(qp.life), facts }),
+        Ok(facts) if qp.unprotected.get().is_none() => {
+            process::tell(Event::Connected { qp: QpLife(qp.life), facts });
+        }
         Ok(_) => {}
         Err(reason) => tell::unprotect(qp, reason),
     }
@@ -261,7 +281,7 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_query_qp(qp, attr, mask, init) };
     let Some(shadow) = QPS.get(qp).filter(|_| errno == 0) else { return errno };
-    let moved = shadow.sq.epoch.load(Ordering::Relaxed) != 0 || shadow.stance() == Stance::Masking;
+    let moved = has_moved(shadow);
     let surfaced = shadow.stance() == Stance::Surfaced;
     if !moved && !surfaced {
         return 0;

@@ -4,6 +4,7 @@ use crate::cold::{cq, rail};
 use crate::real;
 use crate::shadow::{Connected, QpCold, QpShadow, Raw};
 use core::ffi::c_int;
+use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
 use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
 use shift_proto::id::{Mtu, Psn};
@@ -154,15 +155,44 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
     if let Some(connected) = cold.connected.get_mut(slot) {
         *connected = None;
     }
-    to_rts(object, &mut attr)?;
+    let last = if cold.attr.qp_state == IBV_QPS_RTS { IBV_QPS_RTS } else { IBV_QPS_RTR };
+    to_state_by_steps(object, &mut attr, last)?;
     if let Some(connected) = cold.connected.get_mut(slot) {
         *connected = Some(Connected { epoch, own_psn: own_psn.value(), mtu });
     }
     Ok(())
 }
 
-/// Brings a QP of any state to RTS with these attributes.
-pub fn to_rts(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr) -> Result<(), Errno> {
+/// The application's RTR to RTS: the QPs that were brought to RTR for it follow. Returns errno.
+pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
+    let mut cold = qp.cold();
+    crate::cold::qp::merge(&mut cold.attr, given, mask);
+    for path in [0, 1] {
+        // The application's own object is its own as long as it was never fenced.
+        let ours = path != 0 || qp.sq.epoch.load(Relaxed) != 0;
+        let connected = cold.connected.get(usize::from(path)).copied().flatten();
+        let (Some(connected), Some(object), true) = (connected, object(qp, &cold, path), ours) else { continue };
+        let mut attr = cold.attr;
+        attr.sq_psn = connected.own_psn;
+        attr.qp_state = IBV_QPS_RTS;
+        // SAFETY: the QP is live under the cold lock; `attr` is readable.
+        let errno = unsafe { real::ibv_modify_qp(object.0, &mut attr, TO_RTS as c_int) };
+        if errno != 0 {
+            return errno;
+        }
+    }
+    0
+}
+
+const TO_RTS: u32 = IBV_QP_STATE
+    | IBV_QP_TIMEOUT
+    | IBV_QP_RETRY_CNT
+    | IBV_QP_RNR_RETRY
+    | IBV_QP_SQ_PSN
+    | IBV_QP_MAX_QP_RD_ATOMIC;
+
+/// Brings a QP of any state to `last` (RTR or RTS) with these attributes.
+pub fn to_state_by_steps(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, last: ibv_qp_state) -> Result<(), Errno> {
     let steps = [
         (IBV_QPS_RESET, IBV_QP_STATE),
         (IBV_QPS_INIT, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS),
@@ -176,17 +206,9 @@ pub fn to_rts(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr) -> Result<(), Errno> {
                 | IBV_QP_MAX_DEST_RD_ATOMIC
                 | IBV_QP_MIN_RNR_TIMER,
         ),
-        (
-            IBV_QPS_RTS,
-            IBV_QP_STATE
-                | IBV_QP_TIMEOUT
-                | IBV_QP_RETRY_CNT
-                | IBV_QP_RNR_RETRY
-                | IBV_QP_SQ_PSN
-                | IBV_QP_MAX_QP_RD_ATOMIC,
-        ),
+        (IBV_QPS_RTS, TO_RTS),
     ];
-    for (state, mask) in steps {
+    for (state, mask) in steps.into_iter().filter(|(state, _)| *state <= last) {
         attr.qp_state = state;
         // SAFETY: the QP is live (its owner is locked by the caller, or it is this library's own); `attr` is readable.
         let errno = unsafe { real::ibv_modify_qp(qp.0, attr, mask as c_int) };
@@ -201,7 +223,7 @@ pub fn to_rts(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr) -> Result<(), Errno> {
 pub fn to_state(qp: Raw<ibv_qp>, state: ibv_qp_state) -> c_int {
     let mut attr = ibv_qp_attr::zeroed();
     attr.qp_state = state;
-    // SAFETY: as in `to_rts`.
+    // SAFETY: as in `to_state_by_steps`.
     unsafe { real::ibv_modify_qp(qp.0, &mut attr, IBV_QP_STATE as c_int) }
 }
 

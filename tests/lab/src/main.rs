@@ -21,7 +21,7 @@ use shift_lab::{scenarios, shell, wire};
 ///
 /// Each scenario prints one JSON object on standard output; progress goes to standard error. The exit status is 0 only if all passed.
 /// Variables: SHIFT_LAB_CACHE (where kernel and image are kept), SHIFT_LAB_ACCEL (tcg or kvm; default: kvm where it works),
-/// SHIFT_LAB_KEEP (a directory in which the logs of this run are kept: serial consoles, wire.log).
+/// SHIFT_LAB_KEEP (a directory in which the logs of this run are kept: serial consoles, wire.log, what the programs of each scenario said).
 #[derive(Parser)]
 #[command(name = "scripts/lab", disable_help_subcommand = true)]
 struct Arguments {

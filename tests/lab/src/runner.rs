@@ -41,6 +41,7 @@ impl<W: Write> Runner<W> {
             say(&format!("[{}/{}] {}: {}", index + 1, runs.len(), scenario.name, scenario.about));
             let begun = Instant::now();
             let (result, again) = self.run_guarded(scenario, seed);
+            self.keep_transcript(scenario, seed);
             if let Err(why) = &result {
                 say(&format!("      FAILED: {why}"));
                 self.lab.iter().flat_map(Lab::transcript).for_each(|line| say(&format!("      | {line}")));
@@ -56,6 +57,15 @@ impl<W: Write> Runner<W> {
         }
         say(&format!("{} of {} passed", runs.len() - failed.len(), runs.len()));
         Ok(failed.is_empty())
+    }
+
+    /// What the programs said last, into the directory of this run: of use where it is kept.
+    fn keep_transcript(&self, scenario: &Scenario, seed: u64) {
+        let lines: Vec<String> = self.lab.iter().flat_map(Lab::transcript).collect();
+        let path = self.setup.run.join(format!("{}-{seed}.txt", scenario.name));
+        if let Err(error) = std::fs::write(&path, lines.join("\n")) {
+            say(&format!("      {} cannot be written: {error}", path.display()));
+        }
     }
 
     /// Second: why it was run once more, if it was.

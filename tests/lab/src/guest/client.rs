@@ -17,7 +17,7 @@ use crate::trouble::{Concerning, Result, Trouble};
 /// Lines kept of one program; the oldest go first.
 const LINES_KEPT: usize = 50_000;
 /// Lines of each program in a transcript.
-const TRANSCRIPT_LINES: usize = 25;
+const TRANSCRIPT_LINES: usize = 200;
 /// An agent that does not answer within this has no time for anything: the guest is lost. Long, since a guest under emulation on a
 /// loaded machine may stand still for seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

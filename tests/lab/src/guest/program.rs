@@ -54,9 +54,13 @@ impl Program {
         self
     }
 
-    /// Under the shim.
+    /// Under the shim; with the log level of this process (`SHIFT_LOG`), if there is one.
     pub fn with_shim(self) -> Program {
-        self.env("LD_PRELOAD", SHIM)
+        let shimmed = self.env("LD_PRELOAD", SHIM);
+        match std::env::var("SHIFT_LOG") {
+            Ok(level) => shimmed.env("SHIFT_LOG", level),
+            Err(_) => shimmed,
+        }
     }
 
     /// As an ordinary user.

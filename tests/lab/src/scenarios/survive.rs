@@ -78,6 +78,7 @@ fn perftest_cut(lab: &mut Lab, tool: Tool, host: Host, seed: u64) -> Result<Figu
 fn checker(lab: &mut Lab, mode: &str, cut: Option<Host>, seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
     for (name, options, packets) in SHAPES {
+        lab.reset()?;
         let mut checker = Checker::plain(format!("--mode {mode} --seed {seed} {options}"));
         checker.shim = Shim::Both;
         let mut trial = checker.trial();
@@ -94,7 +95,6 @@ fn checker(lab: &mut Lab, mode: &str, cut: Option<Host>, seed: u64) -> Result<Fi
             require_fault(&story)?;
         }
         figures.note(name, json!(moved(seen(&client, &server), &story)));
-        lab.reset()?;
     }
     Ok(figures)
 }
