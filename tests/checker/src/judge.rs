@@ -178,6 +178,11 @@ impl Completions {
         self.outstanding.front().map(|posted| posted.message)
     }
 
+    /// The messages of all work requests that are not retired.
+    pub fn messages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.outstanding.iter().map(|posted| posted.message)
+    }
+
     /// Whether any completion is still to come.
     #[must_use]
     pub fn awaits_any(&self) -> bool {
