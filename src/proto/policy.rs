@@ -1,10 +1,11 @@
 //! What becomes of a work request whose path died: the decision table as one pure function, and the policy that the
 //! operator may set where the table leaves a choice.
 //!
-//! The table rests on three facts about a sender that cannot tell "packet lost" from "executed, acknowledgement lost":
-//! no retransmission rule over that view is both safe and live (the project's first impossibility theorem); a repeated
-//! atomic breaks linearizability (the second); reading remote memory does not settle it (the third). So a rule that posts
-//! again needs proof of what the receiver did, or an operation whose repetition the application declared harmless.
+//! The table rests on three theorems of "A Formal Verification of Failover Impossibility" about a sender that cannot tell
+//! "packet lost" from "executed, acknowledgement lost": no rule over that view is both safe and live ("Indistinguishability
+//! of Packet Loss and ACK Loss"), a repeated atomic takes effect twice ("Non-Idempotency of Atomic Operations"), and reading
+//! remote memory does not settle it ("Consensus Hierarchy Barrier"). So what is posted again needs proof of what the
+//! receiver did, or be an operation whose repetition is declared harmless.
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -62,8 +62,11 @@ pub(super) enum Exclusion {
 }
 
 impl Machine {
-    /// A path is suspect, or its QP is in ERR.
+    /// A path is suspect, or its QP is in ERR. The incarnation that is being fenced is in ERR by the fence's own doing.
     pub(super) fn note_fault(&mut self, cause: Cause, fatal: bool) {
+        if fatal && matches!(self.stage, Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting) {
+            return;
+        }
         if self.peer_gone {
             if fatal {
                 self.surface_untold(Surfaced::PeerGone);
@@ -78,6 +81,7 @@ impl Machine {
             self.fatal = true;
             self.start_patience();
         }
+        self.must_hold();
         if !self.seeking {
             self.seeking = true;
             self.effect(Effect::Seek);
@@ -154,7 +158,7 @@ impl Machine {
     }
 
     /// Unless the own QP is in ERR, an end waits with work that could end in an error, as long as its NIC may heal it: a
-    /// link that flaps for 50 ms must not become an error.
+    /// link that flaps for 50 ms must not become an error. The time runs from the first call.
     fn must_hold(&mut self) -> bool {
         let in_error = match self.stage {
             Stage::Running | Stage::Replaying => self.fatal,

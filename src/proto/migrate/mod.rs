@@ -43,7 +43,9 @@ pub enum Input {
     Fault {
         /// What was seen.
         cause: Cause,
-        /// The QP of the current incarnation is in ERR; the error is kept from the application.
+        /// The QP of the current incarnation is in ERR; the error is kept from the application. From [`Effect::Fence`] to
+        /// [`Input::Reposted`] such a fault is the fence's own doing and changes nothing; one that is not fatal then means the
+        /// path that the connection moves to.
         fatal: bool,
     },
     /// A probe that was sent after [`Effect::Seek`] was answered. For the current path with its QP not in ERR: the fault is over.

@@ -55,7 +55,7 @@ fn lives(kind: impl Strategy<Value = Kind>) -> impl Strategy<Value = Vec<Life>> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn with_exact_proofs_everything_is_done_once_and_nothing_ends_in_an_avoidable_error(

@@ -223,14 +223,16 @@ fn an_executed_atomic_whose_result_is_lost_is_an_error() {
 
 #[test]
 fn an_end_that_could_not_fence_proves_execution_and_nothing_else() {
-    let mut queue = Queue::new();
-    queue.post(Op::Send, 1);
-    queue.post(Op::Send, 1);
-    queue.ledger.apply(&[IncarnationReport { fenced: false, ..psn(&queue, 0, 1, 1) }]).unwrap();
-    let plan = queue.ledger.decide();
-    assert_eq!(actions(&plan), [Action::Complete]);
-    assert_eq!(plan.steps[0].evidence.basis, Basis::Successes(Epoch(0)));
-    assert_eq!(stop_of(&plan), (WrSeq(1), Reason::SendUnknown));
+    for proof in [Proof::Psn(Psn::new(1001)), Proof::Count, Proof::None] {
+        let mut queue = Queue::new();
+        queue.post(Op::Send, 1);
+        queue.post(Op::Send, 1);
+        queue.ledger.apply(&[IncarnationReport { fenced: false, ..report(0, proof, 1) }]).unwrap();
+        let plan = queue.ledger.decide();
+        assert_eq!(actions(&plan), [Action::Complete], "{proof:?}");
+        assert_eq!(plan.steps[0].evidence.basis, Basis::Successes(Epoch(0)));
+        assert_eq!(stop_of(&plan), (WrSeq(1), Reason::SendUnknown), "{proof:?}");
+    }
 }
 
 #[test]
@@ -304,6 +306,17 @@ fn a_proven_offset_never_goes_back_and_counts_in_its_own_mtu() {
     assert_eq!(actions(&plan), [Action::Replay { offset: 3 * MTU + 2 * 256 }], "unknown by now, and still from there");
     assert_eq!(plan.steps[0].evidence.state, State::Unknown);
     assert_eq!(queue.ledger.entries().next().unwrap().entry.seq, write);
+}
+
+#[test]
+fn a_posting_that_began_before_the_proven_offset_does_not_take_it_back() {
+    let mut queue = Queue::new();
+    let write = queue.post(Op::Write, 8);
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0)]).unwrap();
+    queue.connect(MTU, Psn64(77));
+    queue.give_to_nic(write, 0);
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Replay { offset: 3 * MTU }]);
 }
 
 #[test]
@@ -437,12 +450,17 @@ fn more_receives_are_harmless_only_where_the_walk_ends_in_an_error_first() {
     queue.post(Op::Send, 1);
     queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
     queue.connect(MTU, Psn64(9));
-    let plan = queue.ledger.decide();
-    queue.replay(&plan);
-    let atomic = queue.post(Op::FetchAdd, 0);
-    // The SEND is to be replayed again before the error: then one receive too many is one SEND done twice.
-    queue.ledger.apply(&[psn(&queue, 0, 0, 1), psn(&queue, 1, 0, 0)]).unwrap_err();
-    assert_eq!(queue.ledger.entries().last().unwrap().entry.seq, atomic);
+    queue.post(Op::FetchAdd, 0);
+    // The SEND would be replayed before the error: then one receive too many is one SEND done twice.
+    let found = queue.ledger.apply(&[psn(&queue, 0, 0, 1), report(1, Proof::None, 0)]).unwrap_err();
+    assert_eq!((found.epoch, found.executed, found.drained), (Epoch(0), 0, Some(1)));
+    let mut queue = Queue::new();
+    queue.post(Op::Send, 1);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0)]).unwrap();
+    queue.connect(MTU, Psn64(9));
+    queue.post(Op::FetchAdd, 0);
+    queue.ledger.apply(&[psn(&queue, 0, 0, 0), report(1, Proof::None, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::AtomicUnknown));
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         Rule::LoseContact => (vec![from.stage], vec![from.attempt, Idle, Seeking]),
         Rule::NoteFault => {
             let next = if from.attempt == Idle { Seeking } else { from.attempt };
-            (vec![from.stage], vec![next, Claiming])
+            (vec![from.stage], vec![from.attempt, next, Claiming])
         }
         Rule::NoteHold => (vec![from.stage], vec![from.attempt, Claiming]),
         Rule::NoteExcluded => match from.attempt {

@@ -265,12 +265,13 @@ fn an_end_with_unprovable_work_does_not_claim_before_the_hold_deadline_or_a_fata
     let mut bench = Bench::new(SMALLER);
     bench.give(Input::Hold(true));
     bench.give(SUSPECT);
+    bench.wait(MS);
     assert_eq!(bench.give(Input::PathAnswered(PathId(1))), []);
     let mut fatal = bench.clone();
     assert!(matches!(sent(&fatal.give(FATAL))[..], [Handshake::Claim { .. }]));
     let mut done = bench.clone();
     assert!(matches!(sent(&done.give(Input::Hold(false)))[..], [Handshake::Claim { .. }]));
-    assert_eq!(bench.wait(Micros(deadlines().hold.0 - 1)), []);
+    assert_eq!(bench.wait(Micros(deadlines().hold.0 - MS.0 - 1)), [], "from the fault on");
     assert!(matches!(sent(&bench.wait(MS))[..], [Handshake::Claim { .. }]));
 }
 
@@ -381,12 +382,21 @@ fn a_replay_is_interrupted_for_a_newer_claim_and_goes_on_if_it_lapses() {
 
 #[test]
 fn a_second_fault_in_mid_migration_is_a_claim_of_the_next_epoch() {
-    for stage in [Stage::Fenced, Stage::Ready, Stage::Replaying] {
+    for (stage, fault) in [(Stage::Fenced, SUSPECT), (Stage::Ready, FATAL), (Stage::Replaying, FATAL)] {
         let mut bench = Bench::new(SMALLER);
         bench.reach_stage(stage);
-        bench.give(FATAL);
+        bench.give(fault);
         let effects = bench.give(Input::PathAnswered(PathId(0)));
         assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.epoch == Epoch(2) && tuple.target == PathId(0)), "{stage:?}");
+    }
+}
+
+#[test]
+fn flushes_of_the_incarnation_that_is_fenced_are_no_second_fault() {
+    for stage in [Stage::Fencing, Stage::Fenced, Stage::Settling, Stage::Reposting] {
+        let mut bench = Bench::new(SMALLER);
+        bench.reach_stage(stage);
+        assert_eq!(bench.give(FATAL), [], "{stage:?}");
     }
 }
 
