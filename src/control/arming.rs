@@ -1,7 +1,8 @@
 //! Arming: from two connected queue pairs to a connection that survives the death of its path.
 //!
 //! Each end offers its standby; each connects its own, probes the path, and says so. Armed is a path of which both ends said that.
-//! Every message is idempotent and is said again: over a new connection at once, otherwise at a slow pace.
+//! Every message is idempotent, and comes once over each network. So nothing is answered because it came twice: an offer is said again
+//! until the peer has said anything to this end, readiness at a slow pace while the peer's is missing, both over a new connection.
 
 use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
@@ -16,6 +17,8 @@ use crate::world::World;
 const FIRST_OFFER_US: u64 = 50_000;
 /// A peer that is connected but not yet in RTS.
 const LAST_OFFER_US: u64 = 1_000_000;
+/// How often an offer that comes again is acknowledged.
+const ACK_US: u64 = 20_000;
 /// How often the own readiness is said again to a peer that has not said its own.
 const CONFIRM_US: u64 = 500_000;
 /// Pace of probes before a path is armed.
@@ -34,6 +37,7 @@ impl Qp {
             return;
         }
         self.process = Some(process);
+        self.heard_here = self.is_own_peer();
         self.prepare(world, now);
         self.offer_wait_us = FIRST_OFFER_US;
         self.send_offer(world, now);
@@ -56,6 +60,7 @@ impl Qp {
         }
         self.mask(world, false);
         if self.process.is_some() {
+            self.heard_here = self.is_own_peer();
             self.send_offer(world, now);
         }
     }
@@ -115,14 +120,16 @@ impl Qp {
         }
         let end = if self.is_own_peer() { Mirror::end_of(self.me) } else { offer.from };
         self.remote = Some(Remote { end, device: offer.device });
-        if self.heard.replace(*offer) == Some(*offer) {
-            // Who says the same again has not heard this end.
-            self.send_offer(world, now);
-            return;
-        }
+        let news = self.heard.replace(*offer) != Some(*offer);
         match &offer.standby {
-            Some(standby) => self.meet(world, standby, now),
-            None => self.handle_peer_refuses(world, now),
+            Some(standby) if news => self.meet(world, standby, now),
+            None if news => self.handle_peer_refuses(world, now),
+            Some(_) | None => {}
+        }
+        if news || now >= self.ack_due {
+            // What is said of the path in use arms and disarms nothing: it only shows that the offer was heard.
+            self.ack_due = now + Micros(ACK_US);
+            self.send_confirm(world, self.current(), now);
         }
     }
 
@@ -175,9 +182,13 @@ impl Qp {
 
     /// Says everything again: a new connection to the peer stands.
     pub fn resync(&mut self, world: &mut World, now: Micros) {
-        if self.remote.is_none() {
+        if !self.heard_here {
             self.send_offer(world, now);
         }
+        self.say_ready(world, now);
+    }
+
+    fn say_ready(&mut self, world: &mut World, now: Micros) {
         for path in PATHS {
             if self.path(path).is_some_and(|s| s.own_ready) {
                 self.send_confirm(world, path, now);
@@ -257,11 +268,17 @@ impl Qp {
         if self.remote.is_none_or(|r| r.end != confirm.from) {
             return;
         }
+        if !std::mem::replace(&mut self.heard_here, true) {
+            // What was said before the peer knew this end was lost on it.
+            self.say_ready(world, now);
+        }
         let Some(state) = self.path_mut(confirm.path) else {
             return;
         };
-        let repeated = state.peer_ready && confirm.armed;
-        state.peer_ready = confirm.armed;
+        // Said again, and not only come again over another network.
+        let repeated = state.peer_ready && confirm.armed && now.since(state.heard).0 >= CONFIRM_US / 2;
+        let known = state.peer_ready && confirm.armed;
+        (state.peer_ready, state.heard) = (confirm.armed, now);
         if !confirm.armed {
             self.disarm(world, confirm.path, now);
         } else if repeated {
@@ -269,7 +286,7 @@ impl Qp {
             if self.path(confirm.path).is_some_and(|s| s.own_ready) {
                 self.send_confirm(world, confirm.path, now);
             }
-        } else {
+        } else if !known {
             self.arm(world, confirm.path, now);
         }
     }
@@ -327,7 +344,7 @@ impl Qp {
 
     /// Wants the probes and says the confirmations that are due.
     pub fn tick_paths(&mut self, world: &mut World, now: Micros) {
-        if self.process.is_some() && now >= self.offer_due && self.remote.is_none() {
+        if self.process.is_some() && now >= self.offer_due && !self.heard_here {
             self.send_offer(world, now);
         }
         for path in PATHS {
@@ -353,7 +370,7 @@ impl Qp {
 
     /// When [`Qp::tick_paths`] is due.
     pub fn paths_due(&self) -> Option<Micros> {
-        let offer = (self.process.is_some() && self.remote.is_none()).then_some(self.offer_due);
+        let offer = (self.process.is_some() && !self.heard_here).then_some(self.offer_due);
         let probes = self.paths.iter().filter(|s| s.ends.is_some() && !s.wanted).map(|s| s.probe_due);
         let confirms = self.paths.iter().filter(|s| s.own_ready && !s.peer_ready).map(|s| s.confirm_due);
         offer.into_iter().chain(probes).chain(confirms).filter(|due| *due != Micros::MAX).min()

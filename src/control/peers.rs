@@ -189,8 +189,24 @@ impl Peers {
             return;
         };
         dial.standing = true;
+        if let Some(expected) = dial.expects.filter(|id| *id < self.me) {
+            if self.processes.get(&expected).is_some_and(|p| !p.lines.is_empty()) {
+                return self.note_alive(links, link, expected);
+            }
+        }
         let token = dial.expects.and_then(|p| self.processes.get(&p)).and_then(Process::token).unwrap_or(NO_TOKEN);
         links.send(link, &Frame::Hello(self.hello(token)));
+    }
+
+    /// It was to be seen whether a process still listens, and it does. It is connected, and to dial is up to it, who has the lower id:
+    /// each end would close the other's connection for ever.
+    fn note_alive(&mut self, links: &mut Links, link: LinkId, id: ProcessId) {
+        links.close(link);
+        let address = self.dials.remove(&link).map(|d| d.address);
+        let reaches = self.processes.get_mut(&id).map(|p| &mut p.reaches);
+        for reach in reaches.into_iter().flatten().filter(|r| Some(r.address) == address) {
+            (reach.dialing, reach.verify) = (false, false);
+        }
     }
 
     /// A frame of a connection that is not the directory's.
@@ -235,7 +251,9 @@ impl Peers {
         };
         for reach in process.reaches.iter_mut().filter(|r| r.address.ip() == ip) {
             reach.verify = true;
-            reach.due = if ending == Ending::Ended { now } else { now + Micros(REDIAL_US) };
+            // At once, but never in a storm: what ends as soon as it stands is tried at the pace of any other.
+            let at_once = ending == Ending::Ended && now >= reach.due;
+            reach.due = if at_once { now } else { now + Micros(REDIAL_US) };
         }
         if process.lines.is_empty() && !process.wanted {
             // Nothing here needs it: a passing stranger leaves no trace.

@@ -43,6 +43,8 @@ pub(crate) struct PathState {
     pub probe_due: Micros,
     /// When the own readiness is said again.
     pub confirm_due: Micros,
+    /// When the peer last said its own.
+    pub heard: Micros,
 }
 
 /// The other end.
@@ -112,8 +114,12 @@ pub(crate) struct Qp {
     pub status: Option<u32>,
     /// What the machine was told of the ledger.
     pub hold: bool,
+    /// The peer has heard the own offer: it has said something to this end.
+    pub heard_here: bool,
     pub offer_due: Micros,
     pub offer_wait_us: u64,
+    /// When a repeated offer is acknowledged again.
+    pub ack_due: Micros,
     pub record: Option<Record>,
     pub first_error_ns: Option<u64>,
     /// What this end saw last.
@@ -149,6 +155,8 @@ impl Qp {
             hold: false,
             offer_due: Micros(0),
             offer_wait_us: 0,
+            heard_here: false,
+            ack_due: Micros(0),
             record: None,
             first_error_ns: None,
             cause: None,
@@ -274,7 +282,7 @@ impl Qp {
             path.probe_due = Micros::MAX;
         }
         self.seek = None;
-        self.offer_due = Micros::MAX;
+        self.heard_here = true;
     }
 
     /// The first epoch to which the connection may move.

@@ -363,3 +363,25 @@ fn what_a_stranger_may_send_moves_nothing() {
     send(&a, 0..3);
     assert_eq!(b.received(1), (0..3).collect::<Vec<u32>>());
 }
+
+#[test]
+fn what_comes_over_two_networks_counts_once() {
+    let fabric = Fabric::new(22);
+    let port = [("SHIFT_PORT".to_owned(), "17472".to_owned())];
+    let config = || Config::from_env(port.clone()).unwrap();
+    let (a, b) = (fabric.process_on_two_networks(1, config()), fabric.process_on_two_networks(2, config()));
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
+    // Little-endian hexadecimal of 127.1.22.x, the second network, in state 01 (established).
+    let second =
+        |line: &str| line.split_whitespace().nth(2).is_some_and(|r| r.contains("16017F:")) && line.contains(" 01 ");
+    eventually("the second network is used", || {
+        std::fs::read_to_string("/proc/self/net/tcp").is_ok_and(|sockets| sockets.lines().any(second))
+    });
+    fabric.set_rail(0, false);
+    send(&a, 0..4);
+    a.fail(1);
+    eventually("all is delivered", || a.is_done(1));
+    assert_eq!(b.received(1), (0..4).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.reposts == 1) && b.qp(1, |q| q.reposts == 1));
+}

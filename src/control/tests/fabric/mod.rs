@@ -120,6 +120,8 @@ struct TestNetwork {
     own: Ipv4Addr,
     net: u8,
     directory: String,
+    /// Reached under a second address too; such hosts share one well-known port.
+    twofold: bool,
 }
 
 impl Network for TestNetwork {
@@ -127,10 +129,12 @@ impl Network for TestNetwork {
         Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, self.net, gid.0[15])), 0))
     }
     fn own_addresses(&self) -> Vec<IpAddr> {
-        vec![IpAddr::V4(self.own)]
+        let [_, _, net, host] = self.own.octets();
+        let second = self.twofold.then_some(Ipv4Addr::new(127, 1, net, host));
+        [Some(self.own), second].into_iter().flatten().map(IpAddr::V4).collect()
     }
     fn listen_on(&self) -> Vec<IpAddr> {
-        vec![IpAddr::V4(self.own)]
+        vec![IpAddr::V4(if self.twofold { Ipv4Addr::UNSPECIFIED } else { self.own })]
     }
     fn directory_name(&self, port: u16) -> String {
         format!("{}-{port}", self.directory)
@@ -178,7 +182,7 @@ pub fn stays(what: &str, for_ms: u64, mut holds: impl FnMut() -> bool) {
 impl Fabric {
     /// Both rails up; `net` makes the addresses of each test its own.
     pub fn new(net: u8) -> Self {
-        let _ = env_logger::builder().is_test(true).parse_env("SHIFT_TEST_LOG").try_init();
+        let _ = env_logger::builder().is_test(true).format_timestamp_micros().parse_env("SHIFT_TEST_LOG").try_init();
         let state = State { rail_up: [true, true], ..State::default() };
         Self { state: Arc::new(Mutex::new(state)), net }
     }
@@ -199,12 +203,27 @@ impl Fabric {
 
     /// The same; `id` tells processes of one host apart.
     pub fn process_with(&self, id: usize, host: usize, config: Config, standby: Result<(), Unprotected>) -> Process {
+        let directory = format!("shift-test-{}-{}-{host}", std::process::id(), self.net);
+        let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: false };
+        self.start(id, host, config, standby, network)
+    }
+
+    /// One that is reached over two networks.
+    pub fn process_on_two_networks(&self, host: usize, config: Config) -> Process {
+        let directory = format!("shift-test-{}-{}", std::process::id(), self.net);
+        let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: true };
+        self.start(host, host, config, Ok(()), network)
+    }
+
+    fn start(
+        &self,
+        id: usize,
+        host: usize,
+        config: Config,
+        standby: Result<(), Unprotected>,
+        network: TestNetwork,
+    ) -> Process {
         let path = Path { fabric: self.clone(), process: id, ip_host: host, standby };
-        let network = TestNetwork {
-            own: self.address(host),
-            net: self.net,
-            directory: format!("shift-test-{}-{}-{host}", std::process::id(), self.net),
-        };
         let events = Agent::start_on(config, Arc::new(path), Box::new(network)).unwrap();
         Process { fabric: self.clone(), host: id, events }
     }
