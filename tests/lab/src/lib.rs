@@ -10,6 +10,7 @@
 
 pub mod boot;
 pub mod clock;
+pub mod evidence;
 pub mod figures;
 pub mod guest;
 pub mod lab;

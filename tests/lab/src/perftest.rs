@@ -94,6 +94,10 @@ pub struct Perftest {
     pub shim: Shim,
     /// Variables for both sides.
     pub env: Vec<(String, String)>,
+    /// What the devices below the shim lack (tests/preload).
+    pub device_fault: Option<String>,
+    /// As an ordinary user with this limit on locked memory.
+    pub memlock_kib: Option<u32>,
 }
 
 impl Perftest {
@@ -103,7 +107,7 @@ impl Perftest {
             Tool::Write | Tool::Send | Tool::Read => (65_536, 2000),
             Tool::Atomic => (8, 5000),
         };
-        Perftest { tool, size, iterations, shim: Shim::Nowhere, env: Vec::new() }
+        Perftest { tool, size, iterations, shim: Shim::Nowhere, env: Vec::new(), device_fault: None, memlock_kib: None }
     }
 
     /// The same under the shim.
@@ -122,7 +126,13 @@ impl Perftest {
             program = program.arg(Link::Management.address(Host::B));
         }
         program.env.extend(self.env.iter().cloned());
-        self.shim.apply(host, program)
+        if let Some(kib) = self.memlock_kib {
+            program = program.as_user().memlock_kib(kib);
+        }
+        match &self.device_fault {
+            Some(fault) => program.with_shim_over(fault),
+            None => self.shim.apply(host, program),
+        }
     }
 
     /// The trial of this run, without a fault.

@@ -12,6 +12,10 @@ use crate::trouble::{Result, Trouble};
 
 /// Where the shim is in every guest.
 pub const SHIM: &str = "/shift/libshift_verbs.so";
+/// The library below the shim that makes lesser devices.
+pub const PRELOAD: &str = "/shift/libshift_preload.so";
+/// Where the shim's records of migrations are collected in every guest.
+pub const RECORDS: &str = "/tmp/shift-events";
 
 /// What to start, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,11 +60,22 @@ impl Program {
 
     /// Under the shim; with the log level of this process (`SHIFT_LOG`), if there is one.
     pub fn with_shim(self) -> Program {
-        let shimmed = self.env("LD_PRELOAD", SHIM);
+        let shimmed = self.env("LD_PRELOAD", SHIM).env("SHIFT_EVENT_FILE", format!("{RECORDS}.{{pid}}"));
         match std::env::var("SHIFT_LOG") {
             Ok(level) => shimmed.env("SHIFT_LOG", level),
             Err(_) => shimmed,
         }
+    }
+
+    /// Under the shim, and below it devices that lack what `fault` says (tests/preload).
+    pub fn with_shim_over(self, fault: &str) -> Program {
+        let mut program = self.with_shim().env("SHIFT_PRELOAD_FAULT", fault);
+        for (name, value) in &mut program.env {
+            if name == "LD_PRELOAD" {
+                *value = format!("{SHIM} {PRELOAD}");
+            }
+        }
+        program
     }
 
     /// As an ordinary user.

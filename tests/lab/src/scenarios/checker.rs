@@ -113,19 +113,44 @@ pub(super) struct Checker {
     pub(super) options: String,
     /// Under the shim?
     pub(super) shim: Shim,
+    /// Who stays for a while after the other left, and polls on.
+    pub(super) lingers: Option<Host>,
 }
+
+/// How long it polls on: longer than any deadline by which the shim could take an end for a fault.
+const LINGER_MS: u32 = 4000;
 
 impl Checker {
     /// Without the shim.
     pub(super) fn plain(options: impl Into<String>) -> Checker {
-        Checker { options: options.into(), shim: Shim::Nowhere }
+        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None }
+    }
+
+    /// Under the shim on both hosts.
+    pub(super) fn shimmed(options: impl Into<String>) -> Checker {
+        Checker { shim: Shim::Both, ..Checker::plain(options) }
+    }
+
+    /// With one side that polls on after the other left.
+    pub(super) fn lingering(mut self, host: Host) -> Checker {
+        self.lingers = Some(host);
+        self
+    }
+
+    fn linger(&self, host: Host) -> String {
+        if self.lingers == Some(host) {
+            format!("--linger-ms {LINGER_MS}")
+        } else {
+            String::new()
+        }
     }
 
     /// The trial of this run, without a fault.
     pub(super) fn trial(&self) -> Trial {
         let server_at = format!("{}:{PORT}", Link::Management.address(Host::B));
-        let server = Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at}"));
-        let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {}", self.options);
+        let server = Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
+        let options = format!("{} {}", self.options, self.linger(Host::A));
+        let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {options}");
         let client = self.shim.apply(Host::A, Program::words(&client));
         Trial::new(Host::B, PORT, self.shim.apply(Host::B, server), client)
     }

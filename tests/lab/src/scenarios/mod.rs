@@ -6,6 +6,8 @@ use crate::pair::Setup;
 use crate::trouble::Result;
 
 mod checker;
+mod corners;
+mod fail_open;
 mod lab_itself;
 mod non_rdma;
 mod plain;
@@ -75,6 +77,8 @@ pub fn all() -> Vec<Scenario> {
         plain::scenarios(),
         checker::scenarios(),
         survive::scenarios(),
+        corners::scenarios(),
+        fail_open::scenarios(),
     ]
     .into_iter()
     .flatten()
