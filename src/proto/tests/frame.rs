@@ -207,6 +207,8 @@ fn another_version_and_an_unknown_kind_are_named() {
 #[test]
 fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
     assert_eq!(split_prefixed(&u32::MAX.to_le_bytes()), Err(FrameError::TooLong));
+    assert_eq!(split_prefixed(&(MAX_FRAME as u32 + 1).to_le_bytes()), Err(FrameError::TooLong));
+    assert_eq!(split_prefixed(&(MAX_FRAME as u32).to_le_bytes()), Ok(None));
     assert_eq!(split_prefixed(&[1, 0, 0]), Ok(None));
     assert_eq!(Frame::decode(&vec![1; MAX_FRAME + 1]), Err(FrameError::TooLong));
     let mut bytes = bytes_of(&Frame::Hello(empty_hello()));

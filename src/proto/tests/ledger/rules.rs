@@ -391,6 +391,15 @@ fn a_stop_stays_when_a_second_fault_would_know_better() {
     assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::SendUnknown));
     queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
     assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(1), Reason::SendUnknown));
+
+    let mut queue = Queue::new();
+    queue.post(Op::FetchAdd, 0);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 0)]).unwrap();
+    queue.connect(MTU, Psn64(9));
+    queue.post_as(Op::Write, MTU, true, OnUnknown::Replay);
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    assert!(queue.ledger.entries().next().unwrap().landed, "its result is there by now");
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicResultLost));
 }
 
 #[test]
@@ -524,6 +533,7 @@ fn forgetting_keeps_the_evidence_of_what_is_still_out() {
     queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
     queue.ledger.forget(Epoch(1));
     assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+    queue.ledger.apply(&[psn(&queue, 0, 1, 1)]).unwrap();
     queue.ledger.apply(&[psn(&queue, 0, 1, 2)]).unwrap_err();
 }
 

@@ -350,6 +350,59 @@ fn a_ready_that_overtakes_the_report_is_remembered() {
 }
 
 #[test]
+fn an_end_that_awaits_something_says_again_what_leads_to_it() {
+    let repeated = |stage: Stage| {
+        let mut bench = Bench::new(SMALLER);
+        bench.reach_stage(stage);
+        bench.give(Input::Progress);
+        let tuple = bench.tuple();
+        let kinds = [
+            bench.peer_report(true),
+            Handshake::Ready { tuple },
+            Handshake::Confirm { tuple, seen: false },
+            Handshake::Dead { epoch: Epoch(1) },
+        ];
+        let said = sent(&bench.wait(deadlines().resend));
+        assert!(said.iter().all(|message| kinds.contains(message)), "{stage:?}: {said:?}");
+        kinds.map(|kind| said.contains(&kind))
+    };
+    assert_eq!(repeated(Stage::Fencing), [false; 4], "the owner asks");
+    assert_eq!(repeated(Stage::Fenced), [true, false, false, false]);
+    assert_eq!(repeated(Stage::Reposting), [true, false, false, false]);
+    assert_eq!(repeated(Stage::Ready), [true, true, false, false]);
+    assert_eq!(repeated(Stage::Replaying), [false, true, false, false]);
+    assert_eq!(repeated(Stage::Running), [false, true, true, false]);
+}
+
+#[test]
+fn an_owner_repeats_its_commit_until_the_peers_report_is_in() {
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.reach_claiming();
+    bench.hear(Handshake::Accept { tuple });
+    bench.give(Input::Excluded);
+    assert_eq!(sent(&bench.wait(deadlines().resend)), [Handshake::Commit { tuple }]);
+    bench.fenced(true);
+    assert_eq!(sent(&bench.wait(deadlines().resend)), [Handshake::Commit { tuple }, bench.peer_report(true)]);
+}
+
+#[test]
+fn a_repeated_commit_is_not_answered_once_the_peer_is_ready() {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_stage(Stage::Reposting);
+    assert_eq!(sent(&bench.hear(bench.commit(1, 1))), [bench.peer_report(true)]);
+    bench.hear(Handshake::Ready { tuple: bench.tuple() });
+    assert_eq!(bench.hear(bench.commit(1, 1)), []);
+}
+
+#[test]
+fn a_peer_that_fenced_and_has_nothing_to_report_has_fenced() {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_stage(Stage::Fenced);
+    let tuple = bench.tuple();
+    assert_eq!(bench.hear(Handshake::Report { tuple, fenced: true, reports: Vec::new() }), [Effect::Repost { tuple }]);
+}
+
+#[test]
 fn the_replay_waits_for_the_peers_receives() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Ready);
