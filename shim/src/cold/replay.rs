@@ -119,6 +119,9 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
         qp.rq.flushed.store(0, Relaxed);
         qp.rq.received.store(0, Relaxed);
         qp.rq.epoch.store(epoch, Relaxed);
+        // The old incarnation is drained: an error from here on is of the new path.
+        qp.first_error.store(0, Relaxed);
+        qp.fatal_told.store(false, Release);
     }
     look_at_twin(qp);
     poster.target =
@@ -229,8 +232,6 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     qp.sq.mixed_until.store(u64::MAX, Relaxed);
     qp.sq.mixed.store(true, Relaxed);
     qp.sq.epoch.store(epoch, Relaxed);
-    qp.first_error.store(0, Relaxed);
-    qp.fatal_told.store(false, Release);
     qp.step(Stance::Masking, Stance::Armed);
     look_at_twin(qp);
     true

@@ -42,6 +42,11 @@ impl Evidence {
         Ok(Evidence { records })
     }
 
+    /// The records of one host, in the order in which they were written.
+    pub fn of(&self, host: Host) -> impl Iterator<Item = &Value> {
+        self.records.iter().filter(move |(each, _)| *each == host).map(|(_, record)| record)
+    }
+
     /// How many migrations both hosts wrote down.
     pub fn migrations(&self) -> usize {
         self.records.len()

@@ -20,6 +20,10 @@ use crate::wire::stats::Meter;
 
 /// Without progress for so long, a run counts as dead: soft-RoCE takes perftest's retry count of 7 as infinite, so no error may ever come.
 pub const STALL_LIMIT: Duration = Duration::from_secs(20);
+/// One side has done all its work, and the other hangs for this long in tearing down: packets of a queue pair that lie in the ring of a virtio
+/// card whose interface is down are freed only when it is up again, and soft-RoCE waits for them, up to 50 s, before it lets the
+/// queue pair go. The rail comes back then, as a real one would at some time. Both sides were past their last message.
+pub const TEARDOWN_PATIENCE: Duration = Duration::from_secs(2);
 /// No run takes longer, fault or not.
 pub const RUN_LIMIT: Duration = Duration::from_secs(180);
 
@@ -149,7 +153,7 @@ impl Trial {
                 fault_ns = Some(self.fault.make(lab)?);
             }
         }
-        let still = wait_for_end(lab, &client, &server, self.stall_limit);
+        let still = self.wait_for_end(lab, &client, &server);
         let ends = [client.ended(), server.ended()];
         for side in [&client, &server].into_iter().zip(&ends).filter_map(|(side, end)| end.is_none().then_some(side)) {
             // It may end at this very moment; then there is nothing to kill.
@@ -160,26 +164,36 @@ impl Trial {
     }
 }
 
-/// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
-fn wait_for_end(lab: &Lab, client: &Running, server: &Running, stall_limit: Duration) -> Result<()> {
-    let begun = Instant::now();
-    let (mut seen, mut moved_at) = (None, Instant::now());
-    loop {
-        if client.ended().is_some() && server.ended().is_some() {
-            return Ok(());
+impl Trial {
+    /// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
+    fn wait_for_end(&self, lab: &Lab, client: &Running, server: &Running) -> Result<()> {
+        let begun = Instant::now();
+        let (mut seen, mut moved_at) = (None, Instant::now());
+        let mut mended = false;
+        loop {
+            if client.ended().is_some() && server.ended().is_some() {
+                return Ok(());
+            }
+            let state = (lab.wire().counts()?.progress(), client.lines().len(), server.lines().len());
+            if seen != Some(state) {
+                seen = Some(state);
+                moved_at = Instant::now();
+            }
+            let one_is_done = [client, server].iter().any(|side| side.ended().is_some_and(|ended| ended.succeeded()));
+            if let (Fault::Cut(host, rail), true, false) =
+                (&self.fault, one_is_done && moved_at.elapsed() > TEARDOWN_PATIENCE, mended)
+            {
+                lab.mend(*host, *rail)?;
+                mended = true;
+            }
+            if moved_at.elapsed() > self.stall_limit {
+                return Ok(());
+            }
+            if begun.elapsed() > RUN_LIMIT {
+                return Err(Trouble::deadline("end of both sides", RUN_LIMIT));
+            }
+            thread::sleep(Duration::from_millis(10));
         }
-        let state = (lab.wire().counts()?.progress(), client.lines().len(), server.lines().len());
-        if seen != Some(state) {
-            seen = Some(state);
-            moved_at = Instant::now();
-        }
-        if moved_at.elapsed() > stall_limit {
-            return Ok(());
-        }
-        if begun.elapsed() > RUN_LIMIT {
-            return Err(Trouble::deadline("end of both sides", RUN_LIMIT));
-        }
-        thread::sleep(Duration::from_millis(10));
     }
 }
 

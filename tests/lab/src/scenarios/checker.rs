@@ -148,7 +148,8 @@ impl Checker {
     /// The trial of this run, without a fault.
     pub(super) fn trial(&self) -> Trial {
         let server_at = format!("{}:{PORT}", Link::Management.address(Host::B));
-        let server = Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
+        let server =
+            Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
         let options = format!("{} {}", self.options, self.linger(Host::A));
         let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {options}");
         let client = self.shim.apply(Host::A, Program::words(&client));

@@ -27,7 +27,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::guests("shim-idle", "a queue pair that is idle at the fault, and used after it", idle),
         Scenario::guests("shim-sixteen-qps", "16 queue pairs on one CQ of the application's exact size", sixteen),
         Scenario::guests("shim-receiver-waits", "a receiver that sits in a TCP read at the fault", waits),
-        Scenario::guests("shim-normal-end", "one side ends in an orderly way while the other polls: nothing happens", ends),
+        Scenario::guests(
+            "shim-normal-end",
+            "one side ends in an orderly way while the other polls: nothing happens",
+            ends,
+        ),
     ];
     for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
         for back in [Rail::Zero, Rail::One] {

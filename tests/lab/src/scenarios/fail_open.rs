@@ -40,7 +40,13 @@ const PLAIN: Lack =
     Lack { name: "", about: "", shim: Shim::Both, env: &[], device_fault: None, names: &[], memlock_kib: None };
 
 const LACKS: [Lack; 6] = [
-    Lack { name: "no-peer-shim", about: "the shim on one side only", shim: Shim::Only(Host::A), names: &["no shim answers"], ..PLAIN },
+    Lack {
+        name: "no-peer-shim",
+        about: "the shim on one side only",
+        shim: Shim::Only(Host::A),
+        names: &["no shim answers"],
+        ..PLAIN
+    },
     Lack {
         name: "no-such-standby",
         about: "a standby that does not exist",
@@ -69,12 +75,7 @@ const LACKS: [Lack; 6] = [
         names: &["the standby refused it"],
         ..PLAIN
     },
-    Lack {
-        name: "disabled",
-        about: "SHIFT_DISABLE=1: silent and inert",
-        env: &[("SHIFT_DISABLE", "1")],
-        ..PLAIN
-    },
+    Lack { name: "disabled", about: "SHIFT_DISABLE=1: silent and inert", env: &[("SHIFT_DISABLE", "1")], ..PLAIN },
 ];
 
 /// A value that no variable takes.
@@ -108,7 +109,10 @@ fn run_lack(lab: &mut Lab, lack: &Lack) -> Result<Figures> {
         require(named >= 1, || format!("no line names {:?}: {lines:?}", lack.names))?;
         require(named <= 2, || format!("{named} lines say the same: {lines:?}"))?;
     }
-    Ok(Figures::new().with("without", json!(without.figures())).with("with", json!(with.figures())).with("lines", lines))
+    Ok(Figures::new()
+        .with("without", json!(without.figures()))
+        .with("with", json!(with.figures()))
+        .with("lines", lines))
 }
 
 /// ib_write_bw in these circumstances; the cut is on the sender, where an error comes at once.

@@ -39,7 +39,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         for (side, host) in [("sender", tool.sender()), ("receiver", tool.sender().peer())] {
             let name = format!("shim-perftest-cut-{}-{side}", tool.name());
             let about = format!("{} under the shim, rail 0 down on the {side}: all iterations", tool.program());
-            scenarios.push(Scenario::guests(name, about, move |lab: &mut Lab, seed| perftest_cut(lab, tool, host, seed)));
+            scenarios
+                .push(Scenario::guests(name, about, move |lab: &mut Lab, seed| perftest_cut(lab, tool, host, seed)));
         }
     }
     for mode in MODES {
