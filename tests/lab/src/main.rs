@@ -15,7 +15,7 @@ use shift_lab::pair::Setup;
 use shift_lab::place::Host;
 use shift_lab::runner::{boot, say, Runner};
 use shift_lab::trouble::Result;
-use shift_lab::{scenarios, shell, wire};
+use shift_lab::{demo, scenarios, shell, wire};
 
 /// Two guests with two RDMA rails each, the wires between them, and scenarios.
 ///
@@ -48,6 +48,8 @@ enum Command {
         #[arg(long)]
         smp: Option<u8>,
     },
+    /// Runs ib_write_bw through a cut of rail 0, without the shim and with it, and shows what happened.
+    Demo(demo::Options),
     /// Prints a wire log, a line for each packet.
     Trace {
         /// A wire.log of a kept run.
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         Command::Run { scenarios, seed, times, smp } => {
             with_setup(|setup| run(setup, &scenarios, seed..=seed + times.saturating_sub(1), smp))
         }
+        Command::Demo(options) => with_setup(|setup| demo::run(setup, &options)),
         Command::Trace { log } => trace(&log),
         Command::Shell { host, smp } => with_setup(|setup| interact(setup, host, smp)),
         Command::Wire { control, log } => {

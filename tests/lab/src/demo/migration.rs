@@ -1,9 +1,11 @@
-//! The shim's own record of a migration, as the sender's process wrote it: the last line of its `SHIFT_EVENT_FILE`.
+//! The shim's own record of a migration at one end: the last that its process wrote (`SHIFT_EVENT_FILE`).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::evidence::Evidence;
 use crate::guest::Guest;
 
 /// What the demo shows of a record; times on this machine's clock.
@@ -34,17 +36,17 @@ pub(super) struct Proofs {
 }
 
 impl Migration {
-    /// The last record in `file` of `guest`; none if the shim left none.
-    pub(super) fn read(guest: &Guest, file: &str) -> Option<Migration> {
-        let mut migration = Migration::parse(&guest.read(file).ok()?)?;
+    /// The last record of the host of `guest`; none if the shim left none.
+    pub(super) fn of(evidence: &Evidence, guest: &Guest) -> Option<Migration> {
+        let mut migration = Migration::last(evidence.of(guest.host()))?;
         for at_ns in migration.phases_ns.values_mut() {
             *at_ns = guest.host_time(*at_ns);
         }
         Some(migration)
     }
 
-    fn parse(text: &str) -> Option<Migration> {
-        let records: Vec<Migration> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    fn last<'a>(records: impl Iterator<Item = &'a Value>) -> Option<Migration> {
+        let records: Vec<Migration> = records.filter_map(|record| Migration::deserialize(record).ok()).collect();
         let count = records.len();
         records.into_iter().next_back().map(|last| Migration { records: count, ..last })
     }
@@ -77,22 +79,23 @@ impl Proofs {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_last_record_is_read_and_the_rest_counted() {
-        let line = |proven: u64| {
-            format!(
-                r#"{{"event":"migration","pid":9,"cause":"port down","phases_ns":{{"trigger":5,"resumed":9}},"proven":{proven},"replayed":7,
-                "replayed_partly":1,"surfaced":0,"proofs":{{"psn":9,"receive_count":0,"successes":0,"landed":0,"never_posted":2,"unproven":0}},
-                "outcome":"confirmed","why":null}}"#
-            )
-            .replace('\n', "")
+        let record = |proven: u64| {
+            let proofs =
+                json!({ "psn": 9, "receive_count": 0, "successes": 0, "landed": 0, "never_posted": 2, "unproven": 0 });
+            json!({
+                "event": "migration", "pid": 9, "cause": "port down", "phases_ns": { "trigger": 5, "resumed": 9 }, "proven": proven,
+                "replayed": 7, "replayed_partly": 1, "surfaced": 0, "proofs": proofs, "outcome": "confirmed", "why": null,
+            })
         };
-        let migration = Migration::parse(&format!("{}\n{}\n", line(1), line(4))).unwrap();
+        let migration = Migration::last([record(1), json!({ "event": "another" }), record(4)].iter()).unwrap();
         assert_eq!((migration.records, migration.proven, migration.sent_again()), (2, 4, 5));
         assert_eq!(migration.at("resumed"), Some(9));
         assert_eq!(migration.proofs.in_words(), "the receiver's final PSN");
-        assert_eq!(Migration::parse("half a li"), None);
     }
 }

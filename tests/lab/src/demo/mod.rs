@@ -1,6 +1,6 @@
 //! `scripts/demo`: the same unmodified ib_write_bw through the same cut of rail 0, first without the shim and then with it.
 //!
-//! Every figure comes from the two runs: bandwidth from the wire's log, the migration from the shim's own record (`SHIFT_EVENT_FILE`),
+//! Every figure comes from the two runs: bandwidth from the wire's log, the migration from the shim's own records,
 //! ends and iterations from the programs. [`traffic`] reads the log, [`migration`] the record, [`picture`] draws; here is what is done.
 
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, ms};
+use crate::evidence::Evidence;
 use crate::lab::Lab;
 use crate::pair::Setup;
 use crate::perftest::{Perftest, Shim, Tool};
@@ -32,8 +33,6 @@ const RUN_BYTES: u32 = 128 << 20;
 const CUT_AT_PERCENT: u64 = 40;
 /// Bytes of a packet's payload on the lab's rails.
 const PATH_MTU: u32 = 4096;
-/// Where the shim writes its record in each guest.
-const EVENT_FILE: &str = "/tmp/shift-demo-events";
 
 /// What can be chosen.
 #[derive(Debug, Clone, Args)]
@@ -87,7 +86,8 @@ struct Run {
     test: Perftest,
     story: Story,
     traffic: Traffic,
-    migration: Option<Migration>,
+    /// The shim's record at the sender and at the receiver.
+    migrations: [Option<Migration>; 2],
     /// When both sides had ended, or were given up.
     over_ns: u64,
 }
@@ -96,6 +96,11 @@ impl Run {
     /// Both sides ended well and the client reports every iteration.
     fn completed(&self) -> bool {
         self.test.require_complete(&self.story).is_ok()
+    }
+
+    /// When rail 0 fell silent. The command that takes it down may take its time in a busy guest; the wire knows.
+    fn down_ns(&self) -> Option<u64> {
+        self.story.fault_ns.and(self.traffic.span(Rail::Zero)).map(|(_, last)| last)
     }
 }
 
@@ -120,13 +125,14 @@ impl Shown {
 /// The lab cannot be set up, or a guest dies twice.
 pub fn run(setup: &Setup, options: &Options) -> Result<bool> {
     let mut stage = Stage { setup, lab: None, boots: 0 };
-    let shown = Shown {
-        options: options.clone(),
-        without: stage.guarded(options, Shim::Nowhere)?,
-        with: stage.guarded(options, Shim::Both)?,
-    };
-    drop(stage);
+    let without = stage.guarded(options, Shim::Nowhere)?;
+    let with = stage.guarded(options, Shim::Both)?;
+    let shown = Shown { options: options.clone(), without, with };
     let holds = shown.holds();
+    if !holds {
+        stage.lab.iter().flat_map(Lab::transcript).for_each(|line| say(&format!("      | {line}")));
+    }
+    drop(stage);
     let text = if options.json { in_json(&shown)? } else { picture::draw(&shown) };
     picture::print(&text)?;
     Ok(holds)
@@ -168,24 +174,20 @@ impl Stage<'_> {
 fn perform(lab: &mut Lab, options: &Options, shim: Shim) -> Result<Run> {
     let how = if shim == Shim::Both { "under the shim" } else { "without the shim" };
     say(&format!("      ib_write_bw {how}; rail 0 of the {} goes down under way", options.cut.name()));
-    let mut test = Perftest { size: options.size, iterations: iterations(options.size), ..Perftest::plain(Tool::Write) };
-    if shim == Shim::Both {
-        test.env.push(("SHIFT_EVENT_FILE".to_owned(), EVENT_FILE.to_owned()));
-    }
-    let test = test.with_shim(shim);
+    let (size, iterations) = (options.size, iterations(options.size));
+    let test = Perftest { size, iterations, ..Perftest::plain(Tool::Write) }.with_shim(shim);
     let mut trial = test.trial().fault(Fault::Cut(options.cut.host(), Rail::Zero), moment(&test));
     if shim == Shim::Nowhere {
         trial.stall_limit = STILL_LIMIT;
     }
-    for host in Host::ALL {
-        lab.guest(host).shell(&format!("/bin/busybox rm -f {EVENT_FILE}"))?;
-    }
+    Evidence::clear(lab)?;
     let story = trial.run(lab)?;
     let ends = [&story.client, &story.server].map(|side| side.as_ref().map(|ended| ended.at_ns));
     let over_ns = ends.into_iter().try_fold(0, |latest, end| end.map(|at| at.max(latest))).unwrap_or_else(monotonic_ns);
-    let migration = if shim == Shim::Both { Migration::read(lab.guest(Host::A), EVENT_FILE) } else { None };
+    let evidence = Evidence::collect(lab)?;
+    let migrations = Host::ALL.map(|host| Migration::of(&evidence, lab.guest(host)));
     let traffic = Traffic::of(&story.records, Host::A);
-    Ok(Run { test, story, traffic, migration, over_ns })
+    Ok(Run { test, story, traffic, migrations, over_ns })
 }
 
 fn iterations(size: u32) -> u32 {
@@ -207,8 +209,8 @@ fn in_json(shown: &Shown) -> Result<String> {
             "bytes": Rail::ALL.map(|rail| run.traffic.bytes(rail)),
             "first_sizes_on_rail_1": run.traffic.messages(Rail::One).into_iter().take(3).collect::<Vec<_>>(),
             "bytes_per_100_ms": Rail::ALL.map(|rail| run.traffic.series(rail, 100_000_000, run.over_ns)),
-            "cut_after_ms": run.story.fault_ns.map(|at| crate::clock::ms(run.traffic.since_start(at))),
-            "migration": run.migration,
+            "cut_after_ms": run.story.fault_ns.map(|at| ms(run.traffic.since_start(at))),
+            "migrations": run.migrations,
         })
     };
     let object = json!({

@@ -47,7 +47,8 @@ impl Traffic {
         for each in &arrivals {
             *sums.entry((each.rail, each.qpn)).or_default() += each.bytes;
         }
-        let main = |rail| sums.iter().filter(|(key, _)| key.0 == rail).max_by_key(|(_, bytes)| **bytes).map(|(key, _)| key.1);
+        let main =
+            |rail| sums.iter().filter(|(key, _)| key.0 == rail).max_by_key(|(_, bytes)| **bytes).map(|(key, _)| key.1);
         let [zero, one] = Rail::ALL.map(main);
         arrivals.retain(|each| Some(each.qpn) == if each.rail == Rail::Zero { zero } else { one });
         Traffic { arrivals }
