@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::clock::ms;
+use crate::clock::{ms, until};
 use crate::figures::Figures;
 use crate::guest::{Ended, Program, Running};
 use crate::lab::Lab;
@@ -24,6 +24,8 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(20);
 /// card whose interface is down are freed only when it is up again, and soft-RoCE waits for them, up to 50 s, before it lets the
 /// queue pair go. The rail comes back then, as a real one would at some time. Both sides were past their last message.
 pub const TEARDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// The moment of a fault comes within this, or never.
+const MOMENT_LIMIT: Duration = Duration::from_secs(60);
 /// No run takes longer, fault or not.
 pub const RUN_LIMIT: Duration = Duration::from_secs(180);
 
@@ -88,12 +90,24 @@ pub enum Moment {
     Before,
     /// When that many RoCE packets have gone over rail 0 since they started.
     Packets(u64),
+    /// When both shims have said that so many queue pairs are protected, and that many more packets have gone over rail 0.
+    Armed {
+        /// Queue pairs.
+        qps: u64,
+        /// Packets after that.
+        packets: u64,
+    },
 }
 
 impl Moment {
     /// A moment that the seed chooses, `low..high` packets into the run.
     pub fn from_seed(seed: u64, low: u64, high: u64) -> Moment {
         Moment::Packets(Seed::new(seed, "moment").within(low..high))
+    }
+
+    /// The same, counted from when `qps` queue pairs are protected: before that a fault is the application's.
+    pub fn armed(qps: u64, seed: u64, low: u64, high: u64) -> Moment {
+        Moment::Armed { qps, packets: Seed::new(seed, "moment").within(low..high) }
     }
 }
 
@@ -147,11 +161,8 @@ impl Trial {
             fault_ns = Some(self.fault.make(lab)?);
         }
         let (server, client) = lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
-        let over = || client.ended().is_some() || server.ended().is_some();
-        if let Moment::Packets(packets) = self.moment {
-            if lab.wait_traffic(Rail::Zero, packets, Duration::from_secs(60), over)? && self.fault != Fault::None {
-                fault_ns = Some(self.fault.make(lab)?);
-            }
+        if self.wait_moment(lab, &client, &server)? && self.fault != Fault::None {
+            fault_ns = Some(self.fault.make(lab)?);
         }
         let still = self.wait_for_end(lab, &client, &server);
         let ends = [client.ended(), server.ended()];
@@ -164,7 +175,42 @@ impl Trial {
     }
 }
 
+/// Queue pairs that the shim of a program said are protected.
+fn protected(side: &Running) -> u64 {
+    let count = |line: &str| {
+        let (before, _) = line.split_once(" protected: ")?;
+        before.split_whitespace().rev().nth(1)?.parse::<u64>().ok()
+    };
+    side.lines().iter().filter_map(|line| count(&line.text)).sum()
+}
+
 impl Trial {
+    /// Waits for the moment of the fault; false if there is none, or the run is over first.
+    fn wait_moment(&self, lab: &Lab, client: &Running, server: &Running) -> Result<bool> {
+        let over = || client.ended().is_some() || server.ended().is_some();
+        let packets = match self.moment {
+            Moment::Before => return Ok(false),
+            Moment::Packets(packets) => packets,
+            Moment::Armed { qps, packets } => {
+                let armed = until("both sides to be protected", MOMENT_LIMIT, || {
+                    let armed = [client, server].iter().all(|side| protected(side) >= qps);
+                    Ok(if armed {
+                        Some(true)
+                    } else if over() {
+                        Some(false)
+                    } else {
+                        None
+                    })
+                })?;
+                if !armed {
+                    return Ok(false);
+                }
+                packets
+            }
+        };
+        lab.wait_traffic(Rail::Zero, packets, MOMENT_LIMIT, over)
+    }
+
     /// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
     fn wait_for_end(&self, lab: &Lab, client: &Running, server: &Running) -> Result<()> {
         let begun = Instant::now();

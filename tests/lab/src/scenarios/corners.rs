@@ -78,18 +78,19 @@ fn idle(lab: &mut Lab, seed: u64) -> Result<Figures> {
 }
 
 fn sixteen(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    through_cuts(lab, &format!("--mode mixed --seed {seed} --messages 150 --depth 8 --qps 16 --direction both"), seed)
+    let options = format!("--mode mixed --seed {seed} --messages 250 --depth 8 --qps 16 --direction both");
+    through_cuts(lab, &options, 16, seed)
 }
 
 fn waits(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    through_cuts(lab, &format!("--mode mixed --seed {seed} --messages 600 --depth 16 --receiver-waits"), seed)
+    through_cuts(lab, &format!("--mode mixed --seed {seed} --messages 1500 --depth 16 --receiver-waits"), 1, seed)
 }
 
-fn through_cuts(lab: &mut Lab, options: &str, seed: u64) -> Result<Figures> {
+fn through_cuts(lab: &mut Lab, options: &str, qps: u64, seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
     for (side, host) in cuts() {
         lab.reset()?;
-        let fault = (Fault::Cut(host, Rail::Zero), Moment::from_seed(seed, 100, 700));
+        let fault = (Fault::Cut(host, Rail::Zero), Moment::armed(qps, seed, 100, 1000));
         figures.note(side, json!(survives(lab, &Checker::shimmed(options), Some(fault))?));
     }
     Ok(figures)
@@ -100,7 +101,7 @@ fn through_cuts(lab: &mut Lab, options: &str, seed: u64) -> Result<Figures> {
 fn dark(lab: &mut Lab, host: Host, back: Rail, seed: u64) -> Result<Figures> {
     let fault = Fault::AllCut { host, gone: DARK, back };
     let test = Perftest::plain(Tool::Write).with_shim(Shim::Both);
-    let (story, evidence) = run(lab, &test.trial().fault(fault, Moment::from_seed(seed, 1000, 8000)))?;
+    let (story, evidence) = run(lab, &test.trial().fault(fault, Moment::armed(1, seed, 1000, 8000)))?;
     require_fault(&story)?;
     let figures = test.require_complete(&story)?;
     Ok(moved(figures, &story, &evidence))

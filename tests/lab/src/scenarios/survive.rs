@@ -19,14 +19,14 @@ const MODES: [&str; 5] = ["write", "write_imm", "send", "read", "mixed"];
 
 /// Shapes of a run, and how many packets it takes at least on rail 0, so that a moment within it can be chosen.
 const SHAPES: [(&str, &str, u64); 4] = [
-    ("one-outstanding", "--messages 400 --depth 1", 400),
-    ("many-outstanding", "--messages 1500 --depth 64 --psn 16776960", 1500),
+    ("one-outstanding", "--messages 1500 --depth 1", 1500),
+    ("many-outstanding", "--messages 4000 --depth 64 --psn 16776960", 3000),
     (
         "unsignalled-inline-chains",
-        "--messages 1500 --depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
-        1000,
+        "--messages 4000 --depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
+        2000,
     ),
-    ("both-directions", "--messages 600 --depth 16 --direction both", 800),
+    ("both-directions", "--messages 2000 --depth 16 --direction both", 3000),
 ];
 
 /// RoCE packets on rail 0 in the first moments of perftest: some are under way at every size of message.
@@ -71,7 +71,7 @@ fn perftest_all(lab: &mut Lab) -> Result<Figures> {
 
 fn perftest_cut(lab: &mut Lab, tool: Tool, host: Host, seed: u64) -> Result<Figures> {
     let test = Perftest::plain(tool).with_shim(Shim::Both);
-    let moment = Moment::from_seed(seed, PERFTEST_PACKETS.start, PERFTEST_PACKETS.end);
+    let moment = Moment::armed(1, seed, PERFTEST_PACKETS.start, PERFTEST_PACKETS.end);
     let (story, evidence) = run(lab, &test.trial().fault(Fault::Cut(host, Rail::Zero), moment))?;
     require_fault(&story)?;
     let figures = test.require_complete(&story)?;
@@ -84,7 +84,7 @@ fn checker(lab: &mut Lab, mode: &str, cut: Option<Host>, seed: u64) -> Result<Fi
     for (name, options, packets) in SHAPES {
         lab.reset()?;
         let checker = Checker::shimmed(format!("--mode {mode} --seed {seed} {options}"));
-        let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::from_seed(seed, packets / 8, packets / 2)));
+        let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::armed(1, seed, 0, packets)));
         figures.note(name, json!(survives(lab, &checker, fault)?));
     }
     Ok(figures)
