@@ -223,7 +223,7 @@ impl Picture<'_> {
         let again = (zero + one).saturating_sub(total);
         let _ = match again {
             0 => writeln!(text, "{}, each byte on the wire once.", megabytes(zero + one)),
-            _ => writeln!(text, "{} and {again} bytes that had been under way and went twice.", megabytes(total)),
+            _ => writeln!(text, "{}\nand {} that were under way into the dead port and went again.", megabytes(total), megabytes(again)),
         };
         text
     }
@@ -249,12 +249,14 @@ fn noticed(sender: &Migration, receiver: Option<&Migration>) -> Option<(u64, Str
 /// What became of the requests that were under way. Counts are the shim's; bytes and offset are the wire's.
 fn decided(run: &Run, migration: &Migration) -> String {
     let proof = migration.proofs.in_words();
-    let proof = if proof.is_empty() { proof } else { format!(" (proof: {proof})") };
     let again = migration.sent_again();
     let mut lines = vec![
-        format!("proven executed: {}, completed without being sent again{proof}", writes(migration.proven)),
+        format!("proven executed: {}, completed without being sent again", writes(migration.proven)),
         format!("replayed: {}{}", writes(again), replayed_data(run, again)),
     ];
+    if !proof.is_empty() {
+        lines.push(format!("by: {proof}"));
+    }
     if migration.proofs.never_posted > 0 {
         lines.push(format!("held meanwhile and sent then: {}", writes(migration.proofs.never_posted)));
     }

@@ -1,3 +1,5 @@
+//! A switchboard on loopback, with sockets in place of QEMUs: what goes in, what comes out, and when a port counts as down.
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;

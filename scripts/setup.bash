@@ -1,0 +1,73 @@
+# Sourced by the scripts beside it: installs what is missing and builds. Leaves the caller in the repository's root.
+#
+# Needs Debian 12 (the lab takes its guests' programs and kernel from it) and Rust; everything else is installed here.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A linker and C headers for cargo; the rest is the lab's.
+packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
+    kmod iproute2 xz-utils binutils python3-minimal)
+
+fail() {
+    echo "$0: $*" >&2
+    exit 2
+}
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "not root and no sudo; as root, run: $*"
+    fi
+}
+
+is_installed() {
+    dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'
+}
+
+install_packages() {
+    local package missing=()
+    command -v apt-get >/dev/null || fail "there is no apt-get here; the lab needs Debian 12 and its packages ${packages[*]}"
+    for package in "${packages[@]}"; do
+        is_installed "$package" || missing+=("$package")
+    done
+    if ((${#missing[@]})); then
+        echo "installing ${missing[*]}" >&2
+        as_root apt-get update -qq >&2
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+    fi
+}
+
+# With names of components (clippy, rustfmt): those too.
+require_rust() {
+    local component tool
+    [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]] && PATH+=:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null || fail "cargo is missing; install Rust 1.85 or newer: https://rustup.rs, or
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+    for component in "$@"; do
+        tool=cargo-${component/rustfmt/fmt}
+        command -v "$tool" >/dev/null && "$tool" --version >/dev/null 2>&1 && continue
+        command -v rustup >/dev/null || fail "$component is missing, and so is rustup, which could install it"
+        echo "installing $component" >&2
+        rustup component add "$component" >&2 || fail "rustup cannot install $component"
+    done
+}
+
+built="${CARGO_TARGET_DIR:-target}/release"
+
+build_lab() {
+    echo "building" >&2
+    cargo build --quiet --release -p shift-lab >&2
+    build_part shift-checker shift-checker
+    build_part shift-verbs libshift_verbs.so
+    build_part shift-preload libshift_preload.so
+}
+
+# A scenario must never judge what an earlier state of the sources built.
+build_part() {
+    cargo build --quiet --release -p "$1" >&2 && return
+    rm -f "$built/$2"
+    echo "$1 does not build: scenarios that need it will fail" >&2
+}
