@@ -223,7 +223,12 @@ impl Picture<'_> {
         let again = (zero + one).saturating_sub(total);
         let _ = match again {
             0 => writeln!(text, "{}, each byte on the wire once.", megabytes(zero + one)),
-            _ => writeln!(text, "{}\nand {} that were under way into the dead port and went again.", megabytes(total), megabytes(again)),
+            _ => writeln!(
+                text,
+                "{}\nand {} that were under way into the dead port and went again.",
+                megabytes(total),
+                megabytes(again)
+            ),
         };
         text
     }
