@@ -65,6 +65,11 @@ pub fn arc(life: u32) -> Option<Arc<QpShadow>> {
     Some(unsafe { Arc::from_raw(found) })
 }
 
+/// Counted references to all living QPs.
+pub fn all() -> Vec<Arc<QpShadow>> {
+    (1..NEXT.load(Ordering::Relaxed).min(LIVES)).filter_map(arc).collect()
+}
+
 /// Visits all living QPs. Only where this thread is the process's only one: in a forked child, whose other threads did not come along and
 /// may have left the writers' lock taken.
 pub fn visit_alone(visit: impl Fn(&QpShadow)) {

@@ -105,7 +105,13 @@ fn start_logger(level: &str) {
         .parse_filters(level)
         .target(env_logger::Target::Stderr)
         .format(move |out, record| {
-            writeln!(out, "shift-verbs[{pid}] {:.3} {}: {}", began.elapsed().as_secs_f64(), record.level().as_str().to_lowercase(), record.args())
+            writeln!(
+                out,
+                "shift-verbs[{pid}] {:.3} {}: {}",
+                began.elapsed().as_secs_f64(),
+                record.level().as_str().to_lowercase(),
+                record.args()
+            )
         })
         .try_init();
 }

@@ -54,6 +54,10 @@ pub struct PdShadow {
     pub device: u16,
     /// The twin, or why there is none.
     pub standby: Result<StandbyPd, String>,
+    /// Some registration has no twin: posts have to look which they use. Set once, read on every post (Relaxed: it is set before the key exists).
+    pub lacks_twins: AtomicBool,
+    /// One of them can be reached by the peer, who does not say when it uses it.
+    pub lacks_remote_twins: AtomicBool,
 }
 
 /// A PD of this library's own.

@@ -2,6 +2,7 @@
 
 use crate::cold::{pd, tell};
 use crate::hot::post::LocalKey;
+use crate::lives;
 use crate::process;
 use crate::real;
 use crate::shadow::{MrShadow, PdShadow, Raw};
@@ -86,6 +87,9 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
     // SAFETY: the registration was just made.
     let ibv_mr { lkey, rkey, .. } = unsafe { mr.read() };
     let twin = twin_of(pd, request);
+    if twin.is_none() && pd.standby.is_ok() {
+        note_lack(pd, request.access);
+    }
     let (twin_lkey, twin_rkey) = twin.map_or((0, 0), |twin| {
         // SAFETY: the twin was just made.
         let made = unsafe { twin.0.read() };
@@ -121,15 +125,32 @@ fn twin_of(pd: &PdShadow, request: &Request) -> Option<Raw<ibv_mr>> {
         };
         tell::once(
             &format!(
-                "a memory registration of {} bytes is not protected: the standby refused it ({errno}){advice}",
+                "the standby refused a registration of {} bytes ({errno}): queue pairs that use it are not protected{advice}",
                 request.length
             ),
-            "registration refused",
+            REFUSED,
         );
         return None;
     }
     Some(Raw(twin))
 }
+
+/// What the QPs of the PD can use from now on is not all on the standby: a QP is unprotected from its first use of such memory. Of use
+/// by the peer nothing is seen here, so memory that it can reach makes every QP of the PD unprotected.
+fn note_lack(pd: &PdShadow, access: u32) {
+    pd.lacks_twins.store(true, Ordering::Relaxed);
+    let remote = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
+    if access & remote == 0 {
+        return;
+    }
+    pd.lacks_remote_twins.store(true, Ordering::Relaxed);
+    for qp in lives::all().iter().filter(|qp| core::ptr::eq(&*qp.pd, pd)) {
+        tell::unprotect(qp, REFUSED.to_owned());
+    }
+}
+
+/// Why such a QP is unprotected.
+pub const REFUSED: &str = "memory that it uses, or that its peer may use, is not registered on the standby";
 
 /// Was every page shown to be readable by the processor? Asks the kernel, which does not fault: memory of a GPU is not there.
 fn may_be_read(addr: usize, length: usize) -> bool {

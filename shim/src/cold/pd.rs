@@ -5,6 +5,7 @@ use crate::real;
 use crate::shadow::{PdShadow, Raw, StandbyPd};
 use crate::tables::PtrTable;
 use core::ffi::c_int;
+use core::sync::atomic::AtomicBool;
 use shift_abi::*;
 use std::sync::Arc;
 
@@ -22,7 +23,12 @@ pub unsafe fn alloc(context: *mut ibv_context) -> *mut ibv_pd {
         return pd;
     }
     if let Some(shadow) = device::device_of(context) {
-        PDS.insert(pd, Arc::new(PdShadow { device: shadow.device, standby: twin_of(shadow.device) }));
+        let standby = twin_of(shadow.device);
+        let no = || AtomicBool::new(false);
+        PDS.insert(
+            pd,
+            Arc::new(PdShadow { device: shadow.device, standby, lacks_twins: no(), lacks_remote_twins: no() }),
+        );
     }
     pd
 }

@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, pd, rail, reaper, tell, twin};
+use crate::cold::{cq, mr, pd, rail, reaper, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::process;
@@ -10,8 +10,8 @@ use crate::tables::PtrTable;
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
-use shift_control::datapath::{ConnectionFacts, Gid, QpLife};
 use shift_control::datapath::Event;
+use shift_control::datapath::{ConnectionFacts, Gid, QpLife};
 use shift_proto::id::Mtu;
 use std::sync::Arc;
 
@@ -60,6 +60,9 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
     let pd = pd::PDS.get_arc(pd).ok_or("its PD was not made through ibv_alloc_pd")?;
     if let Err(why) = &pd.standby {
         return Err(why.clone());
+    }
+    if pd.lacks_remote_twins.load(Ordering::Relaxed) {
+        return Err(mr::REFUSED.to_owned());
     }
     let cq_of = |raw: *mut ibv_cq| {
         let shadow = cq::CQS.get_arc(raw).ok_or("its CQ was not made through ibv_create_cq")?;

@@ -4,8 +4,8 @@ use crate::process;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
 use shift_abi::{ibv_wc_status, ibv_wr_opcode};
-use shift_control::datapath::{QpLife, Unprotected};
 use shift_control::datapath::Event;
+use shift_control::datapath::{QpLife, Unprotected};
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 

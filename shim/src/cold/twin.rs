@@ -184,12 +184,8 @@ pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
     0
 }
 
-const TO_RTS: u32 = IBV_QP_STATE
-    | IBV_QP_TIMEOUT
-    | IBV_QP_RETRY_CNT
-    | IBV_QP_RNR_RETRY
-    | IBV_QP_SQ_PSN
-    | IBV_QP_MAX_QP_RD_ATOMIC;
+const TO_RTS: u32 =
+    IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC;
 
 /// Brings a QP of any state to `last` (RTR or RTS) with these attributes.
 pub fn to_state_by_steps(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, last: ibv_qp_state) -> Result<(), Errno> {

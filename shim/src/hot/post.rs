@@ -301,6 +301,9 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
         }
         count = count.wrapping_add(1);
     }
+    if qp.pd.lacks_twins.load(Relaxed) && wr.send_flags & IBV_SEND_INLINE == 0 {
+        check_twins(qp, &mut poster.keys, sges);
+    }
     if !is_recorded(wr.opcode) {
         tell::unprotect_opcode(qp, wr.opcode);
     }
@@ -331,6 +334,14 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     }
     slot.marks.store(marks, Relaxed);
     bytes
+}
+
+/// Is all of this memory on the standby? If not, the QP is unprotected from here on.
+#[cold]
+fn check_twins(qp: &QpShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) {
+    if sges.any(|sge| sge.length != 0 && keys.local(qp.device, sge.lkey).is_some_and(|key| key.twin == 0)) {
+        tell::unprotect(qp, mr::REFUSED.to_owned());
+    }
 }
 
 #[inline]
@@ -526,6 +537,10 @@ fn post_one_recv(qp: &QpShadow, poster: &mut RecvPoster, wr: &ibv_recv_wr) -> c_
         return libc::ENOMEM;
     }
     record_recv(qp, wr, seq);
+    if qp.pd.lacks_twins.load(Relaxed) {
+        // SAFETY: the application's request is valid as long as its post runs.
+        check_twins(qp, &mut poster.keys, unsafe { SgeList::new(wr.sg_list, wr.num_sge) });
+    }
     ring.set_tail(seq + 1);
     if poster.mode == PostMode::Held {
         return 0;

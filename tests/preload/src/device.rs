@@ -54,7 +54,7 @@ impl Device {
     }
 
     fn say(&self, refusal: &str) {
-        if std::env::var_os("SHIFT_PRELOAD_SAY").is_some() {
+        if std::env::var_os("PRELOAD_SAY").is_some() {
             let _ = writeln!(std::io::stderr(), "libshift_preload: {}: {refusal}", self.name);
         }
     }

@@ -1,9 +1,9 @@
-//! What is to be wrong with which device: the value of SHIFT_PRELOAD_FAULT, parsed. Pure.
+//! What is to be wrong with which device: the value of PRELOAD_FAULT, parsed. Pure.
 
 use std::fmt;
 
 /// The variable that names the faults.
-pub const VARIABLE: &str = "SHIFT_PRELOAD_FAULT";
+pub const VARIABLE: &str = "PRELOAD_FAULT";
 
 /// One thing that is wrong with one device.
 #[derive(Clone, Debug, PartialEq, Eq)]

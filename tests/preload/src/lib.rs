@@ -2,8 +2,8 @@
 //! devices can be shown on machines that have none.
 //!
 //! Loaded as `LD_PRELOAD="libshift_verbs.so libshift_preload.so"`: the shim finds its real functions behind itself, which
-//! are these, and these find libibverbs behind them. What is wrong with which device is told by SHIFT_PRELOAD_FAULT (see
-//! [`fault`]); with SHIFT_PRELOAD_SAY set, each refusal is a line on stderr. A value that cannot be read ends the process:
+//! are these, and these find libibverbs behind them. What is wrong with which device is told by PRELOAD_FAULT (see
+//! [`fault`]); with PRELOAD_SAY set, each refusal is a line on stderr. A value that cannot be read ends the process:
 //! a test whose fault is silently not made would pass for nothing.
 
 #![allow(unsafe_code, reason = "exports and calls of a C interface")]

@@ -69,7 +69,7 @@ impl Program {
 
     /// Under the shim, and below it devices that lack what `fault` says (tests/preload).
     pub fn with_shim_over(self, fault: &str) -> Program {
-        let mut program = self.with_shim().env("SHIFT_PRELOAD_FAULT", fault);
+        let mut program = self.with_shim().env("PRELOAD_FAULT", fault);
         for (name, value) in &mut program.env {
             if name == "LD_PRELOAD" {
                 *value = format!("{SHIM} {PRELOAD}");

@@ -213,7 +213,7 @@ fn run_preload(lab: &mut Lab, seed: u64) -> Result<Figures> {
     for (fault, options, told) in PRELOADS {
         let options = format!("--seed {seed} --messages 100 {options}");
         let mut trial = Checker::plain(&options).trial();
-        trial.client = trial.client.env("LD_PRELOAD", PRELOAD).env("SHIFT_PRELOAD_FAULT", fault);
+        trial.client = trial.client.env("LD_PRELOAD", PRELOAD).env("PRELOAD_FAULT", fault);
         let client = report(&trial.run(lab)?, Host::A)?;
         let right = match client.get("setup").and_then(Value::as_str) {
             Some(setup) => !told.is_empty() && setup.contains(told),

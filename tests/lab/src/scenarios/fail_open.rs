@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::figures::Figures;
-use crate::guest::Program;
+use crate::guest::{Ended, Program};
 use crate::lab::Lab;
 use crate::perftest::{Perftest, Shim, Tool};
 use crate::place::{Host, Rail};
@@ -17,6 +17,8 @@ use super::Scenario;
 
 /// How much later than without the shim the error may come: the runs differ by as much among themselves.
 const SLACK: Duration = Duration::from_millis(1500);
+/// An error comes at once on the side whose port goes down: who has not ended after this hangs in tearing down.
+const STALL: Duration = Duration::from_secs(6);
 /// RoCE packets on rail 0 before it dies.
 const PACKETS: u64 = 4000;
 
@@ -65,14 +67,14 @@ const LACKS: [Lack; 6] = [
         name: "memlock",
         about: "memlock too small for the second registration",
         names: &["ulimit -l"],
-        memlock_kib: Some(320),
+        memlock_kib: Some(200),
         ..PLAIN
     },
     Lack {
         name: "registration-refused",
         about: "a standby that refuses registrations",
         device_fault: Some("no-mr=rxe1"),
-        names: &["the standby refused it"],
+        names: &["the standby refused"],
         ..PLAIN
     },
     Lack { name: "disabled", about: "SHIFT_DISABLE=1: silent and inert", env: &[("SHIFT_DISABLE", "1")], ..PLAIN },
@@ -107,7 +109,7 @@ fn run_lack(lab: &mut Lab, lack: &Lack) -> Result<Figures> {
     } else {
         let named = lines.iter().filter(|line| lack.names.iter().any(|name| line.contains(name))).count();
         require(named >= 1, || format!("no line names {:?}: {lines:?}", lack.names))?;
-        require(named <= 2, || format!("{named} lines say the same: {lines:?}"))?;
+        require(named <= 2 && lines.len() == named, || format!("it says more than one line on each side: {lines:?}"))?;
     }
     Ok(Figures::new()
         .with("without", json!(without.figures()))
@@ -126,14 +128,20 @@ fn dress(lack: &Lack, shim: Shim) -> Perftest {
 
 fn cut_run(lab: &mut Lab, test: &Perftest) -> Result<Story> {
     lab.reset()?;
-    let story = test.trial().fault(Fault::Cut(Host::A, Rail::Zero), Moment::Packets(PACKETS)).run(lab)?;
+    let mut trial = test.trial().fault(Fault::Cut(Host::A, Rail::Zero), Moment::Packets(PACKETS));
+    trial.stall_limit = STALL;
+    let story = trial.run(lab)?;
     require_fault(&story)?;
     Ok(story)
 }
 
 fn compare(without: &Story, with: &Story) -> Result<()> {
-    let end = |story: &Story| story.client.as_ref().map(|ended| (ended.code, ended.signal));
-    require(end(without) == end(with), || format!("{:?} became {:?}", end(without), end(with)))?;
+    require(with.is_dead(), || "it survived".into())?;
+    // A side that hangs in tearing down (soft-RoCE, a card that is down) has no end to compare.
+    if let (Some(without), Some(with)) = (&without.client, &with.client) {
+        let end = |ended: &Ended| (ended.code, ended.signal);
+        require(end(without) == end(with), || format!("{} became {}", without.brief(), with.brief()))?;
+    }
     let took = |story: &Story| {
         let fault = story.fault_ns.unwrap_or(0);
         story.client.as_ref().map(|ended| Duration::from_nanos(ended.at_ns.saturating_sub(fault)))
