@@ -36,7 +36,7 @@ install_packages() {
     if ((${#missing[@]})); then
         echo "installing ${missing[*]}" >&2
         as_root apt-get update -qq >&2
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}" </dev/null >/dev/null
     fi
 }
 
@@ -57,17 +57,14 @@ require_rust() {
 
 built="${CARGO_TARGET_DIR:-target}/release"
 
-build_lab() {
-    echo "building" >&2
-    cargo build --quiet --release -p shift-lab >&2
-    build_part shift-checker shift-checker
-    build_part shift-verbs libshift_verbs.so
-    build_part shift-preload libshift_preload.so
-}
-
 # A scenario must never judge what an earlier state of the sources built.
-build_part() {
-    cargo build --quiet --release -p "$1" >&2 && return
-    rm -f "$built/$2"
-    echo "$1 does not build: scenarios that need it will fail" >&2
+build_lab() {
+    local part
+    cargo build --release -p shift-lab -p shift-checker -p shift-verbs -p shift-preload >&2 && return
+    cargo build --release -p shift-lab >&2 || fail "the lab does not build"
+    for part in shift-checker:shift-checker shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so; do
+        cargo build --quiet --release -p "${part%:*}" >&2 && continue
+        rm -f "$built/${part#*:}"
+        echo "${part%:*} does not build: what needs it will fail" >&2
+    done
 }
