@@ -160,15 +160,15 @@ impl Picture<'_> {
 
     fn ends(&self, run: &Run) -> String {
         let mut text = String::new();
-        for (name, side) in [("client", &run.story.client), ("server", &run.story.server)] {
+        for (name, side) in [("sender", &run.story.client), ("receiver", &run.story.server)] {
             let (well, words) = match side {
                 None => (false, format!("no progress for {} s; ended by the demo", STILL_LIMIT.as_secs())),
                 Some(ended) if ended.succeeded() => (true, "exit 0".to_owned()),
                 Some(ended) => (false, last_words(ended)),
             };
             let sign = if well { self.paint.on(Ink::Green, "✓") } else { self.paint.on(Ink::Red, "✗") };
-            let iterations = if well && name == "client" { self.iterations(run) } else { String::new() };
-            let _ = writeln!(text, "  {name}  {sign} {words}{iterations}");
+            let iterations = if well && name == "sender" { self.iterations(run) } else { String::new() };
+            let _ = writeln!(text, "  {name:8}  {sign} {words}{iterations}");
         }
         text
     }
@@ -260,7 +260,7 @@ fn decided(run: &Run, migration: &Migration) -> String {
         format!("replayed: {}{}", writes(again), replayed_data(run, again)),
     ];
     if !proof.is_empty() {
-        lines.push(format!("by: {proof}"));
+        lines.push(format!("proof: {proof}"));
     }
     if migration.proofs.never_posted > 0 {
         lines.push(format!("held meanwhile and sent then: {}", writes(migration.proofs.never_posted)));
