@@ -154,12 +154,11 @@ fn compare(without: &Story, with: &Story) -> Result<()> {
 
 /// What the shims said as warnings and errors, on both hosts.
 fn shim_lines(story: &Story) -> Vec<String> {
-    [&story.client, &story.server]
-        .into_iter()
-        .flatten()
-        .flat_map(|ended| ended.err.lines())
+    story
+        .said
+        .iter()
         .filter(|line| line.contains("shift-verbs[") && (line.contains(" warn: ") || line.contains(" error: ")))
-        .map(str::to_owned)
+        .cloned()
         .collect()
 }
 
