@@ -80,7 +80,9 @@ impl fmt::Display for Reason {
             Self::WriteImmUnknown => "it is not known whether the WRITE_WITH_IMM consumed a receive",
             Self::WriteImmBegun => "the WRITE_WITH_IMM may have placed data and the policy is error",
             Self::WriteUnknown => "it is not known whether the WRITE was executed and the policy is error",
-            Self::WriteBeforeStop => "it is not known whether the WRITE was executed and a later request ends in an error",
+            Self::WriteBeforeStop => {
+                "it is not known whether the WRITE was executed and a later request ends in an error"
+            }
             Self::ReadFenced => "the READ has no result and a fenced request behind it may have begun",
             Self::ReadBegun => "the READ has no result, may have been executed and the policy is error",
             Self::AtomicResultLost => "the atomic was executed and its result is lost",
@@ -115,8 +117,12 @@ const fn decide_write_imm(facts: Facts) -> Verdict {
     match (facts.state, facts.unknown, facts.possibly_begun) {
         (State::Executed, _, _) => Verdict::Complete,
         (State::Unknown, _, _) => Verdict::Error(Reason::WriteImmUnknown),
-        (State::Partial, OnUnknown::Error, _) | (State::NotExecuted, OnUnknown::Error, true) => Verdict::Error(Reason::WriteImmBegun),
-        (State::Partial | State::NotExecuted, OnUnknown::Replay, _) | (State::NotExecuted, OnUnknown::Error, false) => Verdict::Replay,
+        (State::Partial, OnUnknown::Error, _) | (State::NotExecuted, OnUnknown::Error, true) => {
+            Verdict::Error(Reason::WriteImmBegun)
+        }
+        (State::Partial | State::NotExecuted, OnUnknown::Replay, _) | (State::NotExecuted, OnUnknown::Error, false) => {
+            Verdict::Replay
+        }
     }
 }
 
@@ -212,7 +218,9 @@ impl Policy {
         }
         for word in text.split(',') {
             if items.len() == MAX_ITEMS {
-                return Err(PolicyError(alloc::format!("the policy has more than {MAX_ITEMS} items: merge some of them")));
+                return Err(PolicyError(alloc::format!(
+                    "the policy has more than {MAX_ITEMS} items: merge some of them"
+                )));
             }
             items.push(parse_item(word.trim())?);
         }
@@ -241,13 +249,17 @@ impl Scope {
 
 fn parse_item(item: &str) -> Result<Item, PolicyError> {
     let Some((subject, action)) = item.rsplit_once('=') else {
-        return Err(PolicyError(alloc::format!("\"{item}\" is no policy item: write it as write=replay, write<=BYTES=error or read=error")));
+        return Err(PolicyError(alloc::format!(
+            "\"{item}\" is no policy item: write it as write=replay, write<=BYTES=error or read=error"
+        )));
     };
     let scope = parse_scope(item, subject.trim())?;
     let unknown = match action.trim() {
         "replay" => OnUnknown::Replay,
         "error" => OnUnknown::Error,
-        other => return Err(PolicyError(alloc::format!("\"{other}\" in \"{item}\" is no action: use replay or error"))),
+        other => {
+            return Err(PolicyError(alloc::format!("\"{other}\" in \"{item}\" is no action: use replay or error")))
+        }
     };
     Ok(Item { scope, unknown })
 }
@@ -261,10 +273,14 @@ fn parse_scope(item: &str, subject: &str) -> Result<Scope, PolicyError> {
         ("write", None) => Ok(Scope::Write { at_most: None }),
         ("write", Some(limit)) => match limit.parse() {
             Ok(bytes) => Ok(Scope::Write { at_most: Some(bytes) }),
-            Err(_) => Err(PolicyError(alloc::format!("\"{limit}\" in \"{item}\" is no size: give bytes, as in write<=4096=error"))),
+            Err(_) => Err(PolicyError(alloc::format!(
+                "\"{limit}\" in \"{item}\" is no size: give bytes, as in write<=4096=error"
+            ))),
         },
         ("read", None) => Ok(Scope::Read),
-        ("read", Some(_)) => Err(PolicyError(alloc::format!("\"{item}\": a READ has no size limit: use read=replay or read=error"))),
+        ("read", Some(_)) => {
+            Err(PolicyError(alloc::format!("\"{item}\": a READ has no size limit: use read=replay or read=error")))
+        }
         _ => Err(refused(item, name)),
     }
 }
@@ -309,7 +325,9 @@ impl ProofCap {
     #[must_use]
     pub const fn limit(self, report: IncarnationReport) -> IncarnationReport {
         let proof = match (self, report.proof) {
-            (Self::Psn, proof) | (Self::Count | Self::Sender, proof @ Proof::None) | (Self::Count, proof @ Proof::Count) => proof,
+            (Self::Psn, proof)
+            | (Self::Count | Self::Sender, proof @ Proof::None)
+            | (Self::Count, proof @ Proof::Count) => proof,
             (Self::Count, Proof::Psn(_)) => Proof::Count,
             (Self::Sender, Proof::Psn(_) | Proof::Count) => Proof::None,
         };

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress, StandbyOffer, MAX_ADDRESSES,
-    MAX_FRAME, MAX_VERSION, WIRE_VERSION,
+    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress, StandbyOffer,
+    MAX_ADDRESSES, MAX_FRAME, MAX_VERSION, WIRE_VERSION,
 };
 use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn};
 

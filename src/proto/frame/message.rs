@@ -106,7 +106,9 @@ impl Reader<'_> {
             WAIT => Handshake::Wait { tuple: self.tuple()? },
             COMMIT => Handshake::Commit { tuple: self.tuple()? },
             CANCEL => Handshake::Cancel { tuple: self.tuple()? },
-            REPORT => Handshake::Report { tuple: self.tuple()?, fenced: self.flag("fenced")?, reports: self.reports()? },
+            REPORT => {
+                Handshake::Report { tuple: self.tuple()?, fenced: self.flag("fenced")?, reports: self.reports()? }
+            }
             READY => Handshake::Ready { tuple: self.tuple()? },
             CONFIRM => Handshake::Confirm { tuple: self.tuple()?, seen: self.flag("seen")? },
             DEAD => Handshake::Dead { epoch: Epoch(self.u32()?) },
@@ -117,7 +119,12 @@ impl Reader<'_> {
     }
 
     fn tuple(&mut self) -> Result<Tuple, FrameError> {
-        Ok(Tuple { epoch: Epoch(self.u32()?), owner: self.endpoint()?, attempt: self.u32()?, target: PathId(self.u8()?) })
+        Ok(Tuple {
+            epoch: Epoch(self.u32()?),
+            owner: self.endpoint()?,
+            attempt: self.u32()?,
+            target: PathId(self.u8()?),
+        })
     }
 
     fn cause(&mut self) -> Result<Cause, FrameError> {

@@ -264,7 +264,9 @@ impl fmt::Display for FrameError {
             Self::Trailing => f.write_str("there are bytes behind the frame"),
             Self::TooLong => write!(f, "the frame is longer than {MAX_FRAME} bytes"),
             Self::TooMany => f.write_str("a list in the frame is too long"),
-            Self::Version(version) => write!(f, "wire version {version} is not spoken here (this is version {WIRE_VERSION})"),
+            Self::Version(version) => {
+                write!(f, "wire version {version} is not spoken here (this is version {WIRE_VERSION})")
+            }
             Self::Kind(kind) => write!(f, "no frame has the number {kind}"),
             Self::Value(field) => write!(f, "the field \"{field}\" has no such value"),
         }

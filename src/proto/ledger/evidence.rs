@@ -3,7 +3,10 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::{Basis, Entry, EntryView, Evidence, IncarnationFacts, IncarnationReport, LedgerError, Op, Posting, Proof, State, MAX_INCARNATIONS};
+use super::{
+    Basis, Entry, EntryView, Evidence, IncarnationFacts, IncarnationReport, LedgerError, Op, Posting, Proof, State,
+    MAX_INCARNATIONS,
+};
 use crate::id::{Epoch, Psn, Psn64, WrSeq};
 use crate::policy::Facts;
 
@@ -41,7 +44,12 @@ impl Incarnation {
     pub(super) fn retire(&mut self, entry: &Entry, posting: Posting) {
         let end = posting.first_psn + span(entry, posting, &self.facts);
         let receives = posting.receive_ordinal + u64::from(entry.op.consumes_receive());
-        self.update(IncarnationFacts { completed_psn: end, posted_psn: end, completed_receives: receives, ..self.facts });
+        self.update(IncarnationFacts {
+            completed_psn: end,
+            posted_psn: end,
+            completed_receives: receives,
+            ..self.facts
+        });
     }
 
     /// Receive-consuming requests that are retired and took effect here.
@@ -70,7 +78,9 @@ impl Incarnation {
         match (report.fenced, report.proof) {
             (true, Proof::Psn(psn)) => self.unwrap(psn).map_or(Level::Count(report.receives), Level::Exact),
             (true, Proof::Count) => Level::Count(report.receives),
-            (true, Proof::None) | (false, Proof::Psn(_) | Proof::Count | Proof::None) => Level::Successes(report.receives),
+            (true, Proof::None) | (false, Proof::Psn(_) | Proof::Count | Proof::None) => {
+                Level::Successes(report.receives)
+            }
         }
     }
 
@@ -303,9 +313,8 @@ impl Record {
             all_exact &= matches!(finding, Finding::Partial(..) | Finding::Untouched(_));
             together = match (together.state, state) {
                 (State::Unknown, _) | (State::Partial, State::NotExecuted) => together,
-                (State::Partial, State::Executed | State::Partial | State::Unknown) | (State::NotExecuted | State::Executed, _) => {
-                    Evidence { state, basis }
-                }
+                (State::Partial, State::Executed | State::Partial | State::Unknown)
+                | (State::NotExecuted | State::Executed, _) => Evidence { state, basis },
             };
         }
         if together.state == State::Partial && !all_exact {

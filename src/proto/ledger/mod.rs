@@ -47,7 +47,8 @@ pub enum Op {
 
 impl Op {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 7] = [Self::Write, Self::WriteImm, Self::Send, Self::SendImm, Self::Read, Self::FetchAdd, Self::CompareSwap];
+    pub const ALL: [Self; 7] =
+        [Self::Write, Self::WriteImm, Self::Send, Self::SendImm, Self::Read, Self::FetchAdd, Self::CompareSwap];
 
     /// Whether it consumes a receive at the other end.
     #[must_use]
@@ -430,7 +431,8 @@ impl Ledger {
     /// An incarnation's first report is kept; a later one only tells its receive count.
     fn write_reports(&mut self, reports: &[IncarnationReport]) {
         for report in reports {
-            let posted = self.records.values().filter_map(|record| record.end_on(report.epoch, &self.incarnations)).max();
+            let posted =
+                self.records.values().filter_map(|record| record.end_on(report.epoch, &self.incarnations)).max();
             if let Some(incarnation) = self.incarnations.get_mut(&report.epoch) {
                 incarnation.report(report, posted);
             }
@@ -462,8 +464,12 @@ impl Ledger {
     fn check_agreement(&self) -> Result<(), Disagreement> {
         let may_be_more = self.stop.is_some() && !self.replays_a_receive();
         for (epoch, incarnation) in &self.incarnations {
-            let postings = || self.records.values().filter_map(|record| record.posting_on(*epoch).map(|posting| (record, posting)));
-            let executed = postings().map(|(record, posting)| record.receives_executed(posting)).fold(incarnation.receives_landed(), u64::max);
+            let postings = || {
+                self.records.values().filter_map(|record| record.posting_on(*epoch).map(|posting| (record, posting)))
+            };
+            let executed = postings()
+                .map(|(record, posting)| record.receives_executed(posting))
+                .fold(incarnation.receives_landed(), u64::max);
             let drained = incarnation.drained();
             let agree = match drained {
                 Some(drained) => drained == executed || (drained > executed && may_be_more),

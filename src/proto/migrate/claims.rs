@@ -142,7 +142,11 @@ impl Machine {
     /// Claims the path that answered, unless it is too early.
     pub(super) fn claim_now(&mut self) {
         let (Claimed::Sought, Some(target), Some(cause)) = (self.claimed, self.candidate, self.fault) else { return };
-        let earliest = if self.must_hold() { self.hold_until.map_or(self.pause_until, |until| until.max(self.pause_until)) } else { self.pause_until };
+        let earliest = if self.must_hold() {
+            self.hold_until.map_or(self.pause_until, |until| until.max(self.pause_until))
+        } else {
+            self.pause_until
+        };
         if earliest > self.now {
             self.timers.set(Timer::Pause, earliest);
             return;
@@ -162,7 +166,13 @@ impl Machine {
     fn must_hold(&mut self) -> bool {
         let in_error = match self.stage {
             Stage::Running | Stage::Replaying => self.fatal,
-            Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting | Stage::Ready | Stage::Dead | Stage::Gone => true,
+            Stage::Fencing
+            | Stage::Fenced
+            | Stage::Settling
+            | Stage::Reposting
+            | Stage::Ready
+            | Stage::Dead
+            | Stage::Gone => true,
         };
         if in_error || !self.risk {
             return false;

@@ -168,5 +168,7 @@ fn longer(name: &str, value: Micros, than: &str, bound: Micros) -> Result<(), De
     if value > bound {
         return Ok(());
     }
-    Err(DeadlineError(format!("{name} ({value}) has to be longer than {than} ({bound}): raise {name} or lower the other")))
+    Err(DeadlineError(format!(
+        "{name} ({value}) has to be longer than {than} ({bound}): raise {name} or lower the other"
+    )))
 }

@@ -54,10 +54,14 @@ impl Machine {
             Input::Frame(message) => Some(self.event_of_message(message)),
             Input::PathArmed(path) => Some((Event::PathArmed, Cue { path: Some(path), ..Cue::default() })),
             Input::PathDisarmed(path) => Some((Event::PathDisarmed, Cue { path: Some(path), ..Cue::default() })),
-            Input::Fault { cause, fatal } => Some((Event::Fault, Cue { cause: Some(cause), holds: fatal, ..Cue::default() })),
+            Input::Fault { cause, fatal } => {
+                Some((Event::Fault, Cue { cause: Some(cause), holds: fatal, ..Cue::default() }))
+            }
             Input::PathAnswered(path) => Some((Event::PathAnswered, Cue { path: Some(path), ..Cue::default() })),
             Input::Hold(risk) => Some((Event::Hold, Cue { holds: risk, ..Cue::default() })),
-            Input::Fenced { reports, complete } => Some((Event::Fenced, Cue { reports, holds: complete, ..Cue::default() })),
+            Input::Fenced { reports, complete } => {
+                Some((Event::Fenced, Cue { reports, holds: complete, ..Cue::default() }))
+            }
             Input::Excluded => plain(Event::Excluded),
             Input::NotExcluded => plain(Event::NotExcluded),
             Input::Reposted => plain(Event::Reposted),

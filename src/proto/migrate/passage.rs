@@ -150,10 +150,13 @@ impl Machine {
         let lifetime_over = since + self.deadlines.packet_lifetime;
         match (own, peer) {
             (OwnFence::Running, _) | (OwnFence::Complete, PeerFence::Failed) => {}
-            (OwnFence::Failed | OwnFence::Drained, PeerFence::Failed | PeerFence::Drained) => self.surface(Surfaced::NeitherFenced),
+            (OwnFence::Failed | OwnFence::Drained, PeerFence::Failed | PeerFence::Drained) => {
+                self.surface(Surfaced::NeitherFenced)
+            }
             (OwnFence::Failed, PeerFence::Complete) => self.settle_until(self.now + self.deadlines.packet_lifetime),
             (OwnFence::Complete, PeerFence::Drained) if lifetime_over > self.now => self.settle_until(lifetime_over),
-            (OwnFence::Complete, PeerFence::Drained | PeerFence::Complete) | (OwnFence::Drained, PeerFence::Complete) => self.repost(),
+            (OwnFence::Complete, PeerFence::Drained | PeerFence::Complete)
+            | (OwnFence::Drained, PeerFence::Complete) => self.repost(),
         }
     }
 
@@ -237,7 +240,8 @@ impl Machine {
         self.stage = Stage::Running;
         self.phase(Phase::Resumed);
         self.send_pending(Pending::Confirm);
-        if let Some(tuple) = self.passage.as_ref().filter(|passage| passage.peer_confirmed).map(|passage| passage.tuple) {
+        if let Some(tuple) = self.passage.as_ref().filter(|passage| passage.peer_confirmed).map(|passage| passage.tuple)
+        {
             self.send(Handshake::Confirm { tuple, seen: true });
         }
     }
@@ -251,7 +255,9 @@ impl Machine {
     }
 
     pub(super) fn take_confirm(&mut self, seen: bool) {
-        let over = |machine: &Self| machine.passage.as_ref().is_some_and(|passage| passage.peer_confirmed && passage.acknowledged);
+        let over = |machine: &Self| {
+            machine.passage.as_ref().is_some_and(|passage| passage.peer_confirmed && passage.acknowledged)
+        };
         let was_over = over(self);
         self.keep_confirm();
         if let Some(passage) = &mut self.passage {
@@ -324,10 +330,13 @@ impl Machine {
         let passage = self.passage.as_ref();
         let mut pending: Vec<Pending> = match self.stage {
             Stage::Running => match passage {
-                Some(passage) => [(!passage.peer_confirmed).then_some(Pending::Ready), (!passage.acknowledged).then_some(Pending::Confirm)]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
+                Some(passage) => [
+                    (!passage.peer_confirmed).then_some(Pending::Ready),
+                    (!passage.acknowledged).then_some(Pending::Confirm),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
                 None => Vec::new(),
             },
             Stage::Fencing => self.owned(&[Pending::Commit]),

@@ -353,11 +353,12 @@ const fn live(event: Event, rule: Rule, dead: Rule, gone: Rule) -> Row<9> {
 }
 
 use Rule::{
-    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, GiveUp, GiveUpFence, Heal,
-    HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer, NoteExcluded, NoteFault, NoteHold,
-    NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit, RepeatReport, Resend, Resume, Settle, StopTelling,
-    SurfaceApplication, SurfaceExchange, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, TakeAccept,
-    TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
+    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, GiveUp,
+    GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
+    NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit,
+    RepeatReport, Resend, Resume, Settle, StopTelling, SurfaceApplication, SurfaceExchange, SurfacePatience,
+    SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, TakeAccept, TakeCancel, TakeConfirm, TakeFence,
+    TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
 };
 
 /// What each event does in each stage.

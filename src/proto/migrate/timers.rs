@@ -18,8 +18,16 @@ pub(super) enum Timer {
 
 impl Timer {
     /// In the order in which they fire when several are due.
-    pub(super) const ALL: [Self; 8] =
-        [Self::Claim, Self::Exclude, Self::Pause, Self::Fence, Self::Settle, Self::Exchange, Self::Patience, Self::Resend];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Claim,
+        Self::Exclude,
+        Self::Pause,
+        Self::Fence,
+        Self::Settle,
+        Self::Exchange,
+        Self::Patience,
+        Self::Resend,
+    ];
 }
 
 #[derive(Clone, Debug)]

@@ -1,5 +1,11 @@
 //! The bytes of wire version 1: what goes in comes out, and whatever comes in, nothing breaks.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::net::SocketAddr;
 
@@ -8,8 +14,8 @@ use proptest::option;
 use proptest::prelude::*;
 
 use shift_proto::frame::{
-    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress,
-    StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, WIRE_VERSION,
+    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep,
+    QpAddress, StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, WIRE_VERSION,
 };
 use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
@@ -20,8 +26,12 @@ fn endpoint() -> impl Strategy<Value = EndpointId> {
 }
 
 fn tuple() -> impl Strategy<Value = Tuple> {
-    (any::<u32>(), endpoint(), any::<u32>(), any::<u8>())
-        .prop_map(|(epoch, owner, attempt, target)| Tuple { epoch: Epoch(epoch), owner, attempt, target: PathId(target) })
+    (any::<u32>(), endpoint(), any::<u32>(), any::<u8>()).prop_map(|(epoch, owner, attempt, target)| Tuple {
+        epoch: Epoch(epoch),
+        owner,
+        attempt,
+        target: PathId(target),
+    })
 }
 
 fn psn() -> impl Strategy<Value = Psn> {
@@ -34,9 +44,15 @@ fn mtu() -> impl Strategy<Value = Mtu> {
 
 fn report() -> impl Strategy<Value = IncarnationReport> {
     let proof = prop_oneof![Just(Proof::None), Just(Proof::Count), psn().prop_map(Proof::Psn)];
-    (any::<u32>(), any::<u8>(), proof, any::<u64>(), any::<bool>()).prop_map(|(epoch, path, proof, receives, fenced)| {
-        IncarnationReport { epoch: Epoch(epoch), path: PathId(path), proof, receives, fenced }
-    })
+    (any::<u32>(), any::<u8>(), proof, any::<u64>(), any::<bool>()).prop_map(
+        |(epoch, path, proof, receives, fenced)| IncarnationReport {
+            epoch: Epoch(epoch),
+            path: PathId(path),
+            proof,
+            receives,
+            fenced,
+        },
+    )
 }
 
 fn cause() -> impl Strategy<Value = Cause> {
@@ -61,7 +77,11 @@ fn handshake() -> impl Strategy<Value = Handshake> {
         tuple().prop_map(|tuple| Handshake::Wait { tuple }),
         tuple().prop_map(|tuple| Handshake::Commit { tuple }),
         tuple().prop_map(|tuple| Handshake::Cancel { tuple }),
-        (tuple(), any::<bool>(), reports).prop_map(|(tuple, fenced, reports)| Handshake::Report { tuple, fenced, reports }),
+        (tuple(), any::<bool>(), reports).prop_map(|(tuple, fenced, reports)| Handshake::Report {
+            tuple,
+            fenced,
+            reports
+        }),
         tuple().prop_map(|tuple| Handshake::Ready { tuple }),
         (tuple(), any::<bool>()).prop_map(|(tuple, seen)| Handshake::Confirm { tuple, seen }),
         any::<u32>().prop_map(|epoch| Handshake::Dead { epoch: Epoch(epoch) }),
@@ -86,16 +106,25 @@ fn hello() -> impl Strategy<Value = Hello> {
     let v4 = any::<([u8; 4], u16)>().prop_map(SocketAddr::from);
     let v6 = any::<([u8; 16], u16)>().prop_map(SocketAddr::from);
     let addresses = vec(prop_oneof![v4, v6], 0..=MAX_ADDRESSES);
-    (any::<(u8, u8, u64, [u8; 16])>(), addresses, "[ -~]{0,60}").prop_map(|((wire_min, wire_max, process, token), addresses, version)| {
-        Hello { wire_min, wire_max, process: ProcessId(process), token, addresses, version }
-    })
+    (any::<(u8, u8, u64, [u8; 16])>(), addresses, "[ -~]{0,60}").prop_map(
+        |((wire_min, wire_max, process, token), addresses, version)| Hello {
+            wire_min,
+            wire_max,
+            process: ProcessId(process),
+            token,
+            addresses,
+            version,
+        },
+    )
 }
 
 fn offer() -> impl Strategy<Value = Offer> {
-    let standby = (path_offer(), mtu(), psn(), any::<(u8, u8, u32)>()).prop_map(|(standby, primary_mtu, primary_psn_base, rest)| {
-        let (max_rd_atomic, max_dest_rd_atomic, access) = rest;
-        StandbyOffer { standby, primary_mtu, primary_psn_base, max_rd_atomic, max_dest_rd_atomic, access }
-    });
+    let standby = (path_offer(), mtu(), psn(), any::<(u8, u8, u32)>()).prop_map(
+        |(standby, primary_mtu, primary_psn_base, rest)| {
+            let (max_rd_atomic, max_dest_rd_atomic, access) = rest;
+            StandbyOffer { standby, primary_mtu, primary_psn_base, max_rd_atomic, max_dest_rd_atomic, access }
+        },
+    );
     (endpoint(), any::<u16>(), address(), address(), option::of(standby))
         .prop_map(|(from, device, own, peer, standby)| Offer { from, device, own, peer, standby })
 }
@@ -110,8 +139,13 @@ fn key_state() -> impl Strategy<Value = KeyState> {
 
 fn probe() -> impl Strategy<Value = Probe> {
     let step = prop::sample::select(vec![ProbeStep::Offer, ProbeStep::Accept, ProbeStep::Refuse, ProbeStep::Close]);
-    (any::<(u64, u32, [u8; 16])>(), step, path_offer())
-        .prop_map(|((pair, generation, peer_gid), step, own)| Probe { pair, generation, step, own, peer_gid })
+    (any::<(u64, u32, [u8; 16])>(), step, path_offer()).prop_map(|((pair, generation, peer_gid), step, own)| Probe {
+        pair,
+        generation,
+        step,
+        own,
+        peer_gid,
+    })
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -218,7 +252,14 @@ fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
 }
 
 fn empty_hello() -> Hello {
-    Hello { wire_min: 1, wire_max: 1, process: ProcessId(1), token: [0; 16], addresses: Vec::new(), version: String::new() }
+    Hello {
+        wire_min: 1,
+        wire_max: 1,
+        process: ProcessId(1),
+        token: [0; 16],
+        addresses: Vec::new(),
+        version: String::new(),
+    }
 }
 
 #[test]

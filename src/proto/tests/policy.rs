@@ -1,5 +1,11 @@
 //! The decision table row by row, and what operators write.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use shift_proto::ledger::{Op, State};
 use shift_proto::policy::{could_end_in_error, decide, Facts, OnUnknown, Policy, ProofCap, Reason, Verdict, MAX_ITEMS};
@@ -10,7 +16,13 @@ const ATOMICS: [Op; 2] = [Op::FetchAdd, Op::CompareSwap];
 
 /// An entry in that state, as it mostly is: what was not executed has not begun.
 fn facts(state: State, unknown: OnUnknown) -> Facts {
-    Facts { state, landed: false, unknown, possibly_begun: state != State::NotExecuted, later_fenced_possibly_begun: false }
+    Facts {
+        state,
+        landed: false,
+        unknown,
+        possibly_begun: state != State::NotExecuted,
+        later_fenced_possibly_begun: false,
+    }
 }
 
 fn row(op: Op, unknown: OnUnknown) -> [Verdict; 4] {
@@ -90,8 +102,13 @@ fn no_unknown_request_but_a_write_or_read_is_ever_posted_again() {
         for bits in 0..16_u8 {
             let bit = |bit: u8| bits & (1 << bit) != 0;
             let unknown = if bit(0) { Replay } else { Error };
-            let facts =
-                Facts { state: State::Unknown, landed: bit(1), unknown, possibly_begun: bit(2), later_fenced_possibly_begun: bit(3) };
+            let facts = Facts {
+                state: State::Unknown,
+                landed: bit(1),
+                unknown,
+                possibly_begun: bit(2),
+                later_fenced_possibly_begun: bit(3),
+            };
             let posted = matches!(decide(op, facts), Verdict::Replay | Verdict::ReplayFromProven);
             assert!(!posted || matches!(op, Op::Write | Op::Read), "{op:?} {facts:?}");
         }

@@ -71,7 +71,7 @@ impl Evidence {
 fn summary(host: Host, record: &Value) -> Value {
     json!({
         "host": host.name(),
-        "way": format!("{} -> {}", text(&record["from"]["device"]), text(&record["to"]["device"])),
+        "way": format!("{} -> {}", text(record, "/from/device"), text(record, "/to/device")),
         "cause": record["cause"],
         "outcome": record["outcome"],
         "ms": record["duration_ms"],
@@ -84,6 +84,6 @@ fn summary(host: Host, record: &Value) -> Value {
     })
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("?")
+fn text<'a>(record: &'a Value, pointer: &str) -> &'a str {
+    record.pointer(pointer).and_then(Value::as_str).unwrap_or("?")
 }

@@ -5,7 +5,9 @@
 //! there. The acknowledged requests are a prefix of the executed ones.
 
 use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
-use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof, StopReason};
+use shift_proto::ledger::{
+    Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof, StopReason,
+};
 use shift_proto::policy::{OnUnknown, Reason};
 
 pub const CHUNK: u32 = 256;
@@ -90,8 +92,20 @@ pub struct Outcome {
 
 impl Nic {
     pub fn new(wants: Vec<Want>, lives: Vec<Life>) -> Self {
-        let truth = wants.iter().map(|want| Truth { chunks: vec![0; want.bytes.div_ceil(CHUNK) as usize], ..Truth::default() }).collect();
-        Self { wants, truth, lives, incarnations: Vec::new(), ledger: Ledger::new(), next: 0, stop: None, outcome: Outcome::default() }
+        let truth = wants
+            .iter()
+            .map(|want| Truth { chunks: vec![0; want.bytes.div_ceil(CHUNK) as usize], ..Truth::default() })
+            .collect();
+        Self {
+            wants,
+            truth,
+            lives,
+            incarnations: Vec::new(),
+            ledger: Ledger::new(),
+            next: 0,
+            stop: None,
+            outcome: Outcome::default(),
+        }
     }
 
     /// Lives through all faults; the last incarnation has none.
@@ -129,7 +143,14 @@ impl Nic {
 
     fn connect(&mut self, index: usize) {
         let life = self.lives[index];
-        self.incarnations.push(Incarnation { life, postings: Vec::new(), packets: 0, receives: 0, completed: 0, reported: false });
+        self.incarnations.push(Incarnation {
+            life,
+            postings: Vec::new(),
+            packets: 0,
+            receives: 0,
+            completed: 0,
+            reported: false,
+        });
     }
 
     fn end_of(&self, index: usize, count: usize) -> Psn64 {
@@ -162,7 +183,10 @@ impl Nic {
             match step.action {
                 Action::Complete => {
                     let Want { op, .. } = self.wants[want];
-                    assert!(self.truth[want].executions > 0 || op == Op::Read, "{op:?} called complete and never executed");
+                    assert!(
+                        self.truth[want].executions > 0 || op == Op::Read,
+                        "{op:?} called complete and never executed"
+                    );
                     let needs_result = matches!(op, Op::Read | Op::FetchAdd | Op::CompareSwap);
                     assert!(!needs_result || self.truth[want].landed, "{op:?} called complete without its result");
                     self.truth[want].complete = true;
@@ -253,11 +277,17 @@ impl Nic {
         if op == Op::Read {
             for later in rest {
                 let Want { op, fenced, .. } = self.wants[later];
-                let took_effect = if op.consumes_receive() && op != Op::WriteImm { self.truth[later].executions > 0 } else { self.truth[later].begun };
+                let took_effect = if op.consumes_receive() && op != Op::WriteImm {
+                    self.truth[later].executions > 0
+                } else {
+                    self.truth[later].begun
+                };
                 assert!(!(fenced && op != Op::Read && took_effect), "a READ runs behind the fenced {op:?} {later}");
             }
         } else if self.truth[want].executions > 0 {
-            let notified = rest.into_iter().any(|later| self.wants[later].op.consumes_receive() && self.truth[later].executions > 0);
+            let notified = rest
+                .into_iter()
+                .any(|later| self.wants[later].op.consumes_receive() && self.truth[later].executions > 0);
             assert!(!notified, "a ghost of {op:?} {want} behind a message that the peer has");
         }
     }
@@ -267,7 +297,10 @@ impl Nic {
         let count = self.truth[want].chunks[chunk];
         assert!(count == 1 || unknown == OnUnknown::Replay, "{op:?} {want} under policy error wrote twice");
         let exact = self.incarnations.iter().rev().skip(1).all(|incarnation| incarnation.life.kind == Kind::Psn);
-        assert!(count == 1 || !exact || op == Op::WriteImm, "WRITE {want} wrote a byte twice although every proof was exact");
+        assert!(
+            count == 1 || !exact || op == Op::WriteImm,
+            "WRITE {want} wrote a byte twice although every proof was exact"
+        );
     }
 
     fn finish(&mut self, index: usize, want: usize, responses: &mut usize) {
@@ -332,7 +365,8 @@ impl Nic {
             mtu: incarnation.life.mtu,
             completed_psn: self.end_of(index, incarnation.completed),
             posted_psn: self.end_of(index, incarnation.postings.len()),
-            completed_receives: completed.iter().filter(|(want, _)| self.wants[*want].op.consumes_receive()).count() as u64,
+            completed_receives: completed.iter().filter(|(want, _)| self.wants[*want].op.consumes_receive()).count()
+                as u64,
         };
         self.ledger.incarnation(facts).unwrap();
         for (want, posting) in incarnation.postings.clone() {
@@ -379,7 +413,9 @@ impl Nic {
             let exact = self.incarnations.iter().all(|incarnation| incarnation.life.kind == Kind::Psn);
             let needed = matches!(
                 stop.why,
-                StopReason::Table(Reason::AtomicResultLost | Reason::ReadFenced | Reason::WriteImmBegun | Reason::ReadBegun)
+                StopReason::Table(
+                    Reason::AtomicResultLost | Reason::ReadFenced | Reason::WriteImmBegun | Reason::ReadBegun
+                )
             );
             assert!(!exact || needed, "an error although every proof was exact: {stop:?}");
         }
@@ -392,7 +428,12 @@ impl Nic {
             let (truth, Want { op, .. }) = (&self.truth[want], self.wants[want]);
             assert!(truth.complete, "{op:?} {want} never completed");
             assert!(truth.executions > 0, "{op:?} {want} lost");
-            assert!(op == Op::Read || truth.chunks.iter().all(|count| *count > 0) || !matches!(op, Op::Write | Op::WriteImm), "bytes of {want} lost");
+            assert!(
+                op == Op::Read
+                    || truth.chunks.iter().all(|count| *count > 0)
+                    || !matches!(op, Op::Write | Op::WriteImm),
+                "bytes of {want} lost"
+            );
             assert!(truth.landed || !matches!(op, Op::Read | Op::FetchAdd | Op::CompareSwap), "result of {want} lost");
         }
     }

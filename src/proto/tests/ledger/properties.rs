@@ -39,7 +39,12 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 
 /// PSNs close to the wrap, seen from both sides, and far beyond it.
 fn first_psn() -> impl Strategy<Value = u64> {
-    prop_oneof![0..64_u64, (1 << 24) - 20..(1 << 24) + 20_u64, (5 << 24) - 9..(5 << 24) + 9_u64, any::<u32>().prop_map(u64::from)]
+    prop_oneof![
+        0..64_u64,
+        (1 << 24) - 20..(1 << 24) + 20_u64,
+        (5 << 24) - 9..(5 << 24) + 9_u64,
+        any::<u32>().prop_map(u64::from)
+    ]
 }
 
 fn life(kind: impl Strategy<Value = Kind>) -> impl Strategy<Value = Life> {
@@ -138,13 +143,25 @@ fn senseless(entries: &[(Want, u32, u32)]) -> Ledger {
     for epoch in 0..3 {
         let (completed_psn, posted_psn) = (Psn64(0), Psn64(40));
         let mtu = Mtu::MIN;
-        let facts = IncarnationFacts { epoch: Epoch(epoch), path: PathId(0), mtu, completed_psn, posted_psn, completed_receives: 0 };
+        let facts = IncarnationFacts {
+            epoch: Epoch(epoch),
+            path: PathId(0),
+            mtu,
+            completed_psn,
+            posted_psn,
+            completed_receives: 0,
+        };
         ledger.incarnation(facts).unwrap();
     }
     for (index, (want, epoch, psn)) in entries.iter().enumerate() {
         let Want { op, bytes, fenced, unknown } = *want;
         let entry = Entry { seq: WrSeq(index as u64), op, bytes, fenced, unknown };
-        let posting = Posting { epoch: Epoch(*epoch), first_psn: Psn64(u64::from(*psn % 64)), offset: 0, receive_ordinal: u64::from(*psn % 5) };
+        let posting = Posting {
+            epoch: Epoch(*epoch),
+            first_psn: Psn64(u64::from(*psn % 64)),
+            offset: 0,
+            receive_ordinal: u64::from(*psn % 5),
+        };
         ledger.admit(entry, (psn % 3 > 0).then_some(posting)).unwrap();
     }
     ledger

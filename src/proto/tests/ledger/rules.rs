@@ -2,8 +2,8 @@
 
 use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{
-    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Plan, Posting, Proof, State, Stop, StopReason,
-    MAX_ENTRIES, MAX_INCARNATIONS,
+    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Plan, Posting, Proof, State,
+    Stop, StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
 };
 use shift_proto::policy::{OnUnknown, ProofCap, Reason};
 
@@ -31,7 +31,14 @@ impl Queue {
     fn connect(&mut self, mtu: u32, psn: Psn64) {
         let epoch = Epoch(self.facts.len() as u32);
         let mtu = Mtu::new(mtu).unwrap();
-        self.facts.push(IncarnationFacts { epoch, path: PathId(0), mtu, completed_psn: psn, posted_psn: psn, completed_receives: 0 });
+        self.facts.push(IncarnationFacts {
+            epoch,
+            path: PathId(0),
+            mtu,
+            completed_psn: psn,
+            posted_psn: psn,
+            completed_receives: 0,
+        });
         self.receives.push(0);
         self.update();
     }
@@ -550,8 +557,16 @@ fn a_read_runs_again_unless_a_later_fenced_request_may_have_begun() {
     assert_eq!(stop_of(&plan(Op::Write, true, Proof::None, 0)), (WrSeq(0), Reason::ReadFenced));
     assert_eq!(actions(&plan(Op::Read, true, Proof::None, 0)), [WHOLE, WHOLE], "a READ changes nothing");
     assert_eq!(actions(&plan(Op::Send, true, Proof::Count, 0)), [WHOLE, WHOLE], "the SEND did not complete");
-    assert_eq!(stop_of(&plan(Op::WriteImm, true, Proof::Count, 0)), (WrSeq(0), Reason::ReadFenced), "its data may be placed");
-    assert_eq!(actions(&plan(Op::Send, true, Proof::Count, 1)), [Action::Complete, Action::Complete], "it began, so the READ landed");
+    assert_eq!(
+        stop_of(&plan(Op::WriteImm, true, Proof::Count, 0)),
+        (WrSeq(0), Reason::ReadFenced),
+        "its data may be placed"
+    );
+    assert_eq!(
+        actions(&plan(Op::Send, true, Proof::Count, 1)),
+        [Action::Complete, Action::Complete],
+        "it began, so the READ landed"
+    );
     let untouched = Proof::Psn(Psn::new(1002));
     assert_eq!(actions(&plan(Op::Write, true, untouched, 0)), [WHOLE, WHOLE], "the WRITE is proven untouched");
 }
@@ -632,5 +647,7 @@ fn atomics_and_work_under_policy_error_could_end_in_an_error() {
         queue.ledger.could_end_in_error()
     };
     assert!(risk(Op::FetchAdd, OnUnknown::Replay) && risk(Op::Write, OnUnknown::Error));
-    assert!(!risk(Op::Write, OnUnknown::Replay) && !risk(Op::Send, OnUnknown::Error) && !Ledger::new().could_end_in_error());
+    assert!(
+        !risk(Op::Write, OnUnknown::Replay) && !risk(Op::Send, OnUnknown::Error) && !Ledger::new().could_end_in_error()
+    );
 }

@@ -2,7 +2,9 @@
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
-use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
+use shift_proto::migrate::{
+    Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced,
+};
 
 pub const ME: EndpointId = EndpointId { process: ProcessId(2), life: 1, side: 0 };
 pub const BIGGER: EndpointId = EndpointId { process: ProcessId(3), life: 1, side: 0 };

@@ -26,7 +26,17 @@ fn every_deadline_has_a_variable_of_its_own_a_default_and_an_outcome() {
     }
     let names: BTreeSet<_> = DEADLINES.iter().map(|row| row.name).collect();
     for name in [
-        "stall", "probe", "hold", "claim", "exclude", "fence", "exchange", "key_lookup", "packet_lifetime", "patience", "hold_down",
+        "stall",
+        "probe",
+        "hold",
+        "claim",
+        "exclude",
+        "fence",
+        "exchange",
+        "key_lookup",
+        "packet_lifetime",
+        "patience",
+        "hold_down",
         "heartbeat",
     ] {
         assert!(names.contains(name), "{name}");

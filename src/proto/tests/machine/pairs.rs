@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, Tuple};
-use shift_proto::migrate::{rule, Attempt, Cause, Effect, Event, Handshake, Input, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
+use shift_proto::migrate::{
+    rule, Attempt, Cause, Effect, Event, Handshake, Input, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS,
+};
 
 use crate::bench::{reports, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
 
@@ -133,14 +135,19 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
     };
     let (new, old) = ([epoch + 1, epoch + 2], [epoch, epoch.saturating_sub(1)]);
     let me = crate::bench::ME;
-    let frames = |tuples: Vec<Tuple>, make: fn(Tuple) -> Handshake| tuples.into_iter().map(make).map(Input::Frame).collect();
+    let frames =
+        |tuples: Vec<Tuple>, make: fn(Tuple) -> Handshake| tuples.into_iter().map(make).map(Input::Frame).collect();
     let claim = |tuple| Handshake::Claim { tuple, cause: Cause::Flushed };
     let own: Vec<_> = bench.machine.tuple().into_iter().collect();
     match event {
         Event::Claim => frames(tuples(&new, bench.peer), claim),
         Event::OldClaim => frames(tuples(&old, bench.peer), claim),
         Event::Accept => frames(tuples(&new, me), |tuple| Handshake::Accept { tuple }),
-        Event::OldAccept => frames([tuples(&old, me), own.into_iter().filter(|tuple| tuple.owner == me).collect()].concat(), |tuple| Handshake::Accept { tuple }),
+        Event::OldAccept => {
+            frames([tuples(&old, me), own.into_iter().filter(|tuple| tuple.owner == me).collect()].concat(), |tuple| {
+                Handshake::Accept { tuple }
+            })
+        }
         Event::Refuse => frames(tuples(&new, me), |tuple| Handshake::Refuse { tuple }),
         Event::Wait => frames(tuples(&new, me), |tuple| Handshake::Wait { tuple }),
         Event::Commit => frames(tuples(&new, bench.peer), |tuple| Handshake::Commit { tuple }),
@@ -149,7 +156,11 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
         Event::OldCancel => frames(tuples(&old, bench.peer), |tuple| Handshake::Cancel { tuple }),
         Event::Report => {
             let report = |tuple, fenced, reports| Input::Frame(Handshake::Report { tuple, fenced, reports });
-            own.into_iter().flat_map(|tuple| [report(tuple, true, reports()), report(tuple, false, reports()), report(tuple, false, vec![])]).collect()
+            own.into_iter()
+                .flat_map(|tuple| {
+                    [report(tuple, true, reports()), report(tuple, false, reports()), report(tuple, false, vec![])]
+                })
+                .collect()
         }
         Event::Ready => frames(own, |tuple| Handshake::Ready { tuple }),
         Event::Confirm => {
@@ -157,12 +168,17 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
             own.into_iter().flat_map(|tuple| [confirm(tuple, true), confirm(tuple, false)]).collect()
         }
         Event::Stray => frames(tuples(&[epoch + 1], bench.peer), |tuple| Handshake::Ready { tuple }),
-        Event::Dead => vec![Input::Frame(Handshake::Dead { epoch: Epoch(epoch) }), Input::Frame(Handshake::Surface { tuple: tuples(&new, me)[0] })],
+        Event::Dead => vec![
+            Input::Frame(Handshake::Dead { epoch: Epoch(epoch) }),
+            Input::Frame(Handshake::Surface { tuple: tuples(&new, me)[0] }),
+        ],
         Event::Gone => vec![Input::Frame(Handshake::Gone)],
         Event::PathArmed => vec![Input::PathArmed(PathId(0)), Input::PathArmed(PathId(3))],
         Event::PathDisarmed => vec![Input::PathDisarmed(PathId(0)), Input::PathDisarmed(PathId(3))],
         Event::Fault => vec![SUSPECT, FATAL],
-        Event::PathAnswered => vec![Input::PathAnswered(PathId(0)), Input::PathAnswered(PathId(1)), Input::PathAnswered(PathId(9))],
+        Event::PathAnswered => {
+            vec![Input::PathAnswered(PathId(0)), Input::PathAnswered(PathId(1)), Input::PathAnswered(PathId(9))]
+        }
         Event::Excluded => vec![Input::Excluded],
         Event::NotExcluded => vec![Input::NotExcluded],
         Event::Hold => vec![Input::Hold(true), Input::Hold(false)],
@@ -222,7 +238,13 @@ fn check_pair(state: StateName, bench: &Bench, event: Event, input: Input) {
         assert!(effects.is_empty(), "{context}");
     }
     if matches!(state.stage, Stage::Dead | Stage::Gone) {
-        assert!(effects.iter().all(|effect| matches!(effect, Effect::Send(Handshake::Dead { .. } | Handshake::Gone | Handshake::Surface { .. }))), "{context}");
+        assert!(
+            effects.iter().all(|effect| matches!(
+                effect,
+                Effect::Send(Handshake::Dead { .. } | Handshake::Gone | Handshake::Surface { .. })
+            )),
+            "{context}"
+        );
     }
     let surfaces = effects.iter().filter(|effect| matches!(effect, Effect::Surface { .. })).count();
     let told = effects.iter().any(|effect| matches!(effect, Effect::Send(Handshake::Dead { .. })));

@@ -51,10 +51,19 @@ fn a_whole_migration_as_its_owner_gives_every_phase_once_and_in_order() {
     assert_eq!(bench.machine.deadline(), None, "nothing is awaited any more");
     let order: Vec<_> = effects
         .iter()
-        .filter(|effect| matches!(effect, Effect::Exclude | Effect::Fence | Effect::Repost { .. } | Effect::Replay { .. } | Effect::Forget { .. }))
+        .filter(|effect| {
+            matches!(
+                effect,
+                Effect::Exclude | Effect::Fence | Effect::Repost { .. } | Effect::Replay { .. } | Effect::Forget { .. }
+            )
+        })
         .collect();
     assert_eq!(order.len(), 5);
-    assert!(matches!(order[0], Effect::Exclude) && matches!(order[1], Effect::Fence) && matches!(order[2], Effect::Repost { .. }));
+    assert!(
+        matches!(order[0], Effect::Exclude)
+            && matches!(order[1], Effect::Fence)
+            && matches!(order[2], Effect::Repost { .. })
+    );
     assert_eq!(order[3], &Effect::Replay { tuple, reports: reports() });
     assert_eq!(order[4], &Effect::Forget { below: Epoch(1) });
 }
@@ -78,14 +87,20 @@ fn a_current_path_that_answers_ends_a_fault_unless_its_qp_is_in_error() {
 
     bench.give(FATAL);
     let effects = bench.give(Input::PathAnswered(PathId(0)));
-    assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(0)), "it is connected anew");
+    assert!(
+        matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(0)),
+        "it is connected anew"
+    );
 }
 
 #[test]
 fn a_path_that_heals_while_the_claim_is_out_cancels_it() {
     let mut bench = Bench::new(SMALLER);
     let tuple = bench.reach_claiming();
-    assert_eq!(bench.give(Input::PathAnswered(PathId(0))), [Effect::StopSeek, Effect::Send(Handshake::Cancel { tuple })]);
+    assert_eq!(
+        bench.give(Input::PathAnswered(PathId(0))),
+        [Effect::StopSeek, Effect::Send(Handshake::Cancel { tuple })]
+    );
     assert_eq!(bench.machine.state(), running());
 }
 
@@ -153,7 +168,11 @@ fn an_acceptance_ends_at_cancel_and_at_the_claim_deadline() {
     assert_eq!(bench.machine.state(), running());
     let tuple = bench.theirs(1, 2);
     bench.hear(bench.claim(1, 2));
-    assert_eq!(sent(&bench.give(Input::Excluded)), [Handshake::Accept { tuple }], "the same epoch may be accepted again");
+    assert_eq!(
+        sent(&bench.give(Input::Excluded)),
+        [Handshake::Accept { tuple }],
+        "the same epoch may be accepted again"
+    );
 }
 
 #[test]
@@ -217,14 +236,19 @@ fn commit_and_cancel_are_never_said_of_one_attempt() {
     assert_eq!(bench.hear(Handshake::Accept { tuple }), [], "an attempt given up is never revived");
     bench.wait(deadlines().resend);
     let next = bench.give(Input::PathAnswered(PathId(1)));
-    assert!(matches!(sent(&next)[..], [Handshake::Claim { tuple: next, .. }] if next.attempt > tuple.attempt && next.epoch == tuple.epoch));
+    assert!(
+        matches!(sent(&next)[..], [Handshake::Claim { tuple: next, .. }] if next.attempt > tuple.attempt && next.epoch == tuple.epoch)
+    );
 }
 
 #[test]
 fn a_claim_is_repeated_with_growing_pauses_until_its_deadline() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_claiming();
-    let claims = sent(&bench.wait(deadlines().claim)).into_iter().filter(|message| matches!(message, Handshake::Claim { .. })).count();
+    let claims = sent(&bench.wait(deadlines().claim))
+        .into_iter()
+        .filter(|message| matches!(message, Handshake::Claim { .. }))
+        .count();
     assert_eq!(claims, 4, "after 20, 60, 140 and 300 ms");
 }
 
@@ -242,7 +266,11 @@ fn an_end_with_unprovable_work_waits_as_long_as_the_hold_deadline() {
     let mut bench = Bench::new(SMALLER);
     bench.give(Input::Hold(true));
     let (tuple, mut waited) = (bench.theirs(1, 1), Micros(0));
-    assert_eq!(bench.hear(bench.claim(1, 1)), [Effect::Exclude, Effect::Send(Handshake::Wait { tuple })], "new posts are held");
+    assert_eq!(
+        bench.hear(bench.claim(1, 1)),
+        [Effect::Exclude, Effect::Send(Handshake::Wait { tuple })],
+        "new posts are held"
+    );
     bench.give(Input::Excluded);
     while sent(&bench.hear(bench.claim(1, 1))) == [Handshake::Wait { tuple }] {
         bench.wait(Micros(MS.0 * 100));
@@ -308,7 +336,10 @@ fn an_owner_answers_a_claim_of_its_own_epoch_with_its_commit() {
     let mut bench = Bench::new(SMALLER);
     let tuple = bench.reach_claiming();
     bench.hear(Handshake::Accept { tuple });
-    assert_eq!(bench.give(Input::Excluded), [Effect::StopSeek, Effect::Send(Handshake::Commit { tuple }), Effect::Fence]);
+    assert_eq!(
+        bench.give(Input::Excluded),
+        [Effect::StopSeek, Effect::Send(Handshake::Commit { tuple }), Effect::Fence]
+    );
     assert_eq!(sent(&bench.hear(bench.claim(1, 1))), [Handshake::Commit { tuple }]);
     assert_eq!(sent(&bench.hear(Handshake::Accept { tuple })), [Handshake::Commit { tuple }]);
     let theirs = Bench::new(SMALLER).claim(0, 1);
@@ -320,7 +351,11 @@ fn an_end_that_adopted_ignores_claims_of_that_epoch() {
     let mut bench = Bench::new(BIGGER);
     bench.reach_stage(Stage::Fenced);
     assert_eq!(bench.hear(bench.claim(1, 1)), []);
-    assert_eq!(sent(&bench.hear(bench.commit(1, 1))), [bench.peer_report(true)], "a repeated COMMIT asks for the report");
+    assert_eq!(
+        sent(&bench.hear(bench.commit(1, 1))),
+        [bench.peer_report(true)],
+        "a repeated COMMIT asks for the report"
+    );
 }
 
 #[test]
@@ -346,7 +381,13 @@ fn a_ready_that_overtakes_the_report_is_remembered() {
     bench.hear(Handshake::Ready { tuple });
     bench.hear(report);
     let effects = bench.give(Input::Reposted);
-    assert!(matches!(effects[..], [Effect::Send(Handshake::Report { .. }), Effect::Send(Handshake::Ready { .. }), Effect::Replay { .. }]), "{effects:?}");
+    assert!(
+        matches!(
+            effects[..],
+            [Effect::Send(Handshake::Report { .. }), Effect::Send(Handshake::Ready { .. }), Effect::Replay { .. }]
+        ),
+        "{effects:?}"
+    );
 }
 
 #[test]
@@ -407,7 +448,10 @@ fn the_replay_waits_for_the_peers_receives() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Ready);
     let effects = bench.wait(Micros::from_millis(500));
-    assert!(effects.iter().all(|effect| matches!(effect, Effect::Send(Handshake::Report { .. } | Handshake::Ready { .. }))), "{effects:?}");
+    assert!(
+        effects.iter().all(|effect| matches!(effect, Effect::Send(Handshake::Report { .. } | Handshake::Ready { .. }))),
+        "{effects:?}"
+    );
     assert!(!effects.is_empty());
 }
 
@@ -440,7 +484,10 @@ fn a_second_fault_in_mid_migration_is_a_claim_of_the_next_epoch() {
         bench.reach_stage(stage);
         bench.give(fault);
         let effects = bench.give(Input::PathAnswered(PathId(0)));
-        assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.epoch == Epoch(2) && tuple.target == PathId(0)), "{stage:?}");
+        assert!(
+            matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.epoch == Epoch(2) && tuple.target == PathId(0)),
+            "{stage:?}"
+        );
     }
 }
 
@@ -511,7 +558,11 @@ fn an_exchange_that_does_not_end_is_surfaced_at_its_deadline() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Replaying);
     bench.give(Input::Replayed);
-    assert_eq!(surfaced(&bench.wait(Micros::from_millis(60_000))), None, "what is posted retires in its own time, or faults");
+    assert_eq!(
+        surfaced(&bench.wait(Micros::from_millis(60_000))),
+        None,
+        "what is posted retires in its own time, or faults"
+    );
 }
 
 #[test]
@@ -585,7 +636,10 @@ fn an_application_error_is_told_only_to_a_peer_that_claims() {
     let mut bench = Bench::new(SMALLER);
     let tuple = bench.reach_claiming();
     bench.hear(Handshake::Wait { tuple });
-    assert_eq!(bench.give(Input::ApplicationError), [Effect::Send(Handshake::Cancel { tuple }), Effect::StopSeek, Effect::Release]);
+    assert_eq!(
+        bench.give(Input::ApplicationError),
+        [Effect::Send(Handshake::Cancel { tuple }), Effect::StopSeek, Effect::Release]
+    );
 }
 
 #[test]
@@ -636,7 +690,10 @@ fn a_missing_confirmation_is_sent_again_and_surfaces_nothing() {
     let tuple = bench.tuple();
     let effects = bench.wait(Micros::from_millis(60_000));
     assert_eq!(bench.machine.state(), running());
-    assert!(sent(&effects).contains(&Handshake::Ready { tuple }) && sent(&effects).contains(&Handshake::Confirm { tuple, seen: false }));
+    assert!(
+        sent(&effects).contains(&Handshake::Ready { tuple })
+            && sent(&effects).contains(&Handshake::Confirm { tuple, seen: false })
+    );
     let effects = bench.hear(Handshake::Confirm { tuple, seen: false });
     assert_eq!(effects, [Effect::Forget { below: Epoch(1) }, Effect::Send(Handshake::Confirm { tuple, seen: true })]);
     assert_eq!(bench.hear(Handshake::Confirm { tuple, seen: true }), [Effect::Confirmed { epoch: Epoch(1) }]);

@@ -5,13 +5,18 @@
 //! posted its receives, nothing resumes after COMMIT, and when the faults end, so does the handshake.
 //!
 //! A failing seed is named in the panic; `SHIFT_SEED=n cargo test -p shift-proto --test network` runs it alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(clippy::wildcard_enum_match_arm, clippy::too_many_lines, reason = "a test looks at the few cases it is about")]
 
 mod world;
 
 use std::collections::BTreeMap;
-
 
 use world::{Profile, World};
 
@@ -61,7 +66,16 @@ fn one_fault_on_a_good_network_always_ends_on_the_other_path() {
 #[test]
 fn a_bad_network_never_splits_a_connection_and_every_run_ends() {
     let seen = explore("a_bad_network_never_splits_a_connection_and_every_run_ends", Profile::rough());
-    let marks = ["both running", "migrated", "migrated twice", "both ended", "crossing claims", "cancelled", "waited", "lapsed"];
+    let marks = [
+        "both running",
+        "migrated",
+        "migrated twice",
+        "both ended",
+        "crossing claims",
+        "cancelled",
+        "waited",
+        "lapsed",
+    ];
     expect(&seen, &marks);
 }
 

@@ -1,7 +1,7 @@
 //! The world around two machines: clock, network, paths, and a data path that only remembers what the protocol cares about.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
@@ -452,7 +452,8 @@ impl World {
 
     fn input(&mut self, side: usize, input: Input) {
         self.trace.push(format!("{} {side} {} <- {input:?}", self.now, self.ends[side].machine.state()));
-        let crossing = matches!(&input, Input::Frame(Handshake::Claim { .. })) && self.ends[side].machine.state().attempt == Attempt::Claiming;
+        let crossing = matches!(&input, Input::Frame(Handshake::Claim { .. }))
+            && self.ends[side].machine.state().attempt == Attempt::Claiming;
         let lapse = matches!(input, Input::Tick) && self.ends[side].machine.state().attempt == Attempt::Accepted;
         self.ends[side].machine.handle(Micros(self.now), input);
         if crossing {
@@ -522,7 +523,8 @@ impl World {
         if end.replaying.is_some() {
             end.replay_interrupted = true;
         }
-        let delay = if self.dice.chance(self.profile.stuck_poster) { self.dice.below(400_000) } else { self.dice.below(2000) };
+        let delay =
+            if self.dice.chance(self.profile.stuck_poster) { self.dice.below(400_000) } else { self.dice.below(2000) };
         self.answer(delay, side, Input::Excluded);
     }
 
@@ -673,14 +675,22 @@ impl World {
                 let epoch = machines[0].epoch();
                 let confirmed = epoch == Epoch(0) || self.ends.iter().all(|end| end.confirmed == Some(epoch));
                 assert!(confirmed, "a confirmation is missing: {}", picture());
-                assert!(machines.iter().all(|machine| machine.deadline().is_none()), "a timer runs for ever: {}", picture());
+                assert!(
+                    machines.iter().all(|machine| machine.deadline().is_none()),
+                    "a timer runs for ever: {}",
+                    picture()
+                );
                 self.mark("both running");
             }
             (Stage::Dead | Stage::Gone, Stage::Dead | Stage::Gone) => self.mark("both ended"),
             (Stage::Running, Stage::Gone) if idle(0) && !self.ends[0].in_error => self.mark("one gone, one running"),
             (Stage::Gone, Stage::Running) if idle(1) && !self.ends[1].in_error => self.mark("one gone, one running"),
-            (Stage::Running, Stage::Dead) if quiet(1) && !self.ends[0].in_error => self.mark("one errored, one running"),
-            (Stage::Dead, Stage::Running) if quiet(0) && !self.ends[1].in_error => self.mark("one errored, one running"),
+            (Stage::Running, Stage::Dead) if quiet(1) && !self.ends[0].in_error => {
+                self.mark("one errored, one running")
+            }
+            (Stage::Dead, Stage::Running) if quiet(0) && !self.ends[1].in_error => {
+                self.mark("one errored, one running")
+            }
             _ => panic!("somebody waits for ever: {}", picture()),
         }
     }
