@@ -74,21 +74,24 @@ exported! {
 
 unsafe fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr {
     // SAFETY: passed on.
-    let region = unsafe { real::ibv_reg_mr(domain, addr, length, access) };
+    let make = || unsafe { real::ibv_reg_mr(domain, addr, length, access) };
+    let region = mr::register_fresh(domain, make);
     mr::registered(&mr::Request { pd: domain, addr, length, iova: addr as u64, access: access as u32 }, region);
     region
 }
 
 unsafe fn reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr {
     // SAFETY: passed on.
-    let region = unsafe { real::ibv_reg_mr_iova(domain, addr, length, iova, access) };
+    let make = || unsafe { real::ibv_reg_mr_iova(domain, addr, length, iova, access) };
+    let region = mr::register_fresh(domain, make);
     mr::registered(&mr::Request { pd: domain, addr, length, iova, access: access as u32 }, region);
     region
 }
 
 unsafe fn reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr {
     // SAFETY: passed on.
-    let region = unsafe { real::ibv_reg_mr_iova2(domain, addr, length, iova, access) };
+    let make = || unsafe { real::ibv_reg_mr_iova2(domain, addr, length, iova, access) };
+    let region = mr::register_fresh(domain, make);
     mr::registered(&mr::Request { pd: domain, addr, length, iova, access }, region);
     region
 }

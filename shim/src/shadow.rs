@@ -555,6 +555,8 @@ pub struct QpCold {
     pub fence: Option<Fence>,
     /// The epoch for which receives were reposted.
     pub reposted: Option<u32>,
+    /// Reposting under way: its epoch, and the next receive to be posted, so that a second try posts none twice.
+    pub repost_next: Option<(u32, u64)>,
     /// Replay under way: next sequence number to be posted on the new path.
     pub replay_next: u64,
 }
@@ -618,6 +620,7 @@ impl QpCold {
             incarnations: Vec::new(),
             fence: None,
             reposted: None,
+            repost_next: None,
             replay_next: 0,
         }
     }

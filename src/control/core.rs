@@ -231,9 +231,13 @@ impl Core {
             }
             Event::KeyRemoved { device, rkey } => {
                 let peers = self.world.peers.connected();
-                if let Some(key) = self.world.own_keys.remove(device, rkey, peers) {
+                let key = self.world.own_keys.remove(device, rkey, peers);
+                if let Some(key) = key {
                     self.own_peer_keys().handle_del(key);
                     self.world.peers.broadcast(&mut self.world.links, &Frame::KeyDel(key));
+                }
+                if key.is_none_or(|key| !self.world.own_keys.awaits(key)) {
+                    self.world.data.withdrawal_confirmed(device, rkey);
                 }
             }
             Event::Port { device, up } => self.handle_port(device, up, now),
@@ -421,7 +425,10 @@ impl Core {
         let data = self.world.data.clone();
         self.world.probes.forget_peer(&*data, process);
         self.world.peer_keys.remove(&process);
-        self.world.own_keys.forget_peer(process);
+        for (device, rkey) in self.world.own_keys.forget_peer(process) {
+            data.withdrawal_confirmed(device, rkey);
+        }
+        data.void_remote_keys();
         self.trusted.remove(&process);
     }
 
@@ -440,7 +447,11 @@ impl Core {
                 }
             }
             Frame::KeyDel(key) => self.handle_key_del(process, key),
-            Frame::KeyDelAck(key) => self.world.own_keys.handle_confirmed(process, key),
+            Frame::KeyDelAck(key) => {
+                if self.world.own_keys.handle_confirmed(process, key) {
+                    self.world.data.withdrawal_confirmed(DeviceId(key.device), key.rkey);
+                }
+            }
             Frame::KeyAsk { device, rkey } => {
                 let state = self.world.own_keys.state(device, rkey);
                 self.world.send(process, Frame::KeyAnswer { device, rkey, state });
@@ -466,6 +477,8 @@ impl Core {
 
     fn handle_key_del(&mut self, process: ProcessId, key: Key) {
         self.world.peer_keys.entry(process).or_default().handle_del(key);
+        // Before the confirmation: once it is out the peer may give the number to other memory.
+        self.world.data.void_remote_keys();
         self.world.send(process, Frame::KeyDelAck(key));
     }
 

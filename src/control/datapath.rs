@@ -180,6 +180,10 @@ pub trait DataPath: Send + Sync {
     fn could_end_in_error(&self, qp: QpLife) -> bool;
     /// The application's own QP object is in ERR or beyond (a fatal completion was seen).
     fn in_error(&self, qp: QpLife) -> bool;
+    /// A peer withdrew keys, or is gone: translations that the data path remembers are void.
+    fn void_remote_keys(&self);
+    /// Every peer confirmed that this key of ours is withdrawn: the number may be given out again.
+    fn withdrawal_confirmed(&self, device: DeviceId, rkey: u32);
     /// Evidence of incarnations below this epoch is not needed any more.
     fn forget(&self, qp: QpLife, below: Epoch);
     /// Looks at every CQ with outstanding work of protected QPs that the application has not polled lately; may send events.

@@ -42,23 +42,34 @@ impl OwnKeys {
         Some(Key { device: device.0, rkey, generation })
     }
 
-    /// A peer confirmed a withdrawal.
-    pub fn handle_confirmed(&mut self, peer: ProcessId, key: Key) {
+    /// A peer confirmed a withdrawal. `true`: it was the last one to do so.
+    pub fn handle_confirmed(&mut self, peer: ProcessId, key: Key) -> bool {
         let id = (key.device, key.rkey, key.generation);
-        if let Some(waiting) = self.unconfirmed.get_mut(&id) {
-            waiting.remove(&peer);
-            if waiting.is_empty() {
-                self.unconfirmed.remove(&id);
-            }
+        let Some(waiting) = self.unconfirmed.get_mut(&id) else { return false };
+        waiting.remove(&peer);
+        let last = waiting.is_empty();
+        if last {
+            self.unconfirmed.remove(&id);
         }
+        last
     }
 
-    /// A peer that is gone confirms nothing any more.
-    pub fn forget_peer(&mut self, peer: ProcessId) {
-        self.unconfirmed.retain(|_, waiting| {
+    /// Whether some peer has still to confirm the withdrawal of this very registration.
+    pub fn awaits(&self, key: Key) -> bool {
+        self.unconfirmed.contains_key(&(key.device, key.rkey, key.generation))
+    }
+
+    /// A peer that is gone confirms nothing any more. The withdrawals that only it had to confirm.
+    pub fn forget_peer(&mut self, peer: ProcessId) -> Vec<(DeviceId, u32)> {
+        let mut confirmed = Vec::new();
+        self.unconfirmed.retain(|(device, rkey, _), waiting| {
             waiting.remove(&peer);
+            if waiting.is_empty() {
+                confirmed.push((DeviceId(*device), *rkey));
+            }
             !waiting.is_empty()
         });
+        confirmed
     }
 
     /// Everything, as a peer that is met has to be told.

@@ -458,7 +458,9 @@ impl Qp {
 
     fn surface(&mut self, world: &mut World, why: Surfaced) {
         (self.job, self.paused, self.seek, self.held) = (Job::Idle, None, None, false);
-        world.data.surface(self.life, self.status);
+        // Where the peer's application got the error, this one sees what its own hardware would show: flushes.
+        let followed = (why == Surfaced::PeerSurfaced).then_some(crate::qp::WC_WR_FLUSH_ERR);
+        world.data.surface(self.life, self.status.or(followed));
         let (first, next) = (world.data.retired_below(self.life).0, world.data.next_seq(self.life).0);
         self.note_why(&why.to_string());
         let record = self.open_record(world);

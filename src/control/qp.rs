@@ -20,7 +20,7 @@ use crate::world::World;
 pub const PATHS: [PathId; 2] = [PathId::PRIMARY, PathId::STANDBY];
 
 /// Status of a completion: `IBV_WC_WR_FLUSH_ERR`.
-const WC_WR_FLUSH_ERR: u32 = 5;
+pub const WC_WR_FLUSH_ERR: u32 = 5;
 
 /// What is known of one path.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{fence, probe, rail, replay, twin};
+use crate::cold::{fence, mr, probe, rail, replay, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -144,6 +144,14 @@ impl DataPath for Shim {
 
     fn in_error(&self, qp: QpLife) -> bool {
         Self::with(qp, false, |qp| qp.first_error.load(Ordering::Relaxed) != 0)
+    }
+
+    fn void_remote_keys(&self) {
+        mr::void_caches();
+    }
+
+    fn withdrawal_confirmed(&self, device: DeviceId, rkey: u32) {
+        mr::withdrawal_confirmed(device.0, rkey);
     }
 
     fn forget(&self, qp: QpLife, below: Epoch) {

@@ -27,7 +27,10 @@ pub fn begin(qp: &QpShadow) {
     if cold.fence.is_some() || !cold.alive {
         return;
     }
-    qp.step(Stance::Armed, Stance::Masking);
+    // Also where it became unprotected after the end had agreed to move: the flushes of this fence are not the application's.
+    if matches!(qp.stance(), Stance::Armed | Stance::Recording) {
+        qp.stand(Stance::Masking);
+    }
     let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, |object| twin::to_state(object, IBV_QPS_ERR));
     cold.fence = Some(Fence {
         began: Instant::now(),
@@ -99,14 +102,24 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
         *connected = None;
     }
     let frozen = freeze(qp);
-    let Some(incarnation) = cold.incarnations.last_mut().filter(|incarnation| !incarnation.closed) else { return };
+    let received = qp.rq.received.load(Relaxed);
+    let Some(incarnation) = cold.incarnations.last_mut() else { return };
+    if incarnation.closed {
+        // Drained once more after the packet lifetime: what came late counts.
+        let epoch = Epoch(incarnation.epoch);
+        let late = cold.reports.iter_mut().find(|report| report.epoch == epoch);
+        if let Some(report) = late {
+            report.receives = report.receives.max(received);
+        }
+        return;
+    }
     incarnation.closed = true;
     incarnation.completed = frozen.completed;
     incarnation.posted = frozen.posted;
     incarnation.completed_receives = frozen.completed_receives;
     let epoch = incarnation.epoch;
     let proof = sample.map_or(Proof::None, |psn| proof_of(qp, path, psn, receives_back));
-    let receives = qp.rq.received.load(Relaxed);
+    let receives = received;
     let report =
         IncarnationReport { epoch: Epoch(epoch), path: PathId(path), proof, receives, fenced: sample.is_some() };
     let cap = process::get().map_or(ProofCap::Sender, |process| process.config.proof);

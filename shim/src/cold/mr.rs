@@ -44,11 +44,61 @@ pub fn void_caches() {
     GENERATION.fetch_add(1, Ordering::AcqRel);
 }
 
+/// What is known of an lkey; waits for who writes its place in the table.
+pub fn local_key_waiting(device: u16, lkey: u32) -> Option<LocalKey> {
+    BY_LKEY.get()?.get(&(device, lkey)).map(|found| known_of(&found))
+}
+
 /// What is known of an lkey; `None` if it is unknown or its place in the table is being written (never waits).
 pub fn local_key(device: u16, lkey: u32) -> Option<LocalKey> {
-    let found = BY_LKEY.get()?.try_get(&(device, lkey)).try_unwrap()?;
+    BY_LKEY.get()?.try_get(&(device, lkey)).try_unwrap().map(|found| known_of(&found))
+}
+
+fn known_of(found: &MrShadow) -> LocalKey {
+    let lkey = found.lkey;
     let readable = if found.readable { (found.iova, found.length) } else { (0, 0) };
-    Some(LocalKey { lkey, twin: found.twin_lkey, readable })
+    LocalKey { lkey, twin: found.twin_lkey, readable }
+}
+
+/// rkeys of ours that were withdrawn and that some peer may still translate: how often each.
+static UNCONFIRMED: OnceLock<DashMap<(u16, u32), u32>> = OnceLock::new();
+/// Registrations made to avoid such a number, at most: providers count their keys up, so the next one is another already.
+const TRIES: usize = 8;
+
+/// Every peer knows that the key is withdrawn.
+pub fn withdrawal_confirmed(device: u16, rkey: u32) {
+    let Some(unconfirmed) = UNCONFIRMED.get() else { return };
+    if let Some(mut count) = unconfirmed.get_mut(&(device, rkey)) {
+        *count = count.saturating_sub(1);
+    }
+    unconfirmed.remove_if(&(device, rkey), |_, count| *count == 0);
+}
+
+fn is_unconfirmed(device: u16, region: *mut ibv_mr) -> bool {
+    // SAFETY: the registration was just made and is not NULL (the caller looked).
+    let rkey = unsafe { (*region).rkey };
+    UNCONFIRMED.get().is_some_and(|unconfirmed| unconfirmed.contains_key(&(device, rkey)))
+}
+
+/// Registers through `make`, again where the key is one that a peer may still take for other memory. The duplicates are kept until a good one is
+/// found, so that the provider does not give their numbers out again, and are withdrawn then.
+pub fn register_fresh(domain: *mut ibv_pd, make: impl Fn() -> *mut ibv_mr) -> *mut ibv_mr {
+    let mut region = make();
+    let Some(device) = pd::PDS.get(domain).map(|pd| pd.device) else { return region };
+    let mut duplicates = Vec::new();
+    while !region.is_null() && duplicates.len() < TRIES && is_unconfirmed(device, region) {
+        duplicates.push(region);
+        region = make();
+    }
+    if region.is_null() {
+        // Rather a number that is in doubt than a failure that the program would not have seen.
+        region = duplicates.pop().unwrap_or(region);
+    }
+    for duplicate in duplicates {
+        // SAFETY: made above, never given out, withdrawn once.
+        unsafe { real::ibv_dereg_mr(duplicate) };
+    }
+    region
 }
 
 /// How the application registers.
@@ -183,6 +233,9 @@ pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
     by_lkey().remove(&(shadow.device, shadow.lkey));
     void_caches();
     if let Some(twin) = shadow.twin {
+        if process::get().is_some() {
+            *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
+        }
         process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
         // SAFETY: the twin is this library's own and was taken out of the tables above.
         let errno = unsafe { real::ibv_dereg_mr(twin.0) };

@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, mr, pd, rail, reaper, tell, twin};
+use crate::cold::{cq, mr, pd, rail, reaper, replay, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::process;
@@ -175,8 +175,12 @@ fn begin_sending(qp: &QpShadow, given: &ibv_qp_attr) {
 
 /// The application's own ERR or RESET: what comes back from now on is its own doing.
 fn end_by_application(qp: &QpShadow) {
-    if qp.stance() != Stance::Surfaced {
-        qp.stand(Stance::Passing);
+    match qp.stance() {
+        Stance::Surfaced | Stance::Passing => {}
+        Stance::Recording => qp.stand(Stance::Passing),
+        Stance::Armed if !has_moved(qp) && is_direct(qp) => qp.stand(Stance::Passing),
+        // In the middle of a migration, or on the standby: what is out is nowhere any more, or not where the call goes.
+        Stance::Armed | Stance::Masking => replay::surface(qp, Some(IBV_WC_WR_FLUSH_ERR.0)),
     }
     tell::application_error(qp);
     let twin = qp.cold().twin;
@@ -185,12 +189,17 @@ fn end_by_application(qp: &QpShadow) {
     }
 }
 
+fn is_direct(qp: &QpShadow) -> bool {
+    qp.sq.poster.lock().mode == PostMode::Direct
+}
+
 /// After RESET a QP is another one: a new life, so that nothing of the old one can be meant.
 fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
     let init = old.cold().init;
     let shadows =
         Shadows { pd: Arc::clone(&old.pd), send_cq: Arc::clone(&old.send_cq), recv_cq: Arc::clone(&old.recv_cq) };
     end(qp, old);
+    process::tell(Event::Destroyed { qp: QpLife(old.life) });
     if let Err(reason) = begin(qp, old.qpn, &init, shadows) {
         mark_foreign(&init, old.qpn);
         tell::once(&format!("QP 0x{:06x} is not protected: {reason}", old.qpn), &reason);

@@ -114,7 +114,8 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
     }
     let object = twin::object(qp, &cold, path).filter(|_| cold.alive).ok_or(Errno(libc::ENODEV))?;
     let mut poster = qp.rq.poster.lock();
-    {
+    let begun = cold.repost_next.filter(|(begun, _)| *begun == epoch);
+    if begun.is_none() {
         let _inner = qp.recv_cq.inner.lock();
         qp.rq.flushed.store(0, Relaxed);
         qp.rq.received.store(0, Relaxed);
@@ -131,7 +132,8 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
     poster.sges.reserve(post::batch_sges(qp));
     let ring = &qp.rq.ring;
     let mut count = 0;
-    for seq in ring.head()..ring.tail() {
+    for seq in begun.map_or(ring.head(), |(_, next)| next)..ring.tail() {
+        cold.repost_next = Some((epoch, seq));
         let errno = post::give_recv(qp, &mut poster, seq);
         if errno != 0 {
             return Err(Errno(errno));
@@ -232,7 +234,8 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     qp.sq.mixed_until.store(u64::MAX, Relaxed);
     qp.sq.mixed.store(true, Relaxed);
     qp.sq.epoch.store(epoch, Relaxed);
-    qp.step(Stance::Masking, Stance::Armed);
+    let protected = qp.unprotected.get().is_none();
+    qp.step(Stance::Masking, if protected { Stance::Armed } else { Stance::Recording });
     look_at_twin(qp);
     true
 }

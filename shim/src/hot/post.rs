@@ -87,10 +87,11 @@ impl KeyCache {
         }
     }
 
-    /// The twin's key for `lkey`.
+    /// The twin's key for `lkey`. May wait for a writer of the table, who is never out of the processor for long: a wrong "unknown" would be an error.
     pub fn twin_of(&mut self, device: u16, lkey: u32) -> Option<u32> {
         self.refresh();
-        self.local(device, lkey).map(|key| key.twin).filter(|twin| *twin != 0)
+        let known = self.local(device, lkey).or_else(|| mr::local_key_waiting(device, lkey))?;
+        (known.twin != 0).then_some(known.twin)
     }
 }
 
@@ -134,7 +135,7 @@ pub unsafe fn post_send(qp: &QpShadow, wr: *mut ibv_send_wr, bad: *mut *mut ibv_
     let chain = unsafe { SendChain::new(wr, usize::MAX) };
     let (errno, first_bad) = match poster.mode {
         PostMode::Direct => post_direct(qp, &mut poster, chain),
-        PostMode::Held => (hold(qp, &mut poster, chain), core::ptr::null_mut()),
+        PostMode::Held => hold(qp, &mut poster, chain),
         PostMode::Flushing => (flush_at_once(qp, chain), core::ptr::null_mut()),
     };
     if errno != 0 && !bad.is_null() {
@@ -209,6 +210,12 @@ fn post_direct(qp: &QpShadow, poster: &mut Poster, mut chain: SendChain<'_>) -> 
                 break;
             }
             let seq = begin + batch.len as u64;
+            if poster.translate && !is_recorded(raw.opcode) {
+                // Its keys cannot be translated, and a raw key is never posted on a standby.
+                tell::unprotect_opcode(qp, raw.opcode);
+                stop = Some(Stop::Refuse(libc::EOPNOTSUPP, wr.as_ptr()));
+                break;
+            }
             if !qp.sq.ring.has_room(seq) && !make_room(qp, seq) {
                 stop = Some(Stop::Refuse(libc::ENOMEM, wr.as_ptr()));
                 break;
@@ -228,9 +235,9 @@ fn post_direct(qp: &QpShadow, poster: &mut Poster, mut chain: SendChain<'_>) -> 
             Some(Stop::HoldFrom(wr)) => {
                 poster.mode = PostMode::Held;
                 // SAFETY: `wr` is the rest of the application's chain, valid as the whole was.
-                let errno = hold(qp, poster, unsafe { SendChain::new(wr, usize::MAX) });
+                let outcome = hold(qp, poster, unsafe { SendChain::new(wr, usize::MAX) });
                 tell::held(qp);
-                return (errno, core::ptr::null_mut());
+                return outcome;
             }
             None if batch.len < BATCH => return (0, core::ptr::null_mut()),
             None => {}
@@ -471,21 +478,22 @@ fn make_room(qp: &QpShadow, seq: u64) -> bool {
     qp.sq.ring.has_room(seq)
 }
 
-/// Records a chain while the queue is held. Returns errno.
+/// Records a chain while the queue is held. Returns errno and the first request that was not recorded.
 #[cold]
-fn hold(qp: &QpShadow, poster: &mut Poster, chain: SendChain<'_>) -> c_int {
+fn hold(qp: &QpShadow, poster: &mut Poster, chain: SendChain<'_>) -> (c_int, *mut ibv_send_wr) {
     for wr in chain {
         let seq = qp.sq.ring.tail();
         if !fits(qp, wr.raw()) {
-            return libc::EINVAL;
+            return (libc::EINVAL, wr.as_ptr());
         }
-        if !qp.sq.ring.has_room(seq) {
-            return libc::ENOMEM;
+        // What has no full record cannot be posted later: better an error that the program sees than half a request.
+        if !qp.sq.ring.has_room(seq) || !is_recorded(wr.opcode()) {
+            return (libc::ENOMEM, wr.as_ptr());
         }
         record(qp, poster, wr.raw(), seq, HELD);
         qp.sq.ring.set_tail(seq + 1);
     }
-    0
+    (0, core::ptr::null_mut())
 }
 
 /// The QP is in error for the application: each request completes with a flush, as hardware does it.

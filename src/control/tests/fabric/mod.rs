@@ -588,6 +588,10 @@ impl DataPath for Path {
         false
     }
 
+    fn void_remote_keys(&self) {}
+
+    fn withdrawal_confirmed(&self, _device: DeviceId, _rkey: u32) {}
+
     fn forget(&self, qp: QpLife, below: Epoch) {
         self.with(qp, |q| q.incarnations.retain(|epoch, _| *epoch >= below.0));
     }
