@@ -11,4 +11,5 @@
 mod bench;
 mod deadlines;
 mod pairs;
-mod rules;
+mod rules_of_claims;
+mod rules_of_passage;
