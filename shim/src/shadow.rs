@@ -103,8 +103,6 @@ pub struct CqShadow {
     pub cq: Raw<ibv_cq>,
     /// Its context's own functions.
     pub ops: ProviderOps,
-    /// Of the application's own request; what `ibv_cq::cqe` says.
-    pub cqe: i32,
     /// Events instead of polling: its QPs are not protected.
     pub has_channel: bool,
     /// Bits above. Written under `inner`, read without (Relaxed: a stale value delays by one poll).
@@ -289,6 +287,11 @@ impl QpShadow {
         self.stance.store(to as u8, Ordering::Release);
     }
 
+    /// The application has seen no error of it: only then may the agent bring a path of it to life.
+    pub fn may_move(&self) -> bool {
+        !matches!(self.stance(), Stance::Surfaced | Stance::Passing)
+    }
+
     /// The cold part. A panic while it was held leaves data that the fail-open paths tolerate, so poison is ignored.
     pub fn cold(&self) -> std::sync::MutexGuard<'_, QpCold> {
         self.cold.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -304,6 +307,8 @@ pub enum PostMode {
     Held,
     /// Recorded and flushed at once: the QP is in error for the application.
     Flushing,
+    /// The application destroys or resets the QP: nobody posts any more, the agent least of all.
+    Gone,
 }
 
 /// Where sends go.
@@ -555,6 +560,8 @@ pub struct QpCold {
     pub fence: Option<Fence>,
     /// The epoch for which receives were reposted.
     pub reposted: Option<u32>,
+    /// The epoch whose incarnation the send side was set up for.
+    pub sending: u32,
     /// Reposting under way: its epoch, and the next receive to be posted, so that a second try posts none twice.
     pub repost_next: Option<(u32, u64)>,
     /// Replay under way: next sequence number to be posted on the new path.
@@ -620,6 +627,7 @@ impl QpCold {
             incarnations: Vec::new(),
             fence: None,
             reposted: None,
+            sending: 0,
             repost_next: None,
             replay_next: 0,
         }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
-use shift_proto::id::{EndpointId, Micros, ProcessId};
+use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
 use shift_proto::migrate::{Handshake, Input};
 
 use crate::address::with_port;
@@ -103,7 +103,9 @@ impl Core {
     pub fn give_up(&mut self) {
         for (life, qp) in &self.qps {
             self.world.data.set_armed(*life, false);
-            if !qp.is_quiet() {
+            // An error that the shim keeps, or a post that waits for a key of the standby, would wait for ever.
+            let waits = self.world.data.in_error(*life) || qp.current() != PathId::PRIMARY;
+            if !qp.is_quiet() || waits {
                 self.world.data.surface(*life, None);
             }
         }

@@ -8,7 +8,7 @@ use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 use shift_abi::*;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// CQs of the application.
 pub static CQS: PtrTable<CqShadow> = PtrTable::new();
@@ -42,7 +42,6 @@ fn new_shadow(cq: *mut ibv_cq, cqe: c_int, ops: ProviderOps, has_channel: bool) 
     CqShadow {
         cq: Raw(cq),
         ops,
-        cqe,
         has_channel,
         attention: AtomicU32::new(0),
         polls: AtomicU32::new(0),
@@ -53,6 +52,8 @@ fn new_shadow(cq: *mut ibv_cq, cqe: c_int, ops: ProviderOps, has_channel: bool) 
 
 /// Makes room in the application's CQ for everything that one more QP can have flushed, beside what the others can.
 pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _growing = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (needed, has) = {
         let mut inner = cq.inner.lock();
         inner.depth = inner.depth.saturating_add(depth);
@@ -67,9 +68,7 @@ pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
     if errno != 0 {
         return Err(format!("its CQ cannot be grown to the {needed} entries that a fault may flush (errno {errno})"));
     }
-    // The application goes on seeing the size it was granted.
-    // SAFETY: the CQ is live; the field is the application's view of the size and only read by it.
-    unsafe { (*cq.cq.0).cqe = cq.cqe };
+    // `ibv_cq::cqe` now says the larger size, and has to: mlx5 and hns reckon with it when they poll.
     cq.inner.lock().entries = needed;
     Ok(())
 }
@@ -117,7 +116,11 @@ pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
         .map_or(0, |shadow| shadow.inner.lock().depth);
     let entries = cqe.max(c_int::try_from(room).unwrap_or(c_int::MAX));
     // SAFETY: passed on, with a larger size at most.
-    unsafe { real::ibv_resize_cq(cq, entries) }
+    let errno = unsafe { real::ibv_resize_cq(cq, entries) };
+    if let (0, Some(shadow)) = (errno, CQS.get(cq)) {
+        shadow.inner.lock().entries = u32::try_from(entries).unwrap_or(0);
+    }
+    errno
 }
 
 /// `ibv_destroy_cq`.

@@ -45,7 +45,7 @@ fn posted_receives(qp: &QpShadow) -> u64 {
     let poster = qp.rq.poster.lock();
     match poster.mode {
         PostMode::Held => poster.held_from,
-        PostMode::Direct | PostMode::Flushing => qp.rq.ring.tail(),
+        PostMode::Direct | PostMode::Flushing | PostMode::Gone => qp.rq.ring.tail(),
     }
 }
 
@@ -107,16 +107,20 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
     if incarnation.closed {
         // Drained once more after the packet lifetime: what came late counts.
         let epoch = Epoch(incarnation.epoch);
+        let is_of_it = qp.rq.epoch.load(Relaxed) == epoch.0;
         let late = cold.reports.iter_mut().find(|report| report.epoch == epoch);
-        if let Some(report) = late {
+        if let Some(report) = late.filter(|_| is_of_it) {
             report.receives = report.receives.max(received);
         }
         return;
     }
     incarnation.closed = true;
-    incarnation.completed = frozen.completed;
-    incarnation.posted = frozen.posted;
-    incarnation.completed_receives = frozen.completed_receives;
+    // Nothing was sent on an incarnation that ended before its replay: its numbers are those of its beginning.
+    if frozen.epoch == incarnation.epoch {
+        incarnation.completed = frozen.completed;
+        incarnation.posted = frozen.posted;
+        incarnation.completed_receives = frozen.completed_receives;
+    }
     let epoch = incarnation.epoch;
     let proof = sample.map_or(Proof::None, |psn| proof_of(qp, path, psn, receives_back));
     let receives = received;
@@ -138,6 +142,7 @@ fn proof_of(qp: &QpShadow, path: u8, psn: Psn, receives_back: bool) -> Proof {
 }
 
 struct Frozen {
+    epoch: u32,
     completed: u64,
     posted: u64,
     completed_receives: u64,
@@ -157,7 +162,12 @@ fn freeze(qp: &QpShadow) -> Frozen {
         completed = first_psn(poster.psn_next, slot.psn.load(Relaxed));
         outstanding_receives += u64::from(post::consumes(ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)))));
     }
-    Frozen { completed, posted: poster.psn_next, completed_receives: poster.consuming - outstanding_receives }
+    Frozen {
+        epoch: poster.epoch,
+        completed,
+        posted: poster.psn_next,
+        completed_receives: poster.consuming - outstanding_receives,
+    }
 }
 
 /// The full packet number of an entry, from its low half and the one after the last posted entry.

@@ -80,7 +80,6 @@ fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -
     grow_cqs(&send_cq, &recv_cq, &init.cap)?;
     for cq in [&send_cq, &recv_cq] {
         let mut inner = cq.inner.lock();
-        inner.gone.retain(|gone| *gone != qpn);
         inner.foreign.retain(|foreign| *foreign != qpn);
         cq.attention.fetch_or(TAGGED, Ordering::Relaxed);
     }
@@ -128,6 +127,13 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     let state = if bits & IBV_QP_STATE != 0 { Some(unsafe { (*attr).qp_state }) } else { None };
     if matches!(state, Some(IBV_QPS_ERR | IBV_QPS_RESET)) {
         end_by_application(&shadow);
+    }
+    if state == Some(IBV_QPS_ERR) && (has_moved(&shadow) || shadow.stance() == Stance::Surfaced) {
+        // Everything was flushed; the object itself may be in RESET, from where the kernel allows no ERR.
+        twin::to_error(shadow.qp);
+        // SAFETY: as above.
+        merge(&mut shadow.cold().attr, &unsafe { attr.read() }, bits);
+        return 0;
     }
     if state == Some(IBV_QPS_RTS) && has_moved(&shadow) {
         // SAFETY: as above.
@@ -200,6 +206,7 @@ fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
         Shadows { pd: Arc::clone(&old.pd), send_cq: Arc::clone(&old.send_cq), recv_cq: Arc::clone(&old.recv_cq) };
     end(qp, old);
     process::tell(Event::Destroyed { qp: QpLife(old.life) });
+    withdraw_copies(old);
     if let Err(reason) = begin(qp, old.qpn, &init, shadows) {
         mark_foreign(&init, old.qpn);
         tell::once(&format!("QP 0x{:06x} is not protected: {reason}", old.qpn), &reason);
@@ -324,11 +331,7 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
     process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_destroy_qp(qp) };
-    if let Some(mr) = take_registration(&shadow, 0) {
-        // On the application's PD, which it may free next: so not by the reaper.
-        // SAFETY: the registration is this library's own; the QP that used it is gone.
-        unsafe { real::ibv_dereg_mr(mr.0) };
-    }
+    withdraw_copies(&shadow);
     errno
 }
 
@@ -351,7 +354,16 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
     let twin = {
         let mut cold = shadow.cold();
         cold.alive = false;
-        cold.twin.take()
+        shadow.sq.poster.lock().mode = PostMode::Gone;
+        shadow.rq.poster.lock().mode = PostMode::Gone;
+        let twin = cold.twin.take();
+        if let Some(twin) = twin {
+            // Destroying it may take long; from here on it touches no memory any more, as after any destroy.
+            if twin::to_state(twin, IBV_QPS_RESET) != 0 {
+                twin::to_error(twin);
+            }
+        }
+        twin
     };
     QPS.remove(qp);
     {
@@ -369,10 +381,19 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
         cq::shrink(&shadow.recv_cq, shadow.cap.max_recv_wr);
     }
     if let Some(twin) = twin {
-        reaper::destroy_qp(twin);
+        reaper::destroy_twin(twin, Arc::clone(shadow));
     }
     if let Some(mr) = take_registration(shadow, 1) {
         reaper::dereg_mr(mr);
+    }
+}
+
+/// Withdraws the registration of the QP's copies on the application's PD, which it may free next: so not by the reaper. The QP that used it is
+/// gone, or in RESET.
+fn withdraw_copies(shadow: &QpShadow) {
+    if let Some(mr) = take_registration(shadow, 0) {
+        // SAFETY: the registration is this library's own and was taken out of its place; nobody uses it any more.
+        unsafe { real::ibv_dereg_mr(mr.0) };
     }
 }
 

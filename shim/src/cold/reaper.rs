@@ -5,13 +5,15 @@
 
 use crate::cold::device::as_agent;
 use crate::real;
-use crate::shadow::Raw;
+use crate::shadow::{QpShadow, Raw};
 use shift_abi::*;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 enum Corpse {
     Qp(Raw<ibv_qp>),
+    /// With what its requests may still read: the copies of the shadow.
+    Twin(Raw<ibv_qp>, Arc<QpShadow>),
     Cq(Raw<ibv_cq>),
     Mr(Raw<ibv_mr>),
     Pd(Raw<ibv_pd>),
@@ -27,6 +29,11 @@ static LIST: Mutex<List> = Mutex::new(List { corpses: VecDeque::new(), running: 
 /// Destroys a QP of this library's own.
 pub fn destroy_qp(qp: Raw<ibv_qp>) {
     add(Corpse::Qp(qp));
+}
+
+/// Destroys a twin, and lets go of its shadow after that.
+pub fn destroy_twin(qp: Raw<ibv_qp>, shadow: Arc<QpShadow>) {
+    add(Corpse::Twin(qp, shadow));
 }
 
 /// Destroys a CQ of this library's own.
@@ -72,6 +79,11 @@ fn bury(corpse: &Corpse) {
     let errno = match corpse {
         // SAFETY: the object is this library's own, was handed over once and is used by nobody else any more.
         Corpse::Qp(qp) => unsafe { real::ibv_destroy_qp(qp.0) },
+        Corpse::Twin(qp, shadow) => {
+            log::trace!("destroying the twin of QP 0x{:06x}", shadow.qpn);
+            // SAFETY: as above.
+            unsafe { real::ibv_destroy_qp(qp.0) }
+        }
         // SAFETY: as above.
         Corpse::Cq(cq) => unsafe { real::ibv_destroy_cq(cq.0) },
         // SAFETY: as above.

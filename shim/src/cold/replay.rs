@@ -33,20 +33,28 @@ pub fn exclude(qp: &QpShadow) -> bool {
 
 /// Nothing was fenced: what was held goes to the path in use.
 pub fn release(qp: &QpShadow) {
-    {
-        let mut receive = qp.rq.poster.lock();
-        if receive.mode == PostMode::Held {
-            for seq in receive.held_from..qp.rq.ring.tail() {
-                if post::give_recv(qp, &mut receive, seq) != 0 {
-                    break;
-                }
-            }
-            receive.mode = PostMode::Direct;
-        }
+    if !release_receives(qp) {
+        return surface(qp, None);
     }
     if post_held(qp, &Unasked) != ReplayProgress::Done {
         tell::held(qp);
     }
+}
+
+/// Posts the receives that were recorded while the queue was held; `false`: the provider refused one.
+fn release_receives(qp: &QpShadow) -> bool {
+    let mut poster = qp.rq.poster.lock();
+    if poster.mode != PostMode::Held {
+        return true;
+    }
+    for seq in poster.held_from..qp.rq.ring.tail() {
+        if post::give_recv(qp, &mut poster, seq) != 0 {
+            return false;
+        }
+        poster.held_from = seq + 1;
+    }
+    poster.mode = PostMode::Direct;
+    true
 }
 
 /// Keys are looked up where they are needed; here none is known beyond what the queue remembers.
@@ -112,7 +120,9 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
     if cold.reposted == Some(epoch) {
         return Ok(0);
     }
-    let object = twin::object(qp, &cold, path).filter(|_| cold.alive).ok_or(Errno(libc::ENODEV))?;
+    let gone = Errno(libc::ENODEV);
+    let object = twin::object(qp, &cold, path).filter(|_| cold.alive && qp.may_move()).ok_or(gone)?;
+    enter_incarnation(&mut cold, path, epoch).ok_or(gone)?;
     let mut poster = qp.rq.poster.lock();
     let begun = cold.repost_next.filter(|(begun, _)| *begun == epoch);
     if begun.is_none() {
@@ -140,10 +150,33 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
         }
         count += 1;
     }
-    poster.mode = PostMode::Direct;
+    if poster.mode == PostMode::Held {
+        poster.mode = PostMode::Direct;
+    }
     drop(poster);
     cold.reposted = Some(epoch);
     Ok(count)
+}
+
+/// From here on the connection is on the new path: what a fence has to fence, and what the peer has to hear of, even if nothing was sent there yet.
+fn enter_incarnation(cold: &mut QpCold, path: u8, epoch: u32) -> Option<()> {
+    let connected = cold.connected.get(usize::from(path)).copied().flatten();
+    let connected = connected.filter(|connected| connected.epoch == epoch)?;
+    if cold.incarnations.last().is_some_and(|last| last.epoch == epoch) {
+        return Some(());
+    }
+    let first = u64::from(connected.own_psn);
+    cold.incarnations.push(Incarnation {
+        epoch,
+        path,
+        mtu: connected.mtu,
+        completed: first,
+        posted: first,
+        completed_receives: 0,
+        closed: false,
+    });
+    cold.path = path;
+    Some(())
 }
 
 fn ops_of(qp: &QpShadow, path: u8) -> Option<ProviderOps> {
@@ -175,12 +208,12 @@ pub fn replay(
     }
     for step in &plan.steps {
         let seq = step.seq.0;
-        if seq < qp.cold().replay_next {
+        if seq < qp.cold().replay_next.max(qp.sq.ring.head()) {
             continue;
         }
         match step.action {
             Action::Complete => qp.sq.ring.slot(seq).mark(DONE),
-            Action::Replay { offset } => match post_recorded(qp, seq, offset, keys) {
+            Action::Replay { offset } => match post_recorded(qp, &mut qp.sq.poster.lock(), seq, offset, keys) {
                 Ok(posting) => {
                     report_refusal(qp, ledger.posted(step.seq, posting).err());
                     qp.sq.ring.slot(seq).mark(IN_LEDGER);
@@ -200,24 +233,18 @@ pub fn replay(
 /// Sets the posting side up for the new incarnation, once per epoch. The queue is held, so the poster's fields are the agent's.
 fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     let mut cold = qp.cold();
-    if cold.incarnations.last().is_some_and(|last| last.epoch == epoch) {
+    if cold.sending == epoch {
         return true;
     }
-    let Some(object) = twin::object(qp, &cold, path).filter(|_| cold.alive) else { return false };
+    let Some(object) = twin::object(qp, &cold, path).filter(|_| cold.alive && qp.may_move()) else { return false };
     let Some(ops) = ops_of(qp, path) else { return false };
     let connected = cold.connected.get(usize::from(path)).copied().flatten();
     let Some(connected) = connected.filter(|connected| connected.epoch == epoch) else { return false };
+    if enter_incarnation(&mut cold, path, epoch).is_none() {
+        return false;
+    }
     let first = u64::from(connected.own_psn);
-    cold.incarnations.push(Incarnation {
-        epoch,
-        path,
-        mtu: connected.mtu,
-        completed: first,
-        posted: first,
-        completed_receives: 0,
-        closed: false,
-    });
-    cold.path = path;
+    cold.sending = epoch;
     cold.replay_next = qp.sq.ring.head();
     let mut poster = qp.sq.poster.lock();
     poster.target = Target { qp: object, post_send: ops.post_send };
@@ -241,11 +268,19 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
 }
 
 /// Posts entry `seq` from `offset` on, on the current path, signalled.
-fn post_recorded(qp: &QpShadow, seq: u64, offset: u32, keys: &dyn RemoteKeys) -> Result<Posting, ReplayProgress> {
+fn post_recorded(
+    qp: &QpShadow,
+    poster: &mut Poster,
+    seq: u64,
+    offset: u32,
+    keys: &dyn RemoteKeys,
+) -> Result<Posting, ReplayProgress> {
+    if matches!(poster.mode, PostMode::Gone | PostMode::Flushing) {
+        return Err(ReplayProgress::Refused(Errno(libc::ENODEV)));
+    }
     let slot = qp.sq.ring.slot(seq);
-    let mut poster = qp.sq.poster.lock();
-    let mut wr = rebuild(qp, &mut poster, seq, offset, keys)?;
-    let mut sges = elements(qp, &mut poster, seq, offset)?;
+    let mut wr = rebuild(qp, poster, seq, offset, keys)?;
+    let mut sges = elements(qp, poster, seq, offset)?;
     wr.sg_list = sges.as_mut_ptr();
     wr.num_sge = i32::try_from(sges.len()).unwrap_or(0);
     wr.wr_id = Tag::new(qp.life, Queue::Send, poster.epoch, seq).0;
@@ -370,27 +405,28 @@ fn copied(qp: &QpShadow, seq: u64, on_twin: bool) -> Option<(u64, u32)> {
 }
 
 /// Posts what was recorded while the queue was held, until posters may post directly again.
+///
+/// Each entry is looked at under the poster's cell and not below head: a slot that retired meanwhile may already hold a later entry.
 pub fn post_held(qp: &QpShadow, keys: &dyn RemoteKeys) -> ReplayProgress {
     let ring = &qp.sq.ring;
     let mut seq = ring.head();
     loop {
-        while seq < ring.tail() {
-            if ring.slot(seq).has(HELD) {
-                mix(qp);
-                if let Err(progress) = post_recorded(qp, seq, 0, keys) {
-                    return progress;
-                }
-            }
-            seq += 1;
-        }
         let mut poster = qp.sq.poster.lock();
-        if seq == ring.tail() {
+        seq = seq.max(ring.head());
+        if seq >= ring.tail() {
             qp.sq.mixed_until.store(seq, Relaxed);
             if poster.mode == PostMode::Held {
                 poster.mode = PostMode::Direct;
             }
             return ReplayProgress::Done;
         }
+        if ring.slot(seq).has(HELD) {
+            mix(qp);
+            if let Err(progress) = post_recorded(qp, &mut poster, seq, 0, keys) {
+                return progress;
+            }
+        }
+        seq += 1;
     }
 }
 
@@ -411,7 +447,8 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
     let status = ibv_wc_status(status.or(first).unwrap_or(IBV_WC_RETRY_EXC_ERR.0));
     {
         let cold = qp.cold();
-        if !cold.alive || qp.stance() == Stance::Passing {
+        let direct = qp.sq.poster.lock().mode == PostMode::Direct && qp.rq.poster.lock().mode == PostMode::Direct;
+        if !cold.alive || qp.stance() == Stance::Surfaced || (qp.stance() == Stance::Passing && direct) {
             return;
         }
         qp.stand(Stance::Surfaced);

@@ -137,7 +137,7 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
         return Ok(());
     }
     let gone = Errno(libc::ENODEV);
-    if !cold.alive {
+    if !cold.alive || !qp.may_move() {
         return Err(gone);
     }
     let object = object(qp, &cold, path).ok_or(gone)?;

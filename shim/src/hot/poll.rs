@@ -203,6 +203,12 @@ fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Sourc
         return;
     }
     if raw.status != IBV_WC_SUCCESS {
+        // After the first error each request has a completion, so the order can be told by the numbers.
+        let is_early = sq.errored.load(Relaxed) && seq > sq.ring.head() && qp.stance() == Stance::Passing;
+        if is_early {
+            inner.parked.push((raw, source));
+            return;
+        }
         send_failed(qp, raw, seq, sink);
         return;
     }
@@ -295,12 +301,16 @@ fn judge(qp: &QpShadow, status: ibv_wc_status) -> Verdict {
         }
         Stance::Surfaced => Verdict::Drop,
         Stance::Armed if matches!(status, IBV_WC_RETRY_EXC_ERR | IBV_WC_WR_FLUSH_ERR) => {
-            qp.step(Stance::Armed, Stance::Masking);
+            if !qp.step(Stance::Armed, Stance::Masking) {
+                return judge(qp, status);
+            }
             tell::fatal(qp, status);
             Verdict::Keep
         }
         Stance::Armed => {
-            qp.stand(Stance::Passing);
+            if !qp.step(Stance::Armed, Stance::Passing) {
+                return judge(qp, status);
+            }
             tell::application_error(qp);
             Verdict::Pass
         }

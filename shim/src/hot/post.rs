@@ -137,6 +137,7 @@ pub unsafe fn post_send(qp: &QpShadow, wr: *mut ibv_send_wr, bad: *mut *mut ibv_
         PostMode::Direct => post_direct(qp, &mut poster, chain),
         PostMode::Held => hold(qp, &mut poster, chain),
         PostMode::Flushing => (flush_at_once(qp, chain), core::ptr::null_mut()),
+        PostMode::Gone => (libc::EINVAL, wr),
     };
     if errno != 0 && !bad.is_null() {
         // SAFETY: the caller vouches for `bad`.
@@ -294,7 +295,7 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     let mut bytes = 0_u32;
     let mut count = 0_u8;
     for sge in sges {
-        bytes = bytes.wrapping_add(sge.length);
+        bytes = bytes.saturating_add(sge.length);
         if count == 0 {
             slot.addr.store(sge.addr, Relaxed);
             slot.sge_len.store(sge.length, Relaxed);
@@ -467,6 +468,8 @@ fn roll_back(
         poster.psn_next -= packets(slot.bytes.load(Relaxed), poster.mtu_shift);
         poster.signals = poster.signals.wrapping_sub(u32::from(slot.has(NIC_SIGNALLED)));
     }
+    // What was taken back may have been the signal that we asked for: the next one gets it.
+    poster.unsignalled_run = poster.signal_every;
     qp.sq.ring.set_tail(refused);
     (errno, batch.origins.get(at).copied().unwrap_or(bad))
 }
@@ -521,6 +524,7 @@ pub unsafe fn post_recv(qp: &QpShadow, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_
                 super::poll::stash_error(&qp.recv_cq, &mut inner, qp, wr.wr_id(), IBV_WC_WR_FLUSH_ERR);
                 0
             }
+            PostMode::Gone => libc::EINVAL,
             PostMode::Direct | PostMode::Held => post_one_recv(qp, &mut poster, wr.raw()),
         };
         if errno != 0 {
@@ -541,7 +545,9 @@ fn post_one_recv(qp: &QpShadow, poster: &mut RecvPoster, wr: &ibv_recv_wr) -> c_
     if !u32::try_from(wr.num_sge).is_ok_and(|sges| sges <= qp.cap.max_recv_sge) {
         return libc::EINVAL;
     }
-    if !ring.has_room(seq) {
+    // While held there is no provider to refuse what is beyond its depth, and the ring is larger.
+    let too_many = poster.mode == PostMode::Held && seq - ring.head() >= u64::from(qp.cap.max_recv_wr);
+    if too_many || !ring.has_room(seq) {
         return libc::ENOMEM;
     }
     record_recv(qp, wr, seq);
