@@ -22,12 +22,14 @@ pub struct Runner<W: Write> {
     cpus: Option<u8>,
     boots: u32,
     out: W,
+    /// A scenario that failed is run once more, on a fresh pair, and that is said.
+    pub twice: bool,
 }
 
 impl<W: Write> Runner<W> {
     /// A runner that prints its objects to `out`; `cpus` overrides what scenarios ask for.
     pub fn new(setup: Setup, cpus: Option<u8>, out: W) -> Runner<W> {
-        Runner { setup, lab: None, cpus, boots: 0, out }
+        Runner { setup, lab: None, cpus, boots: 0, out, twice: false }
     }
 
     /// Runs all of them, each with all the seeds; true if all passed.
@@ -40,11 +42,18 @@ impl<W: Write> Runner<W> {
         for (index, (scenario, seed)) in runs.iter().copied().enumerate() {
             say(&format!("[{}/{}] {}: {}", index + 1, runs.len(), scenario.name, scenario.about));
             let begun = Instant::now();
-            let (result, again) = self.run_guarded(scenario, seed);
+            let (mut result, mut again) = self.run_guarded(scenario, seed);
             self.keep_transcript(scenario, seed);
+            if let (true, Err(why)) = (self.twice, &result) {
+                let why = why.to_string();
+                self.say_failed(&why);
+                say("      once more, on a fresh pair");
+                self.lab = None;
+                result = self.run_guarded(scenario, seed).0;
+                again = Some(why);
+            }
             if let Err(why) = &result {
-                say(&format!("      FAILED: {why}"));
-                self.lab.iter().flat_map(Lab::transcript).for_each(|line| say(&format!("      | {line}")));
+                self.say_failed(&why.to_string());
                 failed.push(scenario.name.as_str());
             }
             let mut object = object(scenario, seed, result);
@@ -57,6 +66,11 @@ impl<W: Write> Runner<W> {
         }
         say(&format!("{} of {} passed", runs.len() - failed.len(), runs.len()));
         Ok(failed.is_empty())
+    }
+
+    fn say_failed(&self, why: &str) {
+        say(&format!("      FAILED: {why}"));
+        self.lab.iter().flat_map(Lab::transcript).for_each(|line| say(&format!("      | {line}")));
     }
 
     /// What the programs said last, into the directory of this run: of use where it is kept.
