@@ -633,3 +633,19 @@ impl QpCold {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a QP of depth 512 with one element a request, beside the copies, which only a QP has that posts inline or small payloads.
+    #[test]
+    fn a_protected_qp_of_depth_512_costs_at_most_64_kib() {
+        let depth = 512_u32;
+        let sends = Ring::<SendSlot>::with_room_for(depth).size() as usize * size_of::<SendSlot>();
+        let receives = Ring::<RecvSlot>::with_room_for(depth).size() as usize * size_of::<RecvSlot>();
+        let scratch = 2 * crate::hot::post::BATCH * size_of::<ibv_sge>();
+        let total = size_of::<QpShadow>() + sends + receives + scratch;
+        assert!(total <= 64 << 10, "{total} bytes");
+    }
+}

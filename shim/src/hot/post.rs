@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use shift_abi::*;
 
 /// Work requests handed to the provider in one call: 2 KiB of stack.
-const BATCH: usize = 16;
+pub const BATCH: usize = 16;
 /// Payloads up to this many bytes are snapshotted: a cache line, NCCL's clear-to-send is 64.
 pub const SNAPSHOT_BYTES: u32 = 64;
 /// Keys a queue remembers the translation of: a power of two; NCCL uses a handful per connection.
