@@ -16,8 +16,9 @@ use crate::qp::{Job, Qp};
 use crate::record::{Outcome, Record};
 use crate::world::World;
 
-/// A target that cannot be connected may be a port that is just coming up.
-const REPOST_TRIES: u32 = 5;
+/// Tries to bring the new path up: more than fit into the exchange deadline by default, which is what ends them. A port that is down for a while
+/// (ENETUNREACH on soft-RoCE) is a fault like any other, and no reason to give up before that.
+const REPOST_TRIES: u32 = 500;
 /// Pause between those tries.
 const REPOST_PAUSE_US: u64 = 20_000;
 /// `IBV_WC_REM_ACCESS_ERR`: what hardware says of a key that does not exist.

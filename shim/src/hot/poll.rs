@@ -189,10 +189,22 @@ fn strange(inner: &CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
     }
 }
 
+/// The oldest send that a completion may still be of: head, but for the flushes of an error that the application gets. They go out as they come (a
+/// provider may leave out those of unsignalled requests, so none is waited for), and another poller may hold earlier ones.
+#[inline]
+fn oldest_due(qp: &QpShadow) -> u64 {
+    let head = qp.sq.ring.head();
+    if qp.sq.errored.load(Relaxed) && qp.stance() == Stance::Passing {
+        head.saturating_sub(qp.sq.ring.size())
+    } else {
+        head
+    }
+}
+
 #[inline]
 fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Source, sink: &mut Sink<'_>) {
     let sq = &qp.sq;
-    let seq = tag.seq(sq.ring.head());
+    let seq = tag.seq(oldest_due(qp));
     if !tag.is_of_epoch(sq.epoch.load(Relaxed)) || seq >= sq.ring.tail() {
         return;
     }
@@ -203,12 +215,6 @@ fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Sourc
         return;
     }
     if raw.status != IBV_WC_SUCCESS {
-        // After the first error each request has a completion, so the order can be told by the numbers.
-        let is_early = sq.errored.load(Relaxed) && seq > sq.ring.head() && qp.stance() == Stance::Passing;
-        if is_early {
-            inner.parked.push((raw, source));
-            return;
-        }
         send_failed(qp, raw, seq, sink);
         return;
     }
@@ -326,7 +332,7 @@ fn send_failed(qp: &QpShadow, raw: ibv_wc, seq: u64, sink: &mut Sink<'_>) {
         Verdict::Drop => {}
         Verdict::Pass => {
             let wr_id = slot.wr_id.load(Relaxed);
-            qp.sq.ring.set_head(seq + 1);
+            qp.sq.ring.set_head(qp.sq.ring.head().max(seq + 1));
             sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..raw }, qp.life);
         }
     }

@@ -115,6 +115,8 @@ pub(super) struct Checker {
     pub(super) shim: Shim,
     /// Who stays for a while after the other left, and polls on.
     pub(super) lingers: Option<Host>,
+    /// Variables for both sides.
+    pub(super) env: Vec<(&'static str, &'static str)>,
 }
 
 /// How long it polls on: longer than any deadline by which the shim could take an end for a fault.
@@ -123,7 +125,7 @@ const LINGER_MS: u32 = 4000;
 impl Checker {
     /// Without the shim.
     pub(super) fn plain(options: impl Into<String>) -> Checker {
-        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None }
+        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None, env: Vec::new() }
     }
 
     /// Under the shim on both hosts.
@@ -152,8 +154,11 @@ impl Checker {
             Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
         let options = format!("{} {}", self.options, self.linger(Host::A));
         let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {options}");
-        let client = self.shim.apply(Host::A, Program::words(&client));
-        Trial::new(Host::B, PORT, self.shim.apply(Host::B, server), client)
+        let dress = |host, program| {
+            let add = |program: Program, (name, value): &(&str, &str)| program.env(*name, *value);
+            self.env.iter().fold(self.shim.apply(host, program), add)
+        };
+        Trial::new(Host::B, PORT, dress(Host::B, server), dress(Host::A, Program::words(&client)))
     }
 }
 

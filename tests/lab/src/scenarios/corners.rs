@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::figures::Figures;
 use crate::lab::Lab;
@@ -33,6 +33,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             ends,
         ),
     ];
+    let about = "the receive count alone, on real packets: SHIFT_PROOF=count at a cut of either side";
+    scenarios.push(Scenario::guests("shim-count-proof", about, by_count));
     for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
         for back in [Rail::Zero, Rail::One] {
             let rail = if back == Rail::Zero { 0 } else { 1 };
@@ -94,6 +96,29 @@ fn through_cuts(lab: &mut Lab, options: &str, qps: u64, seed: u64) -> Result<Fig
         figures.note(side, json!(survives(lab, &Checker::shimmed(options), Some(fault))?));
     }
     Ok(figures)
+}
+
+/// Where a NIC gives no final packet number, the receives that it completed decide: exactly, where every request consumes one.
+fn by_count(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for mode in ["send", "write_imm"] {
+        for (side, host) in cuts() {
+            lab.reset()?;
+            let mut checker = Checker::shimmed(format!("--mode {mode} --seed {seed} --messages 3000 --depth 32"));
+            checker.env = vec![("SHIFT_PROOF", "count")];
+            let fault = (Fault::Cut(host, Rail::Zero), Moment::armed(1, seed, 100, 2000));
+            let told = json!(survives(lab, &checker, Some(fault))?);
+            let by_psn =
+                told.pointer("/migrations").and_then(Value::as_array).into_iter().flatten().any(decided_by_psn);
+            require(!by_psn, || format!("{mode}: a packet number decided: {told}"))?;
+            figures.note(&format!("{mode} {side}"), told);
+        }
+    }
+    Ok(figures)
+}
+
+fn decided_by_psn(migration: &Value) -> bool {
+    migration.pointer("/proofs/psn").and_then(Value::as_u64).is_none_or(|count| count > 0)
 }
 
 /// Both rails of a host die and one comes back. On the receiver's side there is no fatal completion (the sender's retries last); on the
