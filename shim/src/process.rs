@@ -132,6 +132,7 @@ pub fn without_signals<R>(start: impl FnOnce() -> R) -> R {
 
 extern "C" fn in_child() {
     CHILD.store(true, Ordering::Relaxed);
+    shift_control::inherited::close_all();
     crate::cold::qp::disarm_all();
 }
 

@@ -111,7 +111,13 @@ impl Qp {
     pub fn handle_offer(&mut self, world: &mut World, process: ProcessId, offer: &Offer, now: Micros) {
         self.handle_found(world, process, now);
         if self.process != Some(process) {
-            return;
+            if self.remote.is_some() {
+                return;
+            }
+            // Nothing was heard of the one that the directory named: it was the wrong one, or it has ended.
+            self.process = Some(process);
+            self.offer_wait_us = FIRST_OFFER_US;
+            self.send_offer(world, now);
         }
         let known = self.is_own_peer() || self.remote.is_some_and(|r| r.end == offer.from);
         if self.machine.is_some() && !known {

@@ -4,7 +4,7 @@
 //! which has exactly the scope of the port. When the holder exits, its sockets close, and the first of the others to bind the
 //! port takes over. Nothing armed depends on it: it only introduces processes to one another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use shift_proto::frame::{Frame, QpAddress};
@@ -12,29 +12,21 @@ use shift_proto::id::Micros;
 
 use crate::datapath::Gid;
 use crate::links::{LinkId, Links};
+use crate::registry::{Claimed, Owned, Registry};
 use crate::sockets::Listener;
 
-/// Queue pairs that other processes may register here, all together.
-const MAX_REGISTERED: usize = 65_536;
 /// How long until the port, or its holder, is tried again.
 const RETRY_US: u64 = 200_000;
-
-/// A queue pair as its peer names it.
-pub type Owned = (Gid, u32);
+/// So often the name of the local socket may be taken before that is told: a holder that is just ending still has it.
+const LOCAL_TRIES: u32 = 5;
 
 enum Role {
     /// Neither the port nor its holder was reached; the next attempt is due then, if this process owns anything.
     Seeking(Micros),
-    /// This process answers.
-    Holder,
+    /// This process answers. Until it has the local socket too, others cannot register; that is tried again then.
+    Holder(Option<Micros>),
     /// Another one answers, and is told over this connection.
     Member(LinkId),
-}
-
-struct Registration {
-    port: u16,
-    link: LinkId,
-    user: Option<u32>,
 }
 
 /// This process's part in the directory.
@@ -45,8 +37,9 @@ pub struct Directory {
     local_name: String,
     own_port: u16,
     own: BTreeSet<Owned>,
-    registered: BTreeMap<Owned, Registration>,
+    registered: Registry,
     members: BTreeSet<LinkId>,
+    local_tries: u32,
 }
 
 impl Directory {
@@ -59,8 +52,9 @@ impl Directory {
             local_name,
             own_port,
             own: BTreeSet::new(),
-            registered: BTreeMap::new(),
+            registered: Registry::default(),
             members: BTreeSet::new(),
+            local_tries: 0,
         }
     }
 
@@ -87,7 +81,7 @@ impl Directory {
         if self.own.contains(&(gid, qpn)) {
             return Some(self.own_port);
         }
-        self.registered.get(&(gid, qpn)).map(|r| r.port)
+        self.registered.owner((gid, qpn))
     }
 
     /// A connection came in. `true`: it is a local process that will register here.
@@ -114,24 +108,23 @@ impl Directory {
             return;
         }
         let key = (Gid(address.gid), address.qpn);
-        let user = links.local_user(link);
-        // Another user's registration is not replaced: its process withdraws it, or ends.
-        if self.registered.get(&key).is_some_and(|r| r.user != user) {
-            return;
-        }
-        match port {
-            Some(port) if self.registered.len() < MAX_REGISTERED => {
-                self.registered.insert(key, Registration { port: *port, link, user });
-            }
-            Some(_) => {}
-            None => drop(self.registered.remove(&key)),
+        let (Some(port), Some(user)) = (*port, links.local_user(link)) else {
+            return self.registered.withdraw(key, link);
+        };
+        match self.registered.claim(key, link, user, port) {
+            Claimed::First | Claimed::Behind { news: false, .. } => {}
+            Claimed::Behind { owner, news: true } => log::warn!(
+                "user {user} registers qp {:#x}, which user {owner} registered first and keeps; further ones are not told",
+                address.qpn
+            ),
+            Claimed::Full => log::debug!("there is no room to register qp {:#x} of user {user}", address.qpn),
         }
     }
 
     /// A connection of the directory ended.
     pub fn closed(&mut self, link: LinkId, now: Micros) {
         if self.members.remove(&link) {
-            self.registered.retain(|_, r| r.link != link);
+            self.registered.forget(link);
         }
         if matches!(self.role, Role::Member(holder) if holder == link) {
             self.role = Role::Seeking(now);
@@ -140,19 +133,19 @@ impl Directory {
 
     /// Takes the port, or finds who has it, if that is due.
     pub fn tick(&mut self, links: &mut Links, now: Micros) {
-        let Role::Seeking(due) = self.role else {
-            return;
-        };
-        if now < due || self.deadline().is_none() {
+        if self.deadline().is_none_or(|due| now < due) {
             return;
         }
-        self.role = if self.hold(links) {
+        let retry = now + Micros(RETRY_US);
+        self.role = if matches!(self.role, Role::Holder(_)) {
+            Role::Holder((!self.listen_local(links)).then_some(retry))
+        } else if self.hold(links) {
             log::debug!("this process answers on the well-known port {}", self.well_known);
-            Role::Holder
+            Role::Holder((!self.listen_local(links)).then_some(retry))
         } else if let Some(holder) = self.join(links) {
             Role::Member(holder)
         } else {
-            Role::Seeking(now + Micros(RETRY_US))
+            Role::Seeking(retry)
         };
     }
 
@@ -160,20 +153,28 @@ impl Directory {
     pub fn deadline(&self) -> Option<Micros> {
         match self.role {
             Role::Seeking(due) => (due == Micros(0) || !self.own.is_empty()).then_some(due),
-            Role::Holder | Role::Member(_) => None,
+            Role::Holder(due) => due,
+            Role::Member(_) => None,
         }
     }
 
     fn hold(&self, links: &mut Links) -> bool {
-        let Ok(public) = Listener::bind(&self.listen_on, self.well_known) else {
-            return false;
-        };
-        // Without the local socket the other processes of the namespace stay unprotected; this one need not be.
-        match Listener::bind_local(&self.local_name) {
-            Ok(local) => drop(links.listen(local)),
-            Err(error) => log::warn!("SHIFT_PORT={}: other processes cannot register here ({error})", self.well_known),
+        Listener::bind(&self.listen_on, self.well_known).is_ok_and(|public| links.listen(public).is_ok())
+    }
+
+    /// Without the local socket the other processes of the namespace stay unprotected; this one need not be.
+    fn listen_local(&mut self, links: &mut Links) -> bool {
+        let bound = Listener::bind_local(&self.local_name).and_then(|local| links.listen(local));
+        self.local_tries += 1;
+        if let Err(error) = bound.as_ref().map_err(ToString::to_string) {
+            if self.local_tries == LOCAL_TRIES {
+                let port = self.well_known;
+                log::warn!(
+                    "SHIFT_PORT={port}: other processes cannot register here, their QPs are unprotected ({error})"
+                );
+            }
         }
-        links.listen(public).is_ok()
+        bound.is_ok()
     }
 
     fn join(&self, links: &mut Links) -> Option<LinkId> {

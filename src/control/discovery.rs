@@ -119,8 +119,9 @@ impl Discovery {
         site.wait_us = FIRST_RETRY_US;
         "it does not know the queue pair".clone_into(&mut site.last);
         for search in self.searches.values_mut() {
-            if let Answer::Missing { due, .. } = &mut search.answer {
-                *due = now.min(*due);
+            if let Answer::Missing { due, wait_us } = &mut search.answer {
+                // A new holder hears from its members within moments.
+                (*due, *wait_us) = (now.min(*due), FIRST_RETRY_US);
             }
         }
         self.tick(links, now);

@@ -36,6 +36,14 @@ const WAKE: Token = Token(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(usize);
 
+#[cfg(test)]
+impl LinkId {
+    /// One of that number, for tests of what is kept by connection.
+    pub const fn of(number: usize) -> Self {
+        Self(number)
+    }
+}
+
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -1,7 +1,7 @@
 //! Streams and listeners of the control side, without a word of what is said on them.
 //!
 //! TCP between hosts, an abstract Unix socket between the processes of one network namespace: both are only a [`Stream`]
-//! here. Everything is non-blocking from its first moment.
+//! here. Everything is non-blocking from its first moment, closed by exec, and closed in a forked child ([`Own`]).
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +12,8 @@ use mio::{Interest, Registry, Token};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::inherited::Own;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -19,9 +21,9 @@ const BACKLOG: i32 = 128;
 #[derive(Debug)]
 pub enum Stream {
     /// To a process, here or elsewhere.
-    Tcp(TcpStream),
+    Tcp(Own<TcpStream>),
     /// To a process of this network namespace.
-    Local(UnixStream),
+    Local(Own<UnixStream>),
 }
 
 impl Stream {
@@ -41,14 +43,14 @@ impl Stream {
         }
         let stream = TcpStream::from_std(socket.into());
         stream.set_nodelay(true)?;
-        Ok(Self::Tcp(stream))
+        Ok(Self::Tcp(Own::new(stream)))
     }
 
     /// Connects to the abstract socket `name` of this network namespace.
     pub fn dial_local(name: &str) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
-        Ok(Self::Local(UnixStream::from_std(socket.into())))
+        Ok(Self::Local(Own::new(UnixStream::from_std(socket.into()))))
     }
 
     /// Whether a connection attempt came to its end: `None`, not yet.
@@ -78,7 +80,7 @@ impl Stream {
     pub fn local_user(&self) -> Option<u32> {
         match self {
             Self::Tcp(_) => None,
-            Self::Local(stream) => getsockopt(stream, PeerCredentials).ok().map(|c| c.uid()),
+            Self::Local(stream) => getsockopt(&**stream, PeerCredentials).ok().map(|c| c.uid()),
         }
     }
 
@@ -118,9 +120,9 @@ impl Write for Stream {
 #[derive(Debug)]
 pub enum Listener {
     /// For other processes, here or elsewhere.
-    Tcp(TcpListener),
+    Tcp(Own<TcpListener>),
     /// For the processes of this network namespace.
-    Local(UnixListener),
+    Local(Own<UnixListener>),
 }
 
 impl Listener {
@@ -148,7 +150,7 @@ impl Listener {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self::Tcp(TcpListener::from_std(socket.into())))
+        Ok(Self::Tcp(Own::new(TcpListener::from_std(socket.into()))))
     }
 
     /// Listens on the abstract socket `name`.
@@ -156,7 +158,7 @@ impl Listener {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
         socket.listen(BACKLOG)?;
-        Ok(Self::Local(UnixListener::from_std(socket.into())))
+        Ok(Self::Local(Own::new(UnixListener::from_std(socket.into()))))
     }
 
     /// The port, 0 for a local listener.
@@ -173,9 +175,9 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Stream::Tcp(Own::new(stream)))
             }
-            Self::Local(listener) => listener.accept().map(|(stream, _)| Stream::Local(stream)),
+            Self::Local(listener) => listener.accept().map(|(stream, _)| Stream::Local(Own::new(stream))),
         }
     }
 

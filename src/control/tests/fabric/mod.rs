@@ -12,12 +12,13 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod network;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shift_control::address::Network;
 use shift_control::datapath::{
     ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, ProbeId, ProbeState, QpLife,
     RemoteKey, RemoteKeys, ReplayProgress, Unprotected,
@@ -26,6 +27,8 @@ use shift_control::{Agent, Config, EventSender};
 use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
+
+use network::TestNetwork;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,8 @@ pub struct State {
 pub struct Fabric {
     state: Arc<Mutex<State>>,
     net: u8,
+    /// Of the test's own process; another process of the same test names it, so that both share their directories.
+    owner: u32,
 }
 
 /// One process on a host of the fabric.
@@ -114,31 +119,6 @@ struct Path {
     process: usize,
     ip_host: usize,
     standby: Result<(), Unprotected>,
-}
-
-struct TestNetwork {
-    own: Ipv4Addr,
-    net: u8,
-    directory: String,
-    /// Reached under a second address too; such hosts share one well-known port.
-    twofold: bool,
-}
-
-impl Network for TestNetwork {
-    fn peer_address(&self, gid: &Gid, _netdev: &str) -> Option<SocketAddr> {
-        Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, self.net, gid.0[15])), 0))
-    }
-    fn own_addresses(&self) -> Vec<IpAddr> {
-        let [_, _, net, host] = self.own.octets();
-        let second = self.twofold.then_some(Ipv4Addr::new(127, 1, net, host));
-        [Some(self.own), second].into_iter().flatten().map(IpAddr::V4).collect()
-    }
-    fn listen_on(&self) -> Vec<IpAddr> {
-        vec![IpAddr::V4(if self.twofold { Ipv4Addr::UNSPECIFIED } else { self.own })]
-    }
-    fn directory_name(&self, port: u16) -> String {
-        format!("{}-{port}", self.directory)
-    }
 }
 
 /// GID of a host on a rail.
@@ -182,13 +162,23 @@ pub fn stays(what: &str, for_ms: u64, mut holds: impl FnMut() -> bool) {
 impl Fabric {
     /// Both rails up; `net` makes the addresses of each test its own.
     pub fn new(net: u8) -> Self {
+        Self::of(net, std::process::id())
+    }
+
+    /// The hosts of a test that runs in the process `owner`, seen by another process of that test.
+    pub fn of(net: u8, owner: u32) -> Self {
         let _ = env_logger::builder().is_test(true).format_timestamp_micros().parse_env("SHIFT_TEST_LOG").try_init();
         let state = State { rail_up: [true, true], ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), net }
+        Self { state: Arc::new(Mutex::new(state)), net, owner }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Name of the local socket of a host's directory.
+    pub fn directory(&self, host: usize) -> String {
+        format!("shift-test-{}-{}-{host}", self.owner, self.net)
     }
 
     /// The address of a host.
@@ -203,14 +193,14 @@ impl Fabric {
 
     /// The same; `id` tells processes of one host apart.
     pub fn process_with(&self, id: usize, host: usize, config: Config, standby: Result<(), Unprotected>) -> Process {
-        let directory = format!("shift-test-{}-{}-{host}", std::process::id(), self.net);
+        let directory = self.directory(host);
         let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: false };
         self.start(id, host, config, standby, network)
     }
 
     /// One that is reached over two networks.
     pub fn process_on_two_networks(&self, host: usize, config: Config) -> Process {
-        let directory = format!("shift-test-{}-{}", std::process::id(), self.net);
+        let directory = format!("shift-test-{}-{}", self.owner, self.net);
         let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: true };
         self.start(host, host, config, Ok(()), network)
     }
@@ -241,6 +231,15 @@ pub fn connect(a: &Process, a_life: u32, b: &Process, b_life: u32) {
 
 /// The same with the hosts named, where several processes share one.
 pub fn connect_hosts(a: &Process, a_host: usize, a_life: u32, b: &Process, b_host: usize, b_life: u32) {
+    connect_with((a, a_host, a_life), (b, b_host, b_life), || ());
+}
+
+/// The same; `between` happens when `b` is connected and `a` is not yet.
+pub fn connect_with(
+    (a, a_host, a_life): (&Process, usize, u32),
+    (b, b_host, b_life): (&Process, usize, u32),
+    between: impl FnOnce(),
+) {
     let facts = |own: usize, own_life: u32, peer: usize, peer_life: u32| ConnectionFacts {
         device: DeviceId(0),
         qpn: 0x100 + own_life,
@@ -258,8 +257,9 @@ pub fn connect_hosts(a: &Process, a_host: usize, a_life: u32, b: &Process, b_hos
             qp.incarnations.insert(0, Incarnation::default());
         }
     }
-    a.events.send(Event::Connected { qp: QpLife(a_life), facts: facts(a_host, a_life, b_host, b_life) });
     b.events.send(Event::Connected { qp: QpLife(b_life), facts: facts(b_host, b_life, a_host, a_life) });
+    between();
+    a.events.send(Event::Connected { qp: QpLife(a_life), facts: facts(a_host, a_life, b_host, b_life) });
 }
 
 impl Process {
