@@ -532,6 +532,18 @@ impl Copies {
         self.whole().0.wrapping_add(slot * self.stride)
     }
 
+    /// Keeps the operands of an atomic.
+    pub fn set_operands(&self, slot: usize, operands: [u64; 2]) {
+        // SAFETY: a slot has at least 64 bytes, a multiple of 8 from the beginning of the room, and is the poster's until it is published.
+        unsafe { self.at(slot).cast::<[u64; 2]>().write_unaligned(operands) };
+    }
+
+    /// The operands of the atomic in a slot that is published and not retired.
+    pub fn operands(&self, slot: usize) -> [u64; 2] {
+        // SAFETY: as above; between publication and retirement nobody writes the slot.
+        unsafe { self.at(slot).cast::<[u64; 2]>().read_unaligned() }
+    }
+
     /// The whole room, to be registered.
     pub fn whole(&self) -> (*mut u8, usize) {
         (UnsafeCell::raw_get(self.bytes.as_ptr()), self.bytes.len())

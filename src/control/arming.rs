@@ -9,8 +9,9 @@ use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
 use crate::mirror::Mirror;
-use crate::probes::Outcome;
+use crate::probes::{Outcome, Want};
 use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
+use crate::stall::LEAST_PROBE_US;
 use crate::world::World;
 
 /// First wait for the peer's offer; it doubles up to [`LAST_OFFER_US`].
@@ -209,9 +210,11 @@ impl Qp {
                 continue;
             }
             if outcome.answered {
+                self.note_alive(path, outcome.started, now);
                 self.handle_answered(world, path, outcome.started, now);
             } else {
                 self.handle_unanswered(world, path, now);
+                self.note_silent(world, path, outcome.started, now);
             }
         }
     }
@@ -348,6 +351,14 @@ impl Qp {
         self.tick_paths(world, now);
     }
 
+    /// One path is probed at once.
+    pub fn probe_now(&mut self, world: &mut World, path: PathId, now: Micros) {
+        if let Some(state) = self.path_mut(path) {
+            (state.wanted, state.probe_due) = (false, now);
+        }
+        self.tick_paths(world, now);
+    }
+
     /// Wants the probes and says the confirmations that are due.
     pub fn tick_paths(&mut self, world: &mut World, now: Micros) {
         if self.process.is_some() && now >= self.offer_due && !self.heard_here {
@@ -355,18 +366,20 @@ impl Qp {
         }
         for path in PATHS {
             let seeking = self.seek.is_some();
+            let suspected = path == self.current() && self.is_suspected();
             let key = self.probe_key(path);
             let Some(state) = self.path_mut(path) else {
                 continue;
             };
             if let Some((key, device)) = key.filter(|_| !state.wanted && now >= state.probe_due) {
                 state.wanted = true;
-                let pace = match (seeking, state.own_ready) {
+                let pace = match (seeking || suspected, state.own_ready) {
                     (true, _) => SEEK_PACE_US,
                     (false, true) => DEAD_PACE_US,
                     (false, false) => ARMING_PACE_US,
                 };
-                world.probes.want(key, device, now, pace);
+                let limit_us = world.config.deadlines.probe.0.max(if suspected { LEAST_PROBE_US } else { 0 });
+                world.probes.want(key, device, Want { from: now, pace_us: pace, limit_us });
             }
             if state.own_ready && !state.peer_ready && now >= state.confirm_due {
                 self.send_confirm(world, path, now);

@@ -147,6 +147,7 @@ impl Core {
         if now.since(self.last_turn).0 > expected_us && self.qps.values().any(|q| q.masked) {
             self.world.links.forgive_silence(now);
             self.world.peers.forgive_silence(now);
+            self.qps.values_mut().for_each(Qp::forgive_stall);
         }
         self.last_turn = now;
     }
@@ -182,6 +183,9 @@ impl Core {
         if now.since(self.swept).0 >= pace && self.qps.values().any(|q| q.masked) {
             self.swept = now;
             self.world.data.sweep();
+            for qp in self.qps.values_mut() {
+                qp.watch_progress(&mut self.world, now);
+            }
         }
     }
 

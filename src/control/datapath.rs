@@ -7,7 +7,7 @@
 //! Rules that hold for every method: it is called on the agent's thread only, it never blocks on an application thread
 //! or on the network, and after it failed the data path is as it was before the call unless its text says otherwise.
 
-use shift_proto::id::{Epoch, Mtu, PathId, Psn, WrSeq};
+use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, WrSeq};
 use shift_proto::ledger::{IncarnationReport, Ledger, Plan};
 
 /// One life of one QP in this process, from RESET to RESET; never used again.
@@ -178,6 +178,8 @@ pub trait DataPath: Send + Sync {
     fn next_seq(&self, qp: QpLife) -> WrSeq;
     /// Something outstanding could end in an error (atomics, WRITEs under policy error).
     fn could_end_in_error(&self, qp: QpLife) -> bool;
+    /// How long the NIC goes on retrying before it gives up, from the QP's timeout and retry_cnt; `None`: for ever.
+    fn retry_budget(&self, qp: QpLife) -> Option<Micros>;
     /// The application's own QP object is in ERR or beyond (a fatal completion was seen).
     fn in_error(&self, qp: QpLife) -> bool;
     /// A peer withdrew keys, or is gone: translations that the data path remembers are void.

@@ -25,6 +25,7 @@ mod qp;
 pub mod record;
 mod registry;
 mod sockets;
+mod stall;
 mod told;
 pub mod variables;
 mod world;

@@ -384,6 +384,10 @@ impl Qp {
         if self.machine.is_none() {
             return;
         }
+        if let Some(machine) = &mut self.machine {
+            let budget = world.data.retry_budget(self.life).unwrap_or(Micros::MAX);
+            machine.set_hold(world.config.deadlines.hold.min(budget));
+        }
         let hold = world.data.could_end_in_error(self.life);
         if self.hold != hold {
             self.hold = hold;

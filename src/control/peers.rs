@@ -144,6 +144,12 @@ impl Peers {
         self.processes.get(&process).is_some_and(|p| p.lines.iter().any(|l| l.remote == Some(address)))
     }
 
+    /// Whether anything came from the process after `at`, over whatever network. This process hears itself.
+    pub fn is_heard_since(&self, links: &Links, process: ProcessId, at: Micros) -> bool {
+        let lines = self.processes.get(&process).into_iter().flat_map(|p| &p.lines);
+        process == self.me || lines.filter_map(|l| links.heard(l.link)).any(|heard| heard > at)
+    }
+
     /// The process, if it is the one that a connection belongs to.
     pub fn process_of(&self, link: LinkId) -> Option<ProcessId> {
         self.lines.get(&link).copied()

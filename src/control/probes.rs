@@ -54,14 +54,25 @@ enum State {
     Flying(Micros),
 }
 
+/// An answer that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// To a probe started then or later.
+    pub from: Micros,
+    /// After a failure it is tried again at this pace.
+    pub pace_us: u64,
+    /// An answer that takes longer is none.
+    pub limit_us: u64,
+}
+
 struct Probe {
     device: DeviceId,
     id: u64,
     generation: u32,
     local: Option<(ProbeId, PathEnd)>,
     state: State,
-    /// An answer to a probe started then or later is wanted, tried again at this pace.
-    wanted: Option<(Micros, u64)>,
+    /// What is wanted, until it is there.
+    wanted: Option<Want>,
 }
 
 struct Answering {
@@ -75,31 +86,31 @@ pub struct Probes {
     own: BTreeMap<ProbeKey, Probe>,
     answering: BTreeMap<(ProcessId, u64), Answering>,
     next_id: u64,
-    limit_us: u64,
     frames: Vec<(ProcessId, Frame)>,
 }
 
 impl Probes {
-    /// `limit_us`: an answer that takes longer is none.
-    pub fn new(limit_us: u64) -> Self {
-        Self { own: BTreeMap::new(), answering: BTreeMap::new(), next_id: 1, limit_us, frames: Vec::new() }
+    /// None yet.
+    pub fn new() -> Self {
+        Self { own: BTreeMap::new(), answering: BTreeMap::new(), next_id: 1, frames: Vec::new() }
     }
 
-    /// An answer to a probe started at `from` or later is wanted; after a failure it is tried again every `pace_us`.
-    pub fn want(&mut self, key: ProbeKey, device: DeviceId, from: Micros, pace_us: u64) {
+    /// An answer is wanted. Of several wishes about one path the latest start, the quickest pace and the longest limit count.
+    pub fn want(&mut self, key: ProbeKey, device: DeviceId, want: Want) {
         let next_id = &mut self.next_id;
         let probe = self.own.entry(key).or_insert_with(|| {
             let id = *next_id;
             *next_id = next_id.wrapping_add(1);
-            Probe { device, id, generation: 0, local: None, state: State::Broken(from), wanted: None }
+            Probe { device, id, generation: 0, local: None, state: State::Broken(want.from), wanted: None }
         });
-        let (from, pace_us) = match probe.wanted {
-            Some((other, pace)) => (from.max(other), pace.min(pace_us)),
-            None => (from, pace_us),
-        };
-        probe.wanted = Some((from, pace_us));
+        let want = probe.wanted.map_or(want, |other| Want {
+            from: want.from.max(other.from),
+            pace_us: want.pace_us.min(other.pace_us),
+            limit_us: want.limit_us.max(other.limit_us),
+        });
+        probe.wanted = Some(want);
         if let State::Broken(due) = &mut probe.state {
-            *due = from.min(*due);
+            *due = want.from.min(*due);
         }
     }
 
@@ -117,7 +128,7 @@ impl Probes {
     pub fn tick(&mut self, data: &dyn DataPath, now: Micros) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for (key, probe) in &mut self.own {
-            if let Some(outcome) = probe.poll(key, data, now, self.limit_us) {
+            if let Some(outcome) = probe.poll(key, data, now) {
                 outcomes.push(outcome);
             }
             if let Some(frame) = probe.go_on(key, data, now) {
@@ -249,7 +260,7 @@ impl Probes {
 }
 
 impl Probe {
-    fn poll(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros, limit_us: u64) -> Option<Outcome> {
+    fn poll(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros) -> Option<Outcome> {
         let State::Flying(started) = self.state else {
             return None;
         };
@@ -257,12 +268,12 @@ impl Probe {
         let answered = match data.probe_poll(local) {
             ProbeState::Answered => true,
             ProbeState::Failed(_) => false,
-            ProbeState::Pending if now.since(started).0 > limit_us => false,
+            ProbeState::Pending if self.wanted.is_some_and(|want| now.since(started).0 > want.limit_us) => false,
             ProbeState::Pending => return None,
         };
         if answered {
             self.state = State::Idle;
-            if self.wanted.is_some_and(|(from, _)| started >= from) {
+            if self.wanted.is_some_and(|want| started >= want.from) {
                 self.wanted = None;
             }
         } else {
@@ -310,7 +321,7 @@ impl Probe {
     }
 
     fn break_off(&mut self, now: Micros) {
-        let pace_us = self.wanted.map_or(0, |(_, pace_us)| pace_us);
+        let pace_us = self.wanted.map_or(0, |want| want.pace_us);
         self.state = State::Broken(now + Micros(pace_us));
     }
 }

@@ -14,6 +14,7 @@ use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife};
 use crate::mirror::Mirror;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
+use crate::stall::Stall;
 use crate::world::World;
 
 /// Paths of one queue pair: the application's own and the standby.
@@ -106,6 +107,8 @@ pub(crate) struct Qp {
     pub paused: Option<Job>,
     /// Paths are being sought since then.
     pub seek: Option<Micros>,
+    /// The send queue has work outstanding.
+    pub stall: Option<Stall>,
     /// Posts are held for a key or for room.
     pub held: bool,
     /// Posters are kept out, or asked to leave: from an exclusion until its release or the end of the replay.
@@ -149,6 +152,7 @@ impl Qp {
             job: Job::Idle,
             paused: None,
             seek: None,
+            stall: None,
             held: false,
             excluded: false,
             status: None,

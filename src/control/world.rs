@@ -73,7 +73,7 @@ impl World {
         me: ProcessId,
     ) -> Self {
         let journal = Journal::new(config.event_file_of(std::process::id()));
-        let probes = Probes::new(config.deadlines.probe.0);
+        let probes = Probes::new();
         Self {
             config,
             data,

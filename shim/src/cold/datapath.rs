@@ -7,7 +7,7 @@ use crate::lives;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
 use shift_control::datapath::*;
-use shift_proto::id::{Epoch, PathId, Psn, WrSeq};
+use shift_proto::id::{Epoch, Micros, PathId, Psn, WrSeq};
 use shift_proto::ledger::{Ledger, Plan};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,6 +140,10 @@ impl DataPath for Shim {
 
     fn could_end_in_error(&self, qp: QpLife) -> bool {
         Self::with(qp, false, replay::could_end_in_error)
+    }
+
+    fn retry_budget(&self, qp: QpLife) -> Option<Micros> {
+        Self::with(qp, None, twin::retry_budget)
     }
 
     fn in_error(&self, qp: QpLife) -> bool {

@@ -173,6 +173,11 @@ pub fn read_async(rail: &Rail) {
 }
 
 impl Rail {
+    /// Is it soft-RoCE?
+    pub fn is_rxe(&self) -> bool {
+        self.attr.vendor_id == RXE_VENDOR
+    }
+
     /// Its port's attributes.
     pub fn port_attr(&self) -> Option<ibv_port_attr> {
         let mut attr = ibv_port_attr::zeroed();

@@ -327,26 +327,40 @@ fn rebuild(
         wr.send_flags |= IBV_SEND_SOLICITED;
     }
     wr.imm.imm_data = slot.imm.load(Relaxed);
-    if matches!(wr.opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ) {
-        let mut rkey = slot.rkey.load(Relaxed);
-        if poster.translate {
-            // Without a byte there is no key to check (IBA 9.7.4.1.2), and a raw key is never posted on a standby.
-            rkey = if slot.bytes.load(Relaxed) == 0 {
-                0
-            } else {
-                match keys.remote(rkey) {
-                    RemoteKey::Known(twin) => {
-                        poster.keys.learn_remote(rkey, twin);
-                        twin
-                    }
-                    RemoteKey::Unknown => poster.keys.known_remote(rkey).ok_or(ReplayProgress::NeedsKey(rkey))?,
-                    RemoteKey::Absent => return Err(ReplayProgress::Refused(Errno(libc::EACCES))),
-                }
-            };
+    let remote_addr = slot.remote_addr.load(Relaxed) + u64::from(offset);
+    match wr.opcode {
+        IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
+            wr.wr.rdma = ibv_wr_rdma { remote_addr, rkey: remote_key(poster, slot, keys)? };
         }
-        wr.wr.rdma = ibv_wr_rdma { remote_addr: slot.remote_addr.load(Relaxed) + u64::from(offset), rkey };
+        opcode if post::is_atomic(opcode) => {
+            let rkey = remote_key(poster, slot, keys)?;
+            let copies = qp.sq.copies.get().ok_or(ReplayProgress::Refused(Errno(libc::EINVAL)))?;
+            let [compare_add, swap] = copies.operands(qp.sq.ring.index(seq));
+            wr.wr.atomic = ibv_wr_atomic { remote_addr, compare_add, swap, rkey };
+        }
+        _ => {}
     }
     Ok(wr)
+}
+
+/// The key by which the peer knows the memory on the current path.
+fn remote_key(poster: &mut Poster, slot: &SendSlot, keys: &dyn RemoteKeys) -> Result<u32, ReplayProgress> {
+    let rkey = slot.rkey.load(Relaxed);
+    if !poster.translate {
+        return Ok(rkey);
+    }
+    if slot.bytes.load(Relaxed) == 0 {
+        // Without a byte there is no key to check (IBA 9.7.4.1.2), and a raw key is never posted on a standby.
+        return Ok(0);
+    }
+    match keys.remote(rkey) {
+        RemoteKey::Known(twin) => {
+            poster.keys.learn_remote(rkey, twin);
+            Ok(twin)
+        }
+        RemoteKey::Unknown => poster.keys.known_remote(rkey).ok_or(ReplayProgress::NeedsKey(rkey)),
+        RemoteKey::Absent => Err(ReplayProgress::Refused(Errno(libc::EACCES))),
+    }
 }
 
 /// Its elements from `offset` on: out of the copies if the payload was copied at post.
@@ -484,10 +498,6 @@ pub fn could_end_in_error(qp: &QpShadow) -> bool {
     let ring = &qp.sq.ring;
     (ring.head()..ring.tail()).any(|seq| {
         let slot = ring.slot(seq);
-        let atomic = matches!(
-            ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed))),
-            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD
-        );
-        atomic || slot.has(UNKNOWN_IS_ERROR)
+        post::is_atomic(ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)))) || slot.has(UNKNOWN_IS_ERROR)
     })
 }

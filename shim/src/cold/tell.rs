@@ -3,7 +3,7 @@
 use crate::process;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
-use shift_abi::{ibv_wc_status, ibv_wr_opcode};
+use shift_abi::{ibv_wc_status, ibv_wr_opcode, IBV_WR_BIND_MW, IBV_WR_LOCAL_INV, IBV_WR_SEND_WITH_INV};
 use shift_control::datapath::Event;
 use shift_control::datapath::{QpLife, Unprotected};
 use std::collections::HashSet;
@@ -37,7 +37,13 @@ pub fn held(qp: &QpShadow) {
 #[cold]
 pub fn unprotect_opcode(qp: &QpShadow, opcode: ibv_wr_opcode) {
     if qp.unprotected.get().is_none() {
-        unprotect(qp, format!("it posts {opcode:?}, which is not among the protected opcodes"));
+        let why = match opcode {
+            IBV_WR_SEND_WITH_INV | IBV_WR_LOCAL_INV | IBV_WR_BIND_MW => {
+                "an invalidation or a memory window would hold on one of the two paths only"
+            }
+            _ => "which is not among the protected opcodes",
+        };
+        unprotect(qp, format!("it posts {opcode:?}, {why}"));
     }
 }
 

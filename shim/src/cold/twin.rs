@@ -7,7 +7,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
 use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
-use shift_proto::id::{Mtu, Psn};
+use shift_proto::id::{Micros, Mtu, Psn};
 use std::sync::Arc;
 
 /// Makes the standby's QP, if it is not made, and says what the peer has to know of both paths.
@@ -161,6 +161,18 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
         *connected = Some(Connected { epoch, own_psn: own_psn.value(), mtu });
     }
     Ok(())
+}
+
+/// How long the NIC of a QP goes on retrying: 4.096 us * 2^timeout per try (IBA 11.2.4.2, "Local ACK timeout"). `None`: for ever, which is timeout 0,
+/// and retry_cnt 7 on soft-RoCE.
+pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
+    let attr = qp.cold().attr;
+    let rxe = rail::by_id(qp.device).is_some_and(|rail| rail.is_rxe());
+    if attr.timeout == 0 || (rxe && attr.retry_cnt == 7) {
+        return None;
+    }
+    let one_try_ns = 4096_u64 << attr.timeout.min(31);
+    Some(Micros(one_try_ns / 1000 * (u64::from(attr.retry_cnt) + 1)))
 }
 
 /// The application's RTR to RTS: the QPs that were brought to RTR for it follow. Returns errno.

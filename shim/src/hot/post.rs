@@ -106,8 +106,37 @@ pub const fn consumes(opcode: ibv_wr_opcode) -> bool {
     matches!(opcode, IBV_WR_SEND | IBV_WR_SEND_WITH_IMM | IBV_WR_RDMA_WRITE_WITH_IMM)
 }
 
+/// CAS and FADD: executed at most once, whatever happens.
+#[inline]
+pub const fn is_atomic(opcode: ibv_wr_opcode) -> bool {
+    matches!(opcode, IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD)
+}
+
+/// The protected opcodes. Any other makes its QP unprotected.
 const fn is_recorded(opcode: ibv_wr_opcode) -> bool {
-    consumes(opcode) || matches!(opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_READ)
+    consumes(opcode) || is_atomic(opcode) || matches!(opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_READ)
+}
+
+/// The NIC puts something into the requester's memory: that it landed is known from its own completion only, so it always asks for one.
+#[inline]
+const fn returns_data(opcode: ibv_wr_opcode) -> bool {
+    is_atomic(opcode) || matches!(opcode, IBV_WR_RDMA_READ)
+}
+
+/// The key at the peer that the request names, and where it lies in the structure; `None`: it names none.
+#[inline]
+fn remote_key(wr: &mut ibv_send_wr) -> Option<&mut u32> {
+    match wr.opcode {
+        IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
+            // SAFETY: these opcodes use the rdma form, a structure of plain integers.
+            Some(unsafe { &mut wr.wr.rdma.rkey })
+        }
+        opcode if is_atomic(opcode) => {
+            // SAFETY: these opcodes use the atomic form, a structure of plain integers.
+            Some(unsafe { &mut wr.wr.atomic.rkey })
+        }
+        _ => None,
+    }
 }
 
 const fn carries_payload(opcode: ibv_wr_opcode) -> bool {
@@ -270,7 +299,7 @@ fn prepare(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64) -> Op
     let slot = qp.sq.ring.slot(seq);
     let app_signalled = slot.has(APP_SIGNALLED);
     poster.unsignalled_run += 1;
-    let signalled = app_signalled || wr.opcode == IBV_WR_RDMA_READ || poster.unsignalled_run >= poster.signal_every;
+    let signalled = app_signalled || returns_data(wr.opcode) || poster.unsignalled_run >= poster.signal_every;
     slot.signals_before.store(poster.signals, Relaxed);
     slot.psn.store(poster.psn_next as u32, Relaxed);
     slot.epoch.store(poster.epoch, Relaxed);
@@ -309,7 +338,7 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
         }
         count = count.wrapping_add(1);
     }
-    if qp.pd.lacks_twins.load(Relaxed) && wr.send_flags & IBV_SEND_INLINE == 0 {
+    if qp.pd.lacks_twins.load(Relaxed) && !(wr.send_flags & IBV_SEND_INLINE != 0 && carries_payload(wr.opcode)) {
         check_twins(qp, &mut poster.keys, sges);
     }
     if !is_recorded(wr.opcode) {
@@ -320,6 +349,9 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     slot.wr_id.store(wr.wr_id, Relaxed);
     slot.remote_addr.store(rdma.remote_addr, Relaxed);
     slot.rkey.store(rdma.rkey, Relaxed);
+    if is_atomic(wr.opcode) {
+        record_operands(qp, wr, seq);
+    }
     slot.imm.store(wr.imm.raw(), Relaxed);
     slot.bytes.store(bytes, Relaxed);
     slot.opcode.store(wr.opcode.0 as u8, Relaxed);
@@ -344,6 +376,15 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     bytes
 }
 
+/// What an atomic compares, adds and swaps: beside the slot, in the room for copies. Its address has the same place in both forms of the union.
+#[inline]
+fn record_operands(qp: &QpShadow, wr: &ibv_send_wr, seq: u64) {
+    // SAFETY: the opcode uses the atomic form, a structure of plain integers.
+    let atomic = unsafe { wr.wr.atomic };
+    qp.sq.ring.slot(seq).rkey.store(atomic.rkey, Relaxed);
+    copies_of(qp).set_operands(qp.sq.ring.index(seq), [atomic.compare_add, atomic.swap]);
+}
+
 /// Is all of this memory on the standby? If not, the QP is unprotected from here on.
 #[cold]
 fn check_twins(qp: &QpShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) {
@@ -360,12 +401,14 @@ fn more_sges(place: &std::sync::OnceLock<MoreSges>, slots: u64, max_sge: u32) ->
 /// Copies inline data, and small payloads that may be read; `true` if the copy was made.
 #[inline]
 fn copy_payload(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, bytes: u32) -> bool {
-    let inline = wr.send_flags & IBV_SEND_INLINE != 0;
-    if inline {
+    if !carries_payload(wr.opcode) {
+        return false;
+    }
+    if wr.send_flags & IBV_SEND_INLINE != 0 {
         if bytes > qp.cap.max_inline_data {
             return false;
         }
-    } else if bytes > SNAPSHOT_BYTES || !carries_payload(wr.opcode) || !readable(qp, poster, wr) {
+    } else if bytes > SNAPSHOT_BYTES || !readable(qp, poster, wr) {
         return false;
     }
     let copies = copies_of(qp);
@@ -399,18 +442,15 @@ fn readable(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr) -> bool {
 
 /// Puts the standby's keys into `copy`. `false`: one is not known here.
 fn translate(qp: &QpShadow, poster: &mut Poster, copy: &mut ibv_send_wr) -> bool {
-    if matches!(copy.opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ) {
-        // SAFETY: these opcodes use the rdma form.
-        let mut rdma = unsafe { copy.wr.rdma };
-        // SAFETY: the application's request is valid as long as its post runs.
-        let bytes = unsafe { SgeList::new(copy.sg_list, copy.num_sge) }.total_bytes();
+    // SAFETY: the application's request is valid as long as its post runs.
+    let bytes = unsafe { SgeList::new(copy.sg_list, copy.num_sge) }.total_bytes();
+    if let Some(rkey) = remote_key(copy) {
         // Without a byte there is no key to check (IBA 9.7.4.1.2), and a raw key is never posted on a standby.
-        let twin = if bytes == 0 { Some(0) } else { poster.keys.remote(rdma.rkey) };
+        let twin = if bytes == 0 { Some(0) } else { poster.keys.remote(*rkey) };
         let Some(twin) = twin else { return false };
-        rdma.rkey = twin;
-        copy.wr.rdma = rdma;
+        *rkey = twin;
     }
-    if copy.send_flags & IBV_SEND_INLINE != 0 {
+    if copy.send_flags & IBV_SEND_INLINE != 0 && carries_payload(copy.opcode) {
         return true;
     }
     // SAFETY: the application's request is valid as long as its post runs.

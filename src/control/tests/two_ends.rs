@@ -107,6 +107,44 @@ fn a_rail_that_is_back_takes_the_next_fault() {
 }
 
 #[test]
+fn a_rail_that_falls_silent_without_any_completion_is_left() {
+    let (fabric, a, b) = armed_pair(40);
+    send(&a, 0..3);
+    fabric.set_rail(0, false);
+    send(&a, 3..9);
+    let start = Instant::now();
+    eventually("all is delivered", || a.is_done(1));
+    assert!(start.elapsed() < Duration::from_secs(3), "a bound of 3 s: {:?}", start.elapsed());
+    assert_eq!(b.received(1), (0..9).collect::<Vec<u32>>());
+    assert!(a.qp(1, |q| q.path == 1 && !q.surfaced) && b.qp(1, |q| q.path == 1 && !q.surfaced));
+}
+
+#[test]
+fn work_that_stands_still_on_a_path_that_answers_moves_nothing() {
+    let (fabric, a, b) = armed_pair(41);
+    // Only the application's acknowledgements are lost, as under a receiver that answers RNR: the probes are answered.
+    fabric.lock().acks_lost[0] = true;
+    send(&a, 0..3);
+    stays("the path", 2500, || a.qp(1, |q| q.path == 0) && b.qp(1, |q| q.path == 0));
+    fabric.lock().acks_lost[0] = false;
+    eventually("all is delivered", || a.is_done(1));
+    assert_eq!(b.received(1), (0..3).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_rail_that_falls_silent_together_with_its_peer_is_kept() {
+    let (fabric, a, b) = armed_pair(42);
+    b.suspend(true);
+    fabric.set_rail(0, false);
+    send(&a, 0..3);
+    stays("the path", 2500, || a.qp(1, |q| q.path == 0 && !q.surfaced));
+    b.suspend(false);
+    fabric.set_rail(0, true);
+    eventually("all is delivered", || a.is_done(1));
+    assert_eq!(b.received(1), (0..3).collect::<Vec<u32>>());
+}
+
+#[test]
 fn a_peer_that_said_goodbye_leaves_the_error_to_the_application_at_once() {
     let (fabric, a, b) = armed_pair(6);
     b.events.goodbye();

@@ -84,6 +84,7 @@ impl Machine {
         self.must_hold();
         if !self.seeking {
             self.seeking = true;
+            self.sought_since = self.now;
             self.effect(Effect::Seek);
         }
         if self.claimed == Claimed::Nothing {
@@ -101,10 +102,16 @@ impl Machine {
     pub(super) fn target(&mut self, path: PathId) {
         if self.is_healed_by(path) {
             self.clear_fault();
-        } else if self.can_use(path) {
+        } else if self.can_use(path) && !self.is_second_choice(path) {
             self.candidate = Some(path);
             self.claim_now();
         }
+    }
+
+    /// A path that killed its queue pair and answers a probe may carry one kind of packet only: the others have the first chance,
+    /// for as long as a probe may take.
+    fn is_second_choice(&self, path: PathId) -> bool {
+        path == self.path && self.now < self.sought_since + self.deadlines.probe
     }
 
     /// A path answered while a claim is out.

@@ -251,6 +251,8 @@ pub struct Machine {
     /// The QP of the current incarnation is in ERR.
     fatal: bool,
     seeking: bool,
+    /// Since then.
+    sought_since: Micros,
     /// The path that answered a probe after the fault.
     candidate: Option<PathId>,
     /// No own claim before that.
@@ -291,6 +293,7 @@ impl Machine {
             fault: None,
             fatal: false,
             seeking: false,
+            sought_since: Micros(0),
             candidate: None,
             pause_until: Micros(0),
             risk: false,
@@ -300,6 +303,12 @@ impl Machine {
             quiet: false,
             told: false,
         }
+    }
+
+    /// How long the NIC is given to heal what could end in an error: the hold deadline, or the retry budget of the queue pair
+    /// where that is shorter. A wait that has begun keeps its end.
+    pub const fn set_hold(&mut self, hold: Micros) {
+        self.deadlines.hold = hold;
     }
 
     /// Takes an input. `now` must not go back. Then [`Machine::poll_effect`] until it is empty.

@@ -24,7 +24,7 @@ use shift_control::datapath::{
     RemoteKey, RemoteKeys, ReplayProgress, Unprotected,
 };
 use shift_control::{Agent, Config, EventSender};
-use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
+use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
 
@@ -96,6 +96,7 @@ pub struct State {
     probes: BTreeMap<u32, Probe>,
     standby_keys: BTreeMap<(usize, u32), u32>,
     pub panic_in_sweep: Option<usize>,
+    suspended: Option<usize>,
 }
 
 /// The fabric of one test.
@@ -295,6 +296,11 @@ impl Process {
             qp.error_in = Some(qp.epoch);
         }
         self.events.send(Event::Fatal { qp: QpLife(life), status: 12 });
+    }
+
+    /// Stops its agent, as a stopped host would be, or lets it go on.
+    pub fn suspend(&self, suspended: bool) {
+        self.fabric.lock().suspended = suspended.then_some(self.host);
     }
 
     /// All that was posted so far is complete.
@@ -584,6 +590,10 @@ impl DataPath for Path {
         false
     }
 
+    fn retry_budget(&self, _qp: QpLife) -> Option<Micros> {
+        None
+    }
+
     fn in_error(&self, _qp: QpLife) -> bool {
         false
     }
@@ -599,6 +609,9 @@ impl DataPath for Path {
     fn sweep(&self) {
         let dies = self.fabric.lock().panic_in_sweep == Some(self.process);
         assert!(!dies, "the test asked for this panic");
+        while self.fabric.lock().suspended == Some(self.process) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn read_async(&self, _device: DeviceId) {}

@@ -85,11 +85,39 @@ fn a_current_path_that_answers_ends_a_fault_unless_its_qp_is_in_error() {
     assert_eq!(bench.machine.state(), running());
 
     bench.give(FATAL);
+    assert_eq!(sent(&bench.give(Input::PathAnswered(PathId(0)))), [], "another path has the first chance");
+    bench.wait(Deadlines::default().probe);
     let effects = bench.give(Input::PathAnswered(PathId(0)));
     assert!(
         matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(0)),
         "it is connected anew"
     );
+}
+
+#[test]
+fn a_path_that_killed_its_queue_pair_is_claimed_only_if_no_other_answers() {
+    let mut bench = Bench::new(SMALLER);
+    bench.give(FATAL);
+    bench.give(Input::PathAnswered(PathId(0)));
+    let effects = bench.give(Input::PathAnswered(PathId(1)));
+    assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(1)));
+}
+
+#[test]
+fn the_hold_ends_with_the_retry_budget_of_the_queue_pair() {
+    let hold_of = |budget_ms: u64| {
+        let mut bench = Bench::new(SMALLER);
+        bench.machine.set_hold(Micros::from_millis(budget_ms));
+        bench.give(Input::Hold(true));
+        bench.give(SUSPECT);
+        assert_eq!(sent(&bench.give(Input::PathAnswered(PathId(1)))), []);
+        let began = bench.now;
+        while bench.attempt() == Attempt::Seeking {
+            bench.wait(Micros::from_millis(1));
+        }
+        bench.now.since(began).as_millis()
+    };
+    assert_eq!((hold_of(50), hold_of(700)), (50, 700));
 }
 
 #[test]
