@@ -45,6 +45,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
                 .push(Scenario::guests(name, about, move |lab: &mut Lab, seed| perftest_cut(lab, tool, host, seed)));
         }
     }
+    let about = "perftest under the shim, rail 0 silent for both and its retry count infinite: all iterations";
+    scenarios.push(Scenario::guests("shim-perftest-silent", about, perftest_silent));
     for mode in MODES {
         let about = format!("the checking application in mode {mode} under the shim, no fault: all is right");
         let run = move |lab: &mut Lab, seed| checker(lab, mode, None, seed);
@@ -78,6 +80,21 @@ fn perftest_cut(lab: &mut Lab, tool: Tool, host: Host, seed: u64) -> Result<Figu
     require_fault(&story)?;
     let figures = test.require_complete(&story)?;
     Ok(moved(figures, &story, &evidence))
+}
+
+/// No completion ever tells of this fault: perftest asks for 7 retries, which soft-RoCE takes for infinitely many.
+fn perftest_silent(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for tool in Tool::MOVED {
+        lab.reset()?;
+        let test = Perftest::plain(tool).with_shim(Shim::Both);
+        let moment = Moment::armed(1, seed, PERFTEST_PACKETS.start, PERFTEST_PACKETS.end);
+        let (story, evidence) = run(lab, &test.trial().fault(Fault::Silence(Rail::Zero, None), moment))?;
+        require_fault(&story)?;
+        let told = test.require_complete(&story)?;
+        figures.note(tool.program(), json!(moved(told, &story, &evidence)));
+    }
+    Ok(figures)
 }
 
 /// One run of each shape; with a host, rail 0 goes down there at a moment of the seed.
