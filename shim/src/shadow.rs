@@ -233,8 +233,19 @@ pub struct QpShadow {
     pub rq: RecvQueue,
     /// Everything that only control verbs and the agent touch.
     pub cold: Mutex<QpCold>,
+    /// Whether it uses atomics, and may.
+    pub atomics: Atomics,
     /// Why it is not protected, said once.
     pub unprotected: OnceLock<String>,
+}
+
+/// Each flag is set once. Who sets one looks at the other afterwards (SeqCst), so one of the two sees both.
+#[derive(Default)]
+pub struct Atomics {
+    /// The application posted one.
+    pub posted: AtomicBool,
+    /// The peer's two devices are atomic each by itself only.
+    pub forbidden: AtomicBool,
 }
 
 impl QpShadow {
@@ -267,6 +278,7 @@ impl QpShadow {
             sq: SendQueue::new(init.cap, target),
             rq: RecvQueue::new(init.cap, RecvTarget { qp, post_recv: ops.post_recv }),
             cold: Mutex::new(QpCold::new(init)),
+            atomics: Atomics::default(),
             unprotected: OnceLock::new(),
         }
     }

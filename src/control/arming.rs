@@ -30,6 +30,8 @@ const DEAD_PACE_US: u64 = 1_000_000;
 const SEEK_PACE_US: u64 = 50_000;
 /// Failed probes in a row that disarm a path: one may be a lost packet on a busy link.
 const FAILURES_TO_DISARM: u32 = 3;
+/// `IBV_ACCESS_REMOTE_ATOMIC`.
+const REMOTE_ATOMIC: u32 = 1 << 3;
 
 impl Qp {
     /// The process at the other end is known: the standby is made and offered.
@@ -97,10 +99,10 @@ impl Qp {
             standby: offer_of(&standby),
             primary_mtu: primary.mtu,
             primary_psn_base: primary.psn_base,
-            // As on the primary: each end makes its standby by the values of its own primary.
+            // Depths as on the primary: each end makes its standby by the values of its own primary.
             max_rd_atomic: 0,
             max_dest_rd_atomic: 0,
-            access: 0,
+            access: if world.data.atomics_hold(self.life) { REMOTE_ATOMIC } else { 0 },
         });
         let (own, peer) = (self.own_address(), self.peer_address());
         world.send(process, Frame::Offer(Offer { from: self.me, device: self.facts.device.0, own, peer, standby }));
@@ -161,6 +163,9 @@ impl Qp {
         };
         if self.refused.is_some() || self.machine.is_some() {
             return;
+        }
+        if standby.access & REMOTE_ATOMIC == 0 {
+            world.data.forbid_atomics(self.life);
         }
         let peer_standby = end_of(&standby.standby);
         let peer_primary = end_of(&PathOffer {

@@ -130,6 +130,10 @@ pub trait DataPath: Send + Sync {
     /// Makes the QP's standby objects (PD, CQs, QP in RESET) on the standby device. Idempotent.
     /// Returns the two ends (primary, standby) to offer to the peer.
     fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected>;
+    /// Atomics that arrive at this end over one path exclude those of the other: both devices are atomic against the whole host.
+    fn atomics_hold(&self, qp: QpLife) -> bool;
+    /// At the peer they do not: the first atomic that was or will be posted makes the QP unprotected.
+    fn forbid_atomics(&self, qp: QpLife);
     /// Brings `path` of the QP to RTS towards `peer` for `epoch`: own first PSN and expected PSN as given. Idempotent per epoch.
     fn connect(
         &self,

@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{fence, mr, probe, rail, replay, twin};
+use crate::cold::{fence, mr, probe, rail, replay, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -61,6 +61,14 @@ impl DataPath for Shim {
             }
             twin::prepare(qp)
         })
+    }
+
+    fn atomics_hold(&self, qp: QpLife) -> bool {
+        Self::with(qp, false, twin::atomics_hold)
+    }
+
+    fn forbid_atomics(&self, qp: QpLife) {
+        Self::with(qp, (), tell::forbid_atomics);
     }
 
     fn connect(

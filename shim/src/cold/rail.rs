@@ -173,6 +173,12 @@ pub fn read_async(rail: &Rail) {
 }
 
 impl Rail {
+    /// Its atomics exclude those of other devices, and the processor's (IBV_ATOMIC_GLOB). Soft-RoCE claims only IBV_ATOMIC_HCA, but has one lock for
+    /// all its devices (rxe_mr.c, `atomic_ops_lock`).
+    pub fn is_atomic_host_wide(&self) -> bool {
+        self.attr.atomic_cap == IBV_ATOMIC_GLOB || self.is_rxe()
+    }
+
     /// Is it soft-RoCE?
     pub fn is_rxe(&self) -> bool {
         self.attr.vendor_id == RXE_VENDOR

@@ -47,6 +47,31 @@ pub fn unprotect_opcode(qp: &QpShadow, opcode: ibv_wr_opcode) {
     }
 }
 
+/// The peer's devices are atomic each by itself only: once the connection moved, an atomic could slip between the halves of another.
+pub fn forbid_atomics(qp: &QpShadow) {
+    qp.atomics.forbidden.store(true, Ordering::SeqCst);
+    if qp.atomics.posted.load(Ordering::SeqCst) {
+        unprotect_atomics(qp);
+    }
+}
+
+/// An atomic is being posted.
+pub fn atomic(qp: &QpShadow) {
+    if !qp.atomics.posted.load(Ordering::Relaxed) {
+        qp.atomics.posted.store(true, Ordering::SeqCst);
+    }
+    if qp.atomics.forbidden.load(Ordering::SeqCst) {
+        unprotect_atomics(qp);
+    }
+}
+
+#[cold]
+fn unprotect_atomics(qp: &QpShadow) {
+    if qp.unprotected.get().is_none() {
+        unprotect(qp, "it posts atomics, and those of the peer's two devices do not exclude one another".to_owned());
+    }
+}
+
 /// Says once why this QP is unprotected, and makes its faults the application's again.
 #[cold]
 pub fn unprotect(qp: &QpShadow, reason: String) {

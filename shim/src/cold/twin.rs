@@ -175,6 +175,12 @@ pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
     Some(Micros(one_try_ns / 1000 * (u64::from(attr.retry_cnt) + 1)))
 }
 
+/// Whether an atomic that arrives over the standby excludes one that arrives over the primary at the same time, from whatever peer.
+pub fn atomics_hold(qp: &QpShadow) -> bool {
+    let primary = rail::by_id(qp.device).is_some_and(|rail| rail.is_atomic_host_wide());
+    primary && standby_rail(qp).is_ok_and(|rail| rail.is_atomic_host_wide())
+}
+
 /// The application's RTR to RTS: the QPs that were brought to RTR for it follow. Returns errno.
 pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
     let mut cold = qp.cold();

@@ -350,6 +350,7 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     slot.remote_addr.store(rdma.remote_addr, Relaxed);
     slot.rkey.store(rdma.rkey, Relaxed);
     if is_atomic(wr.opcode) {
+        tell::atomic(qp);
         record_operands(qp, wr, seq);
     }
     slot.imm.store(wr.imm.raw(), Relaxed);

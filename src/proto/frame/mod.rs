@@ -81,7 +81,8 @@ pub struct StandbyOffer {
     pub max_rd_atomic: u8,
     /// READs and atomics that this end answers at once.
     pub max_dest_rd_atomic: u8,
-    /// `qp_access_flags` of this end.
+    /// What the sender's standby permits as its primary does, in the bits of `qp_access_flags`: so far only IBV_ACCESS_REMOTE_ATOMIC, if
+    /// atomics that arrive over the two paths exclude one another.
     pub access: u32,
 }
 

@@ -423,6 +423,12 @@ impl DataPath for Path {
         Ok((self.end(qp, 0), self.end(qp, 1)))
     }
 
+    fn atomics_hold(&self, _qp: QpLife) -> bool {
+        true
+    }
+
+    fn forbid_atomics(&self, _qp: QpLife) {}
+
     fn connect(
         &self,
         qp: QpLife,
