@@ -8,6 +8,7 @@ use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
+use crate::datapath::PathEnd;
 use crate::mirror::Mirror;
 use crate::probes::{Outcome, Want};
 use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
@@ -168,11 +169,13 @@ impl Qp {
             world.data.forbid_atomics(self.life);
         }
         let peer_standby = end_of(&standby.standby);
+        // Each end was told at RTR from which PSN the other sends; from which it sends itself, it may not know yet.
         let peer_primary = end_of(&PathOffer {
             address: self.peer_address(),
             mtu: standby.primary_mtu,
-            psn_base: standby.primary_psn_base,
+            psn_base: own_primary.psn_base,
         });
+        let own_primary = PathEnd { psn_base: standby.primary_psn_base, ..own_primary };
         let epoch = self.next_epoch();
         let psns = (own_standby.psn_base.in_epoch(epoch), peer_standby.psn_base.in_epoch(epoch));
         let connected = world.data.connect(self.life, PathId::STANDBY, epoch, &peer_standby, psns.0, psns.1);

@@ -59,7 +59,8 @@ pub struct PathEnd {
     pub gid: Gid,
     /// Largest path MTU this end can use there, bytes.
     pub mtu: Mtu,
-    /// Base of the PSNs this end sends with on that path; the PSN of an epoch derives from it.
+    /// Base of the PSNs this end sends with on that path; the PSN of an epoch derives from it. Of the primary, `prepare_standby` gives what this end
+    /// expects of the peer (rq_psn of its RTR): the application's own sq_psn is often not known before RTS.
     pub psn_base: Psn,
 }
 

@@ -40,10 +40,10 @@ fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
             standby.name, standby.attr.max_qp_rd_atom
         ));
     }
-    let base = Psn::new(cold.attr.sq_psn);
+    let expected = Psn::new(cold.attr.rq_psn);
     Ok((
-        PathEnd { qpn: qp.qpn, gid: Gid(primary_gid.gid.raw), mtu: primary_mtu, psn_base: base },
-        PathEnd { qpn: twin_qpn, gid: Gid(gid.gid.raw), mtu: standby_mtu, psn_base: base },
+        PathEnd { qpn: qp.qpn, gid: Gid(primary_gid.gid.raw), mtu: primary_mtu, psn_base: expected },
+        PathEnd { qpn: twin_qpn, gid: Gid(gid.gid.raw), mtu: standby_mtu, psn_base: expected },
     ))
 }
 

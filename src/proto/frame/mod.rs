@@ -75,7 +75,7 @@ pub struct StandbyOffer {
     pub standby: PathOffer,
     /// MTU of the primary path.
     pub primary_mtu: Mtu,
-    /// Base of the PSNs of the primary path, for epochs after the first.
+    /// The PSN that the sender expects first of the receiver on the primary path: the base of the receiver's PSNs there, for epochs after the first.
     pub primary_psn_base: Psn,
     /// READs and atomics that this end starts at once.
     pub max_rd_atomic: u8,

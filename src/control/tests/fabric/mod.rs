@@ -405,7 +405,8 @@ impl Path {
 
     fn end(&self, qp: QpLife, rail: usize) -> PathEnd {
         let (ip_host, standby) = (self.ip_host, if rail == 0 { 0x100 } else { 0x9000 });
-        let base = u32::try_from(ip_host * 0x1000 + rail * 0x77).unwrap() + qp.0;
+        // Of the primary each end tells what it expects of the other; here both expect the same.
+        let base = if rail == 0 { 0x70_0000 } else { u32::try_from(ip_host * 0x1000).unwrap() + qp.0 };
         PathEnd { qpn: standby + qp.0, gid: gid(ip_host, rail), mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(base) }
     }
 }
