@@ -82,6 +82,26 @@ pub enum GidIndex {
     At(u8),
 }
 
+impl Mode {
+    /// Whether a run in this mode posts receives at all.
+    #[must_use]
+    pub const fn takes_receives(self) -> bool {
+        match self {
+            Mode::WriteImm | Mode::Send | Mode::Mixed | Mode::MixedAtomic => true,
+            Mode::Write | Mode::Read | Mode::Fadd | Mode::Cas => false,
+        }
+    }
+
+    /// Whether it has atomics.
+    #[must_use]
+    pub const fn has_atomics(self) -> bool {
+        match self {
+            Mode::Fadd | Mode::Cas | Mode::MixedAtomic => true,
+            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed => false,
+        }
+    }
+}
+
 impl FromStr for GidIndex {
     type Err = String;
 
@@ -108,6 +128,8 @@ pub enum Mode {
     Read,
     /// WRITE, WRITE with immediate data, SEND and READ by the seed.
     Mixed,
+    /// The same and FETCH_AND_ADD.
+    MixedAtomic,
     /// FETCH_AND_ADD, each result checked.
     Fadd,
     /// COMPARE_AND_SWAP, each result checked.
@@ -188,9 +210,9 @@ pub const GUARD_BYTES: u32 = 64;
 /// What both ends do.
 #[derive(Clone, Debug, PartialEq, Eq, Args, Serialize, Deserialize)]
 pub struct Params {
-    /// Which operations move the messages.
-    #[arg(long, value_enum, default_value = "mixed")]
-    pub mode: Mode,
+    /// Which operations move the messages; of several modes the queue pairs take one each, in turn.
+    #[arg(long = "mode", value_enum, value_delimiter = ',', default_value = "mixed", value_name = "MODE,…")]
+    pub modes: Vec<Mode>,
     /// Messages per queue pair and direction.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..1 << 40))]
     pub messages: u64,
@@ -297,6 +319,12 @@ impl Params {
             return Err(format!("this would take {} MiB of memory; at most {}", bytes >> 20, MAX_MEMORY >> 20));
         }
         Ok(())
+    }
+
+    /// What moves the messages of a queue pair.
+    pub fn mode(&self, qp: u16) -> Mode {
+        let turn = usize::from(qp) % self.modes.len().max(1);
+        self.modes.get(turn).copied().unwrap_or(Mode::Mixed)
     }
 
     /// Signalled work requests come this often, however long the queue is.

@@ -416,7 +416,7 @@ mod tests {
     }
 
     fn slot(number: u64, len: usize) -> (Plan, Vec<u8>) {
-        let params = Params { mode: Mode::Write, ..Params::for_tests() };
+        let params = Params { modes: vec![Mode::Write], ..Params::for_tests() };
         let plan = Plan::new(&params, 0, Direction::ClientToServer);
         let mut slot = vec![POISON; 600];
         plan.payload(number).fill(0, &mut slot[..len]);

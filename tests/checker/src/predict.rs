@@ -216,7 +216,7 @@ impl Plan {
             Direction::ServerToClient => 1,
         };
         Self {
-            mode: params.mode,
+            mode: params.mode(qp),
             size_min: params.size.min,
             size_max: params.size.max,
             mtu: params.mtu,
@@ -228,7 +228,7 @@ impl Plan {
     /// Message `number`.
     #[must_use]
     pub fn message(&self, number: u64) -> Message {
-        let dice = mix(self.key ^ mix(number));
+        let dice = self.dice(number);
         let op = self.op(dice);
         let len = match op {
             Op::FetchAdd | Op::CompareSwap => 8,
@@ -264,23 +264,32 @@ impl Plan {
         Stream::new(mix(self.key ^ 0x0005_0eed))
     }
 
-    /// The value of the peer's counter before atomic number `number`.
+    /// The value of the peer's counter before message `number`, when every atomic below took effect once.
     #[must_use]
-    pub const fn counter_before(&self, number: u64) -> u64 {
-        if !matches!(self.mode, Mode::Cas) {
-            return self.addend().wrapping_mul(number);
+    pub fn counter_before(&self, number: u64) -> u64 {
+        match self.mode {
+            Mode::Cas if number == 0 => 0,
+            Mode::Cas => mix(self.key ^ number),
+            Mode::MixedAtomic => self.addend().wrapping_mul(self.atomics_below(number)),
+            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Fadd => {
+                self.addend().wrapping_mul(number)
+            }
         }
-        if number == 0 {
-            0
-        } else {
-            mix(self.key ^ number)
-        }
+    }
+
+    /// Messages below `number` that are atomics.
+    fn atomics_below(&self, number: u64) -> u64 {
+        (0..number).filter(|&each| self.op(self.dice(each)) == Op::FetchAdd).count() as u64
     }
 
     /// What every FETCH_AND_ADD of this flow adds; odd, so that 2^64 of them differ.
     #[must_use]
     pub const fn addend(&self) -> u64 {
         mix(self.key ^ 0xadd) | 1
+    }
+
+    const fn dice(&self, number: u64) -> u64 {
+        mix(self.key ^ mix(number))
     }
 
     const fn imm_key(&self) -> u32 {
@@ -297,7 +306,8 @@ impl Plan {
             Mode::Read => Op::Read,
             Mode::Fadd => Op::FetchAdd,
             Mode::Cas => Op::CompareSwap,
-            Mode::Mixed => match dice & 3 {
+            Mode::MixedAtomic if dice >> 16 & 3 == 0 => Op::FetchAdd,
+            Mode::Mixed | Mode::MixedAtomic => match dice & 3 {
                 0 => Op::Write,
                 1 => Op::WriteImm,
                 2 if coin => Op::SendImm,
@@ -333,7 +343,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plan(mode: Mode) -> Plan {
-        let params = Params { mode, size: SizeRange { min: 0, max: 9000 }, ..Params::for_tests() };
+        let params = Params { modes: vec![mode], size: SizeRange { min: 0, max: 9000 }, ..Params::for_tests() };
         Plan::new(&params, 3, Direction::ClientToServer)
     }
 
@@ -407,5 +417,12 @@ mod tests {
         assert_eq!(fadd.counter_before(0), 0);
         assert_eq!(fadd.counter_before(8), fadd.counter_before(7).wrapping_add(fadd.addend()));
         assert_ne!(plan(Mode::Cas).counter_before(1), 0);
+        let mixed = plan(Mode::MixedAtomic);
+        for number in 0..200 {
+            let grows = mixed.message(number).op == Op::FetchAdd;
+            let by = if grows { mixed.addend() } else { 0 };
+            assert_eq!(mixed.counter_before(number + 1), mixed.counter_before(number).wrapping_add(by));
+        }
+        assert!((20..100).contains(&mixed.atomics_below(200)));
     }
 }

@@ -31,12 +31,6 @@ pub struct Receiver {
 /// How far to look for the next message that takes a receive: half of the messages of such modes do.
 const REACH: u64 = 1000;
 
-/// Whether a run in this mode posts receives at all.
-#[must_use]
-pub const fn takes_receives(mode: Mode) -> bool {
-    matches!(mode, Mode::WriteImm | Mode::Send | Mode::Mixed)
-}
-
 impl Receiver {
     /// The receiver of queue pair `qp`.
     #[must_use]
@@ -58,7 +52,7 @@ impl Receiver {
     /// Lays out what the peer's READs and atomics touch, and posts the receives.
     pub fn prepare(&mut self, ground: &Ground, qp: &Qp) -> Result<()> {
         ground.fill_source(self.qp, self.plan.source());
-        if takes_receives(ground.params.mode) {
+        if ground.params.mode(self.qp).takes_receives() {
             for _ in 0..ground.layout.receives() {
                 self.post_receive(ground, qp)?;
             }
@@ -72,7 +66,7 @@ impl Receiver {
         let at = ground.layout.receive_slot(self.qp, counter);
         // As NCCL does: where only WRITEs with immediate data come, a receive has no memory.
         let bytes = ground.layout.slot_bytes() as u32;
-        let memory = if ground.params.mode == Mode::WriteImm { None } else { Some((at, bytes)) };
+        let memory = if ground.params.mode(self.qp) == Mode::WriteImm { None } else { Some((at, bytes)) };
         qp.post_receive(
             &ground.shared,
             ReceiveRequest { wr_id: ground.wr_id(Queue::Receive, self.qp, counter), memory },
@@ -297,7 +291,7 @@ impl Receiver {
     }
 
     fn check_counter(&self, ground: &Ground, total: u64, verdict: &mut Verdict) {
-        if !matches!(ground.params.mode, Mode::Fadd | Mode::Cas) {
+        if !ground.params.mode(self.qp).has_atomics() {
             return;
         }
         let mut bytes = [0; 8];

@@ -84,7 +84,7 @@ pub enum Ending {
 pub struct Report {
     checker: &'static str,
     pass: bool,
-    mode: crate::args::Mode,
+    modes: Vec<crate::args::Mode>,
     seed: u64,
     qps: u16,
     messages: u64,
@@ -120,7 +120,7 @@ impl Report {
         Self {
             checker,
             pass: *ending == Ending::Done && verdict.tally.is_clean() && verdict.error_count == 0,
-            mode: params.mode,
+            modes: params.modes.clone(),
             seed: params.seed,
             qps: params.qps,
             messages: params.messages,

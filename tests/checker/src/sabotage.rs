@@ -72,7 +72,7 @@ mod tests {
     }
 
     fn plan(mode: Mode) -> Plan {
-        let params = Params { mode, ..Params::for_tests() };
+        let params = Params { modes: vec![mode], ..Params::for_tests() };
         Plan::new(&params, 0, Direction::ClientToServer)
     }
 

@@ -253,7 +253,7 @@ impl Sender {
         }
     }
 
-    const fn operands(&self, message: &Message) -> (u64, u64) {
+    fn operands(&self, message: &Message) -> (u64, u64) {
         let number = message.number;
         match message.op {
             Op::FetchAdd => (self.plan.addend(), 0),

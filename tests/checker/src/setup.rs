@@ -4,7 +4,7 @@ use crate::args::{Local, Mode, Params, Ways};
 use crate::ground::Ground;
 use crate::layout::Layout;
 use crate::predict::{mix, Direction, Plan, POISON};
-use crate::receiver::{takes_receives, Receiver};
+use crate::receiver::Receiver;
 use crate::sabotage::Sabotage;
 use crate::sender::Sender;
 use crate::session::Parts;
@@ -134,19 +134,19 @@ fn receivers(end: End, params: &Params) -> Vec<Receiver> {
 
 fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> {
     let layout = Layout::new(params);
-    let receive_wrs = if takes_receives(params.mode) { layout.receives() as u32 } else { 1 };
-    let per_qp = params.depth + if takes_receives(params.mode) { receive_wrs } else { 0 };
+    let receives = |qp| if params.mode(qp).takes_receives() { layout.receives() as u32 } else { 0 };
     // Exactly what may be there at once: a completion too many overruns it.
-    let verbs = Verbs::open(local.dev.as_deref(), local.port, u32::from(params.qps) * per_qp)?;
+    let cqe = (0..params.qps).map(|qp| params.depth + receives(qp)).sum();
+    let verbs = Verbs::open(local.dev.as_deref(), local.port, cqe)?;
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;
-    let shared = verbs.region(layout.shared_bytes(), shared_access(params.mode))?;
+    let shared = verbs.region(layout.shared_bytes(), shared_access(&params.modes))?;
     own.fill(0, layout.local_bytes(), POISON);
     shared.fill(0, layout.shared_bytes(), POISON);
-    let wish = QpWish { send_wrs: params.depth, receive_wrs, sges: params.sges, inline: params.inline };
     let (mut qps, mut psns) = (Vec::new(), Vec::new());
     for number in 0..params.qps {
-        let qp = verbs.qp(wish)?;
+        let receive_wrs = receives(number).max(1);
+        let qp = verbs.qp(QpWish { send_wrs: params.depth, receive_wrs, sges: params.sges, inline: params.inline })?;
         qp.init()?;
         qps.push(qp);
         psns.push(params.psn.unwrap_or_else(|| psn(params.seed, end, number)));
@@ -156,9 +156,9 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
     Ok(Opened { verbs, qps, psns, local: own, shared, gid_index, endpoint })
 }
 
-const fn shared_access(mode: Mode) -> u32 {
+fn shared_access(modes: &[Mode]) -> u32 {
     let base = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
-    if matches!(mode, Mode::Fadd | Mode::Cas) {
+    if modes.iter().any(|mode| mode.has_atomics()) {
         base | IBV_ACCESS_REMOTE_ATOMIC
     } else {
         base

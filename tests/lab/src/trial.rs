@@ -100,6 +100,12 @@ pub enum Moment {
         /// Packets after that.
         packets: u64,
     },
+    /// When both shims have said that so many queue pairs are protected, while the client stands idle until then ([`Trial::go_on`]): all its
+    /// work but the first message of each queue pair is posted after the fault was made, however long arming takes.
+    Idle {
+        /// Queue pairs.
+        qps: u64,
+    },
 }
 
 impl Moment {
@@ -129,6 +135,8 @@ pub struct Trial {
     pub fault: Fault,
     /// When.
     pub moment: Moment,
+    /// The client is idle until this file is there; it is made after the fault at [`Moment::Idle`].
+    pub go_on: Option<&'static str>,
     /// How long nothing may move.
     pub stall_limit: Duration,
 }
@@ -143,6 +151,7 @@ impl Trial {
             client,
             fault: Fault::None,
             moment: Moment::Before,
+            go_on: None,
             stall_limit: STALL_LIMIT,
         }
     }
@@ -182,9 +191,16 @@ impl Trial {
         if self.moment == Moment::Before && self.fault != Fault::None {
             fault_ns = Some(self.fault.make(lab)?);
         }
+        if let Some(file) = self.go_on {
+            lab.guest(self.server_host.peer()).shell(&format!("rm -f {file}"))?;
+        }
         let (server, client) = lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
-        if self.wait_moment(lab, &client, &server)? && self.fault != Fault::None {
+        let due = self.wait_moment(lab, &client, &server)?;
+        if due && self.fault != Fault::None {
             fault_ns = Some(self.fault.make(lab)?);
+        }
+        if let Some(file) = self.go_on.filter(|_| due) {
+            lab.guest(client.host()).write(file, "", 0o644)?;
         }
         let still = self.wait_for_end(lab, &client, &server);
         let ends = [client.ended(), server.ended()];
@@ -215,24 +231,29 @@ impl Trial {
         let packets = match self.moment {
             Moment::Before => return Ok(false),
             Moment::Packets(packets) => packets,
+            Moment::Idle { qps } => return Trial::wait_armed(qps, client, server, over),
             Moment::Armed { qps, packets } => {
-                let armed = until("both sides to be protected", MOMENT_LIMIT, || {
-                    let armed = [client, server].iter().all(|side| protected(side) >= qps);
-                    Ok(if armed {
-                        Some(true)
-                    } else if over() {
-                        Some(false)
-                    } else {
-                        None
-                    })
-                })?;
-                if !armed {
+                if !Trial::wait_armed(qps, client, server, over)? {
                     return Ok(false);
                 }
                 packets
             }
         };
         lab.wait_traffic(Rail::Zero, packets, MOMENT_LIMIT, over)
+    }
+
+    /// Waits until both shims said that so many queue pairs are protected; false if a program is over first.
+    fn wait_armed(qps: u64, client: &Running, server: &Running, over: impl Fn() -> bool) -> Result<bool> {
+        until("both sides to be protected", MOMENT_LIMIT, || {
+            let armed = [client, server].iter().all(|side| protected(side) >= qps);
+            Ok(if armed {
+                Some(true)
+            } else if over() {
+                Some(false)
+            } else {
+                None
+            })
+        })
     }
 
     /// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.

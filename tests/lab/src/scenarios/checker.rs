@@ -117,7 +117,12 @@ pub(super) struct Checker {
     pub(super) lingers: Option<Host>,
     /// Variables for both sides.
     pub(super) env: Vec<(&'static str, &'static str)>,
+    /// The client is idle behind the first message of each queue pair, until it is told to go on.
+    pub(super) gated: bool,
 }
+
+/// Where an idle run waits for its end of idleness.
+pub(super) const GO_ON: &str = "/tmp/shift-go-on";
 
 /// How long it polls on: longer than any deadline by which the shim could take an end for a fault.
 const LINGER_MS: u32 = 4000;
@@ -125,7 +130,7 @@ const LINGER_MS: u32 = 4000;
 impl Checker {
     /// Without the shim.
     pub(super) fn plain(options: impl Into<String>) -> Checker {
-        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None, env: Vec::new() }
+        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None, env: Vec::new(), gated: false }
     }
 
     /// Under the shim on both hosts.
@@ -137,6 +142,11 @@ impl Checker {
     pub(super) fn lingering(mut self, host: Host) -> Checker {
         self.lingers = Some(host);
         self
+    }
+
+    /// Under the shim, idle until all its queue pairs are protected: for [`crate::trial::Moment::Idle`].
+    pub(super) fn gated(options: impl Into<String>) -> Checker {
+        Checker { gated: true, ..Checker::shimmed(options) }
     }
 
     fn linger(&self, host: Host) -> String {
@@ -152,13 +162,15 @@ impl Checker {
         let server_at = format!("{}:{PORT}", Link::Management.address(Host::B));
         let server =
             Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
-        let options = format!("{} {}", self.options, self.linger(Host::A));
+        let gate = format!("--pause-before-message 1 --idle-until-file {GO_ON}");
+        let options = format!("{} {} {}", self.options, self.linger(Host::A), if self.gated { &gate } else { "" });
         let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {options}");
         let dress = |host, program| {
             let add = |program: Program, (name, value): &(&str, &str)| program.env(*name, *value);
             self.env.iter().fold(self.shim.apply(host, program), add)
         };
-        Trial::new(Host::B, PORT, dress(Host::B, server), dress(Host::A, Program::words(&client)))
+        let trial = Trial::new(Host::B, PORT, dress(Host::B, server), dress(Host::A, Program::words(&client)));
+        Trial { go_on: self.gated.then_some(GO_ON), ..trial }
     }
 }
 

@@ -13,14 +13,12 @@ use crate::place::{Host, Rail};
 use crate::trial::{Fault, Moment};
 use crate::trouble::{require, Result};
 
-use super::checker::{report, Checker};
+use super::checker::{report, Checker, GO_ON};
 use super::survive::{moved, require_fault, run, survives};
 use super::Scenario;
 
 /// How long both rails are gone.
 const DARK: Duration = Duration::from_secs(2);
-/// Where an idle run waits for its end of idleness.
-const GO_ON: &str = "/tmp/shift-go-on";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = vec![

@@ -9,6 +9,7 @@ mod checker;
 mod corners;
 mod fail_open;
 mod lab_itself;
+mod loss;
 mod non_rdma;
 mod plain;
 mod survive;
@@ -78,6 +79,7 @@ pub fn all() -> Vec<Scenario> {
         checker::scenarios(),
         survive::scenarios(),
         corners::scenarios(),
+        loss::scenarios(),
         fail_open::scenarios(),
     ]
     .into_iter()

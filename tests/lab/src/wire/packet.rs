@@ -32,6 +32,14 @@ pub mod opcode {
     /// Fetch and add.
     pub const FETCH_ADD: u8 = 0x14;
 
+    /// First packets of messages of several, of SENDs, WRITEs and READ responses.
+    pub const FIRSTS: [u8; 3] = [SEND_FIRST, WRITE_FIRST, READ_RESPONSE_FIRST];
+    /// What is between first and last packets.
+    pub const MIDDLES: [u8; 3] = [0x01, 0x07, 0x0e];
+    /// Last packets of messages of several, with and without immediate data.
+    pub const LASTS: [u8; 5] = [0x02, 0x03, 0x08, 0x09, 0x0f];
+    /// All of a READ response.
+    pub const READ_RESPONSES: [u8; 4] = [READ_RESPONSE_FIRST, 0x0e, 0x0f, READ_RESPONSE_ONLY];
     /// All that a responder sends: READ responses, ACKs, atomic ACKs.
     pub const RESPONSES: [u8; 6] = [0x0d, 0x0e, 0x0f, 0x10, ACK, ATOMIC_ACK];
     /// All that a requester sends.
@@ -58,6 +66,11 @@ impl Bth {
     /// A response of the reliable connected service.
     pub fn is_response(&self) -> bool {
         opcode::RESPONSES.contains(&self.opcode)
+    }
+
+    /// A NAK that says "receiver not ready" (IBA 9.7.5.2.8: syndrome 001 and the timer).
+    pub fn is_receiver_not_ready(&self) -> bool {
+        self.opcode == opcode::ACK && self.aeth >> 29 == 1
     }
 }
 

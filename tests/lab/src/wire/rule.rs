@@ -3,10 +3,13 @@
 //! The first rule that matches and still has budget decides; a frame that no rule takes passes. Rules are pure: they decide, the
 //! switchboard does.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::packet::Packet;
 use crate::place::{Host, Link};
+use crate::seed::Seed;
 
 /// Name of an installed rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,18 +48,56 @@ pub struct Rule {
     pub psn: Option<(u32, u32)>,
     /// Only RoCE packets to this queue pair.
     pub qpn: Option<u32>,
+    /// Only answers that say "receiver not ready".
+    pub receiver_not_ready: bool,
     /// Lets so many matching frames pass first.
     pub skip: u64,
+    /// Lets matching frames of each queue pair pass first, as many as the seed says.
+    pub skip_each: Option<Spread>,
     /// Acts on so many and then no more.
     pub count: Option<u64>,
+    /// Having acted on a packet, acts on everything behind it in its flow too (same cable, direction and queue pair), whatever it is.
+    pub and_behind: bool,
+    /// Sleeps until that rule would act on a frame; holds for the frames behind that one.
+    pub woken_by: Option<Box<Rule>>,
     /// What is done.
     pub action: Action,
+}
+
+/// A number for each queue pair, by a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// All numbers come from it.
+    pub seed: u64,
+    /// The lowest.
+    pub low: u64,
+    /// One above the highest.
+    pub high: u64,
+}
+
+impl Spread {
+    fn of(self, qpn: u32) -> u64 {
+        Seed::new(self.seed ^ u64::from(qpn) << 32, "queue pair").within(self.low..self.high)
+    }
 }
 
 impl Rule {
     /// A rule that matches every frame on `link`.
     pub fn on(link: Link, action: Action) -> Rule {
-        Rule { link: Some(link), from: None, opcodes: Vec::new(), psn: None, qpn: None, skip: 0, count: None, action }
+        Rule {
+            link: Some(link),
+            from: None,
+            opcodes: Vec::new(),
+            psn: None,
+            qpn: None,
+            receiver_not_ready: false,
+            skip: 0,
+            skip_each: None,
+            count: None,
+            and_behind: false,
+            woken_by: None,
+            action,
+        }
     }
 
     /// Only frames that `host` sends.
@@ -83,6 +124,30 @@ impl Rule {
         self
     }
 
+    /// Only answers that say "receiver not ready".
+    pub fn receiver_not_ready(mut self) -> Rule {
+        self.receiver_not_ready = true;
+        self
+    }
+
+    /// And everything behind what it acted on, flow by flow.
+    pub fn and_behind(mut self) -> Rule {
+        self.and_behind = true;
+        self
+    }
+
+    /// Holds from the first frame on that `waker` would act on; that one itself passes.
+    pub fn woken_by(mut self, waker: Rule) -> Rule {
+        self.woken_by = Some(Box::new(waker));
+        self
+    }
+
+    /// Lets matching frames of each queue pair pass first, as many as the seed says.
+    pub fn after_each(mut self, spread: Spread) -> Rule {
+        self.skip_each = Some(spread);
+        self
+    }
+
     /// Lets `frames` matching frames pass first.
     pub fn after(mut self, frames: u64) -> Rule {
         self.skip = frames;
@@ -99,11 +164,12 @@ impl Rule {
         if self.link.is_some_and(|wanted| wanted != link) || self.from.is_some_and(|wanted| wanted != from) {
             return false;
         }
-        if self.opcodes.is_empty() && self.psn.is_none() && self.qpn.is_none() {
+        if self.opcodes.is_empty() && self.psn.is_none() && self.qpn.is_none() && !self.receiver_not_ready {
             return true;
         }
         let Some(bth) = packet.roce else { return false };
         (self.opcodes.is_empty() || self.opcodes.contains(&bth.opcode))
+            && (!self.receiver_not_ready || bth.is_receiver_not_ready())
             && self.qpn.is_none_or(|wanted| wanted == bth.qpn)
             && self.psn.is_none_or(|(first, last)| psn_between(first, bth.psn, last))
     }
@@ -127,10 +193,70 @@ pub struct Hits {
     pub last_ns: Option<u64>,
 }
 
+/// A direction of a queue pair on a cable.
+type Flow = (Link, Host, u32);
+
+/// A rule, and what it has seen.
+#[derive(Debug)]
+struct Installed {
+    id: RuleId,
+    rule: Rule,
+    hits: Hits,
+    /// What it waits for, if it sleeps.
+    waker: Option<Box<Installed>>,
+    /// Frames that it let pass on each queue pair.
+    skipped: BTreeMap<u32, u64>,
+    /// Flows that it has acted on.
+    taken: BTreeSet<Flow>,
+}
+
+impl Installed {
+    fn new(id: RuleId, mut rule: Rule) -> Installed {
+        let waker = rule.woken_by.take().map(|waker| Box::new(Installed::new(id, *waker)));
+        Installed { id, rule, hits: Hits::default(), waker, skipped: BTreeMap::new(), taken: BTreeSet::new() }
+    }
+
+    /// Whether it acts on this frame, unless an earlier rule does; a rule that sleeps may wake up by it.
+    fn acts(&mut self, link: Link, from: Host, packet: &Packet, now_ns: u64) -> bool {
+        if let Some(waker) = &mut self.waker {
+            if waker.acts(link, from, packet, now_ns) {
+                self.waker = None;
+            }
+            return false;
+        }
+        let flow = packet.roce.map(|bth| (link, from, bth.qpn));
+        let behind = flow.is_some_and(|flow| self.taken.contains(&flow));
+        if !behind && !self.rule.matches(link, from, packet) {
+            return false;
+        }
+        self.hits.matched += 1;
+        let passes = !behind && (self.hits.matched <= self.rule.skip || self.skips(flow));
+        if passes || self.rule.count.is_some_and(|count| self.hits.acted >= count) {
+            return false;
+        }
+        if self.rule.and_behind {
+            self.taken.extend(flow);
+        }
+        self.hits.acted += 1;
+        self.hits.first_ns.get_or_insert(now_ns);
+        self.hits.last_ns = Some(now_ns);
+        true
+    }
+
+    fn skips(&mut self, flow: Option<Flow>) -> bool {
+        let Some((spread, (_, _, qpn))) = self.rule.skip_each.zip(flow) else {
+            return false;
+        };
+        let skipped = self.skipped.entry(qpn).or_default();
+        *skipped += 1;
+        *skipped <= spread.of(qpn)
+    }
+}
+
 /// The installed rules, in the order of installation.
 #[derive(Debug, Default)]
 pub struct Rules {
-    installed: Vec<(RuleId, Rule, Hits)>,
+    installed: Vec<Installed>,
     last_id: u16,
 }
 
@@ -139,14 +265,14 @@ impl Rules {
     pub fn add(&mut self, rule: Rule) -> RuleId {
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let id = RuleId(self.last_id);
-        self.installed.push((id, rule, Hits::default()));
+        self.installed.push(Installed::new(id, rule));
         id
     }
 
     /// Takes a rule away; false if there is none of that name.
     pub fn remove(&mut self, id: RuleId) -> bool {
         let before = self.installed.len();
-        self.installed.retain(|(each, ..)| *each != id);
+        self.installed.retain(|each| each.id != id);
         self.installed.len() != before
     }
 
@@ -157,25 +283,21 @@ impl Rules {
 
     /// What a rule has done so far.
     pub fn hits(&self, id: RuleId) -> Option<Hits> {
-        self.installed.iter().find(|(each, ..)| *each == id).map(|(.., hits)| *hits)
+        self.installed.iter().find(|each| each.id == id).map(|each| each.hits)
     }
 
     /// Decides the fate of one frame.
     pub fn decide(&mut self, link: Link, from: Host, packet: &Packet, now_ns: u64) -> Option<(RuleId, Action)> {
-        for (id, rule, hits) in &mut self.installed {
-            if !rule.matches(link, from, packet) {
-                continue;
-            }
-            hits.matched += 1;
-            if hits.matched <= rule.skip || rule.count.is_some_and(|count| hits.acted >= count) {
-                continue;
-            }
-            hits.acted += 1;
-            hits.first_ns.get_or_insert(now_ns);
-            hits.last_ns = Some(now_ns);
-            return Some((*id, rule.action));
+        let mut installed = self.installed.iter_mut();
+        let first = installed.find_map(|each| {
+            let acts = each.acts(link, from, packet, now_ns);
+            acts.then(|| (each.id, each.rule.action))
+        });
+        // Whoever sleeps behind it is woken by what an earlier rule takes, too.
+        for each in installed.filter(|each| each.waker.is_some()) {
+            each.acts(link, from, packet, now_ns);
         }
-        None
+        first
     }
 }
 
@@ -223,5 +345,53 @@ mod tests {
         assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 1), 0), Some((rest, Action::Drop)));
         assert!(rules.remove(rest) && !rules.remove(rest));
         assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 2), 0), None);
+    }
+
+    #[test]
+    fn behind_a_packet_everything_of_its_flow_is_named_and_nothing_else() {
+        let mut rules = Rules::default();
+        let id = rules.add(Rule::on(Link::Rail0, Action::Drop).opcodes(&[opcode::WRITE_FIRST]).after(1).and_behind());
+        let drop = Some((id, Action::Drop));
+        let mut fate = |from, code, qpn| rules.decide(Link::Rail0, from, &packet(code, qpn, 0), 0);
+        assert_eq!(fate(Host::A, opcode::WRITE_FIRST, 1), None);
+        assert_eq!(fate(Host::A, opcode::WRITE_ONLY, 1), None);
+        assert_eq!(fate(Host::A, opcode::WRITE_FIRST, 1), drop);
+        for code in [opcode::WRITE_ONLY, opcode::SEND_ONLY, opcode::READ_REQUEST] {
+            assert_eq!(fate(Host::A, code, 1), drop);
+            assert_eq!(fate(Host::A, code, 2), None);
+            assert_eq!(fate(Host::B, code, 1), None);
+        }
+    }
+
+    #[test]
+    fn a_sleeping_rule_holds_behind_the_frame_that_wakes_it() {
+        let mut rules = Rules::default();
+        let other = rules.add(Rule::on(Link::Rail0, Action::Pass).qpn(9));
+        let waker = Rule::on(Link::Rail0, Action::Pass).from(Host::B).receiver_not_ready().after(1);
+        let id = rules.add(Rule::on(Link::Rail0, Action::Drop).from(Host::A).woken_by(waker));
+        let answer = |syndrome, qpn| parse(&sample::roce4(opcode::ACK, qpn, 7, &[syndrome, 0, 0, 1]));
+        let request = packet(opcode::SEND_ONLY, 3, 7);
+        for (syndrome, qpn) in [(0x1f, 4), (0x60, 4), (0x2c, 4)] {
+            assert_eq!(rules.decide(Link::Rail0, Host::B, &answer(syndrome, qpn), 0), None);
+            assert_eq!(rules.decide(Link::Rail0, Host::A, &request, 0), None);
+        }
+        assert_eq!(rules.decide(Link::Rail0, Host::B, &answer(0x2c, 9), 0), Some((other, Action::Pass)));
+        assert_eq!(rules.decide(Link::Rail0, Host::A, &request, 0), Some((id, Action::Drop)));
+        assert_eq!(rules.decide(Link::Rail0, Host::B, &answer(0x2c, 4), 0), None);
+    }
+
+    #[test]
+    fn each_queue_pair_is_spared_as_long_as_the_seed_says() {
+        let spread = Spread { seed: 7, low: 3, high: 40 };
+        let mut rules = Rules::default();
+        rules.add(Rule::on(Link::Rail0, Action::Drop).opcodes(&[opcode::ACK]).after_each(spread));
+        let mut spared = |qpn| {
+            let passes = |psn: &u32| rules.decide(Link::Rail0, Host::B, &packet(opcode::ACK, qpn, *psn), 0).is_none();
+            (0..100).filter(passes).count() as u64
+        };
+        let first: Vec<u64> = (1..30).map(&mut spared).collect();
+        assert!(first.iter().all(|passed| (3..40).contains(passed)), "{first:?}");
+        assert!(first.iter().any(|passed| *passed != first[0]), "{first:?}");
+        assert_eq!(first, (1..30).map(|qpn| spread.of(qpn)).collect::<Vec<_>>());
     }
 }

@@ -92,6 +92,17 @@ fn a_rule_drops_exactly_what_it_names() {
 }
 
 #[test]
+fn a_rule_with_all_behind_drops_the_rest_of_its_flow_and_nothing_else() {
+    let mut bench = Bench::new("behind");
+    bench.board.rules.add(Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::MIDDLES).and_behind());
+    let frame = |opcode, qpn, psn| sample::roce4(opcode, qpn, psn, &[psn as u8; 64]);
+    bench.send(&writes(0..2));
+    bench.send(&[frame(0x06, 17, 2), frame(0x07, 17, 3), frame(0x08, 17, 4), frame(0x0a, 18, 5), frame(0x0a, 17, 6)]);
+    let passed: Vec<_> = writes(0..2).into_iter().chain([frame(0x06, 17, 2), frame(0x0a, 18, 5)]).collect();
+    assert_eq!(bench.receive(50), passed);
+}
+
+#[test]
 fn held_frames_go_on_when_released_and_not_before() {
     let mut bench = Bench::new("hold");
     let id = bench.board.rules.add(Rule::on(Link::Rail0, Action::Hold).psn(1, 2));
