@@ -223,9 +223,9 @@ impl Core {
                 q.refused = Some(reason.0);
                 q.withdraw(world, now);
             }),
-            Event::Fatal { qp, status } => {
+            Event::Fatal { qp, epoch, status } => {
                 let now_ns = clock::now_ns();
-                self.with(qp, |q, world| q.handle_fatal(world, status, now, now_ns));
+                self.with(qp, |q, world| q.handle_fatal(world, epoch, status, now, now_ns));
             }
             Event::ApplicationError { qp } => self.with(qp, |q, world| q.handle_application_error(world, now)),
             Event::Destroyed { qp } => self.handle_destroyed(qp, now),

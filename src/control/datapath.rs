@@ -238,6 +238,8 @@ pub enum Event {
     Fatal {
         /// The QP.
         qp: QpLife,
+        /// The incarnation that it is of.
+        epoch: Epoch,
         /// `wc.status` of the first error.
         status: u32,
     },

@@ -237,10 +237,11 @@ impl Qp {
     }
 
     /// A completion says that the incarnation is in ERR.
-    pub fn handle_fatal(&mut self, world: &mut World, status: u32, now: Micros, now_ns: u64) {
+    ///
+    /// The fence flushes an incarnation, and the last of that may be told only when the next one runs already.
+    pub fn handle_fatal(&mut self, world: &mut World, epoch: Epoch, status: u32, now: Micros, now_ns: u64) {
         let stage = self.machine.as_ref().map(|m| m.state().stage);
-        // From the fence until the new path is connected, what comes is of the incarnation that was left.
-        let is_of_the_past = matches!(stage, Some(Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting));
+        let is_of_the_past = self.machine.as_ref().is_some_and(|m| epoch < m.epoch());
         if is_of_the_past || matches!(stage, Some(Stage::Dead | Stage::Gone)) {
             return;
         }

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use shift_abi::{ibv_wc_status, ibv_wr_opcode, IBV_WR_BIND_MW, IBV_WR_LOCAL_INV, IBV_WR_SEND_WITH_INV};
 use shift_control::datapath::Event;
 use shift_control::datapath::{QpLife, Unprotected};
+use shift_proto::id::Epoch;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +18,8 @@ const REASONS: usize = 64;
 pub fn fatal(qp: &QpShadow, status: ibv_wc_status) {
     let _ = qp.first_error.compare_exchange(0, status.0 + 1, Ordering::Relaxed, Ordering::Relaxed);
     if !qp.fatal_told.swap(true, Ordering::Relaxed) {
-        process::tell(Event::Fatal { qp: QpLife(qp.life), status: status.0 });
+        let epoch = Epoch(qp.rq.epoch.load(Ordering::Relaxed));
+        process::tell(Event::Fatal { qp: QpLife(qp.life), epoch, status: status.0 });
     }
 }
 

@@ -66,6 +66,21 @@ fn a_port_that_goes_down_at_the_receiver_moves_the_connection_without_any_comple
 }
 
 #[test]
+fn what_an_old_incarnation_still_says_is_no_fault_of_the_new_one() {
+    let (fabric, a, b) = armed_pair(49);
+    fabric.set_rail(0, false);
+    send(&a, 0..3);
+    a.fail(1);
+    eventually("moved to the standby", || a.is_done(1) && b.qp(1, |q| q.path == 1));
+    for end in [&a, &b] {
+        end.events.send(Event::Fatal { qp: QpLife(1), epoch: Epoch(0), status: 5 });
+    }
+    stays("one migration", 300, || a.qp(1, |q| q.reposts == 1) && b.qp(1, |q| q.reposts == 1));
+    send(&a, 3..6);
+    eventually("it goes on", || a.is_done(1));
+}
+
+#[test]
 fn a_fault_that_heals_moves_nothing() {
     let (_fabric, a, b) = armed_pair(3);
     send(&a, 0..3);
