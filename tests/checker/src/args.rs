@@ -40,7 +40,7 @@ pub enum Role {
         local: Local,
         /// What both ends do.
         #[command(flatten)]
-        params: Params,
+        params: Box<Params>,
         /// Commit this error on purpose, at the sender.
         #[arg(long, value_enum)]
         commit: Option<Commit>,
@@ -353,7 +353,7 @@ mod tests {
         pub fn for_tests() -> Self {
             let cli = Cli::parse_from(["shift-checker", "client", "--connect", "127.0.0.1:1"]);
             match cli.role {
-                Role::Client { params, .. } => params,
+                Role::Client { params, .. } => *params,
                 Role::Server { .. } => panic!("a client was asked for"),
             }
         }

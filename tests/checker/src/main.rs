@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             let trigger = params.pause_before_message.map(|_| Trigger::new(idle_until_file));
             let limit = Duration::from_secs(local.connect_timeout);
             let side = Side::connect(connect, limit).map_err(SetupError::from);
-            ("client", side.and_then(|side| ask(side, &local, params, sabotage, trigger)))
+            ("client", side.and_then(|side| ask(side, &local, *params, sabotage, trigger)))
         }
     };
     status.unwrap_or_else(|e| {

@@ -290,13 +290,10 @@ impl Process {
 
     /// The NIC gives up: the error is kept from the application.
     pub fn fail(&self, life: u32) {
-        let epoch = {
-            let mut state = self.fabric.lock();
-            let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
-            qp.error_in = Some(qp.epoch);
-            Epoch(qp.epoch)
-        };
-        self.events.send(Event::Fatal { qp: QpLife(life), epoch, status: 12 });
+        let mut state = self.fabric.lock();
+        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
+        qp.error_in = Some(qp.epoch);
+        self.events.send(Event::Fatal { qp: QpLife(life), epoch: Epoch(qp.epoch), status: 12 });
     }
 
     /// Stops its agent, as a stopped host would be, or lets it go on.

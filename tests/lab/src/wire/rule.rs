@@ -291,7 +291,7 @@ impl Rules {
         let mut installed = self.installed.iter_mut();
         let first = installed.find_map(|each| {
             let acts = each.acts(link, from, packet, now_ns);
-            acts.then(|| (each.id, each.rule.action))
+            acts.then_some((each.id, each.rule.action))
         });
         // Whoever sleeps behind it is woken by what an earlier rule takes, too.
         for each in installed.filter(|each| each.waker.is_some()) {
