@@ -203,7 +203,7 @@ pub fn replay(
     ledger: &mut Ledger,
     keys: &dyn RemoteKeys,
 ) -> ReplayProgress {
-    if !begin_incarnation(qp, path, epoch) {
+    if !is_whole(qp) || !begin_incarnation(qp, path, epoch) {
         return ReplayProgress::Refused(Errno(libc::ENODEV));
     }
     for step in &plan.steps {
@@ -228,6 +228,14 @@ pub fn replay(
         return ReplayProgress::Done;
     }
     post_held(qp, keys)
+}
+
+/// Everything outstanding is in the ledger. What was posted with an opcode that is not protected, before the queue was held, is not: to replay only what
+/// is around it would lose it.
+fn is_whole(qp: &QpShadow) -> bool {
+    let ring = &qp.sq.ring;
+    let opcode = |seq| ibv_wr_opcode(u32::from(ring.slot(seq).opcode.load(Relaxed)));
+    (ring.head()..ring.tail()).all(|seq| crate::process::op_of(opcode(seq)).is_some())
 }
 
 /// Sets the posting side up for the new incarnation, once per epoch. The queue is held, so the poster's fields are the agent's.

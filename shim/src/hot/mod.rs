@@ -7,3 +7,6 @@ pub mod poll;
 pub mod post;
 pub mod ring;
 pub mod tag;
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "a test that fails should say where")]
+mod tests;

@@ -1,0 +1,249 @@
+//! The hot path on a provider that only remembers: what is handed over, what is recorded, what makes a QP unprotected.
+
+use super::post::post_send;
+use super::ring::*;
+use super::tag::{Queue, Tag};
+use crate::shadow::*;
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use shift_abi::*;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+#[derive(Default)]
+struct Provider {
+    posted: Vec<ibv_send_wr>,
+    completions: VecDeque<ibv_wc>,
+    /// How many requests it takes before it refuses one with ENOMEM.
+    room: Option<usize>,
+}
+
+thread_local! {
+    static PROVIDER: RefCell<Provider> = RefCell::default();
+}
+
+unsafe extern "C" fn take_send(_qp: *mut ibv_qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
+    PROVIDER.with_borrow_mut(|provider| {
+        while !wr.is_null() {
+            if provider.room == Some(0) {
+                // SAFETY: the caller passes a writable place.
+                unsafe { *bad = wr };
+                return libc::ENOMEM;
+            }
+            provider.room = provider.room.map(|room| room - 1);
+            // SAFETY: the caller passes a chain of live requests.
+            let request = unsafe { *wr };
+            provider.posted.push(request);
+            wr = request.next;
+        }
+        0
+    })
+}
+
+unsafe extern "C" fn take_recv(_qp: *mut ibv_qp, _wr: *mut ibv_recv_wr, _bad: *mut *mut ibv_recv_wr) -> c_int {
+    0
+}
+
+unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mut ibv_wc) -> c_int {
+    PROVIDER.with_borrow_mut(|provider| {
+        let count = provider.completions.len().min(usize::try_from(entries).unwrap_or(0));
+        for (at, wc) in provider.completions.drain(..count).enumerate() {
+            // SAFETY: the caller's array has room for `entries`.
+            unsafe { out.wrapping_add(at).write(wc) };
+        }
+        count as c_int
+    })
+}
+
+const QPN: u32 = 0x11;
+const OPS: ProviderOps = ProviderOps { post_send: take_send, post_recv: take_recv, poll_cq: give_completions };
+
+struct Bench {
+    qp: Arc<QpShadow>,
+}
+
+impl Bench {
+    /// A QP of 64 sends that signals only what it is asked to.
+    fn new() -> Self {
+        PROVIDER.with_borrow_mut(|provider| *provider = Provider::default());
+        let pd = PdShadow {
+            device: 0,
+            standby: Err("none".into()),
+            lacks_twins: AtomicBool::new(false),
+            lacks_remote_twins: AtomicBool::new(false),
+        };
+        let cq = Arc::new(CqShadow {
+            cq: Raw(core::ptr::null_mut()),
+            ops: OPS,
+            has_channel: false,
+            attention: AtomicU32::new(TAGGED),
+            polls: AtomicU32::new(0),
+            polls_seen: AtomicU32::new(0),
+            inner: crate::spin::SpinCell::new(CqInner::default()),
+        });
+        let mut init = ibv_qp_init_attr::zeroed();
+        init.cap =
+            ibv_qp_cap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
+        let life = crate::lives::next();
+        let raw = Raw(core::ptr::null_mut());
+        let qp = QpShadow::new(life, raw, QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), OPS);
+        let qp = Arc::new(qp);
+        crate::lives::begin(&qp);
+        Self { qp }
+    }
+
+    /// Posts a chain; gives errno and the index of `bad_wr`.
+    fn post(&self, requests: &mut [ibv_send_wr]) -> (c_int, Option<usize>) {
+        let first = requests.as_mut_ptr();
+        for at in 1..requests.len() {
+            requests[at - 1].next = first.wrapping_add(at);
+        }
+        let mut bad = core::ptr::null_mut();
+        // SAFETY: the chain was just linked; `bad` is writable.
+        let errno = unsafe { post_send(&self.qp, first, &mut bad) };
+        let index = (!bad.is_null()).then(|| (bad as usize - first as usize) / size_of::<ibv_send_wr>());
+        (errno, index)
+    }
+
+    fn posted(&self) -> Vec<ibv_send_wr> {
+        PROVIDER.with_borrow(|provider| provider.posted.clone())
+    }
+
+    /// The NIC completes these entries; what the application then polls.
+    fn complete(&self, entries: &[(u64, ibv_wc_status)]) -> Vec<ibv_wc> {
+        PROVIDER.with_borrow_mut(|provider| {
+            provider.completions.extend(entries.iter().map(|(seq, status)| {
+                let mut wc = ibv_wc::zeroed();
+                wc.wr_id = Tag::new(self.qp.life, Queue::Send, 0, *seq).0;
+                (wc.status, wc.qp_num) = (*status, QPN);
+                wc
+            }));
+        });
+        let mut out = [ibv_wc::zeroed(); 32];
+        // SAFETY: the array has room for 32.
+        let count = unsafe { super::poll::poll_cq(&self.qp.send_cq, 32, out.as_mut_ptr()) };
+        out[..count as usize].to_vec()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _inner = self.qp.send_cq.inner.lock();
+        crate::lives::end(self.qp.life);
+    }
+}
+
+fn request(wr_id: u64, opcode: ibv_wr_opcode, flags: u32) -> ibv_send_wr {
+    let mut wr = ibv_send_wr::zeroed();
+    (wr.wr_id, wr.opcode, wr.send_flags) = (wr_id, opcode, flags);
+    wr
+}
+
+fn atomic(wr_id: u64, opcode: ibv_wr_opcode, sge: &mut ibv_sge) -> ibv_send_wr {
+    let mut wr = request(wr_id, opcode, 0);
+    (wr.sg_list, wr.num_sge) = (sge, 1);
+    wr.wr.atomic = ibv_wr_atomic { remote_addr: 0x1000, compare_add: 7, swap: 9, rkey: 0x55 };
+    wr
+}
+
+const PROTECTED: [ibv_wr_opcode; 7] = [
+    IBV_WR_SEND,
+    IBV_WR_SEND_WITH_IMM,
+    IBV_WR_RDMA_WRITE,
+    IBV_WR_RDMA_WRITE_WITH_IMM,
+    IBV_WR_RDMA_READ,
+    IBV_WR_ATOMIC_CMP_AND_SWP,
+    IBV_WR_ATOMIC_FETCH_AND_ADD,
+];
+
+#[test]
+fn seven_opcodes_are_protected_and_every_other_is_named_once_and_still_posted() {
+    let others = [
+        IBV_WR_LOCAL_INV,
+        IBV_WR_BIND_MW,
+        IBV_WR_SEND_WITH_INV,
+        IBV_WR_TSO,
+        IBV_WR_DRIVER1,
+        IBV_WR_ATOMIC_WRITE,
+        ibv_wr_opcode(77),
+    ];
+    for opcode in PROTECTED.into_iter().chain(others) {
+        let name = format!("{opcode:?}");
+        let bench = Bench::new();
+        assert_eq!(bench.post(&mut [request(1, opcode, 0), request(2, opcode, 0)]), (0, None), "{name}");
+        assert_eq!(bench.posted().len(), 2, "{name} is passed on");
+        let why = bench.qp.unprotected.get();
+        assert_eq!(why.is_none(), PROTECTED.contains(&opcode), "{name}: {why:?}");
+        assert!(why.is_none_or(|why| why.contains(&name)), "{why:?}");
+    }
+    let bench = Bench::new();
+    bench.post(&mut [request(1, IBV_WR_SEND_WITH_INV, 0)]);
+    assert!(bench.qp.unprotected.get().is_some_and(|why| why.contains("invalidation")));
+}
+
+#[test]
+fn an_atomic_is_signalled_takes_one_packet_and_keeps_its_operands() {
+    let bench = Bench::new();
+    let mut sge = ibv_sge { addr: 0x2000, length: 8, lkey: 3 };
+    let mut chain = [
+        atomic(1, IBV_WR_ATOMIC_FETCH_AND_ADD, &mut sge),
+        atomic(2, IBV_WR_ATOMIC_CMP_AND_SWP, &mut sge),
+        request(3, IBV_WR_SEND, IBV_SEND_SIGNALED | IBV_SEND_FENCE),
+    ];
+    assert_eq!(bench.post(&mut chain), (0, None));
+    assert!(bench.posted().iter().all(|wr| wr.send_flags & IBV_SEND_SIGNALED != 0));
+    assert!(bench.posted()[2].send_flags & IBV_SEND_FENCE != 0, "the NIC keeps the order");
+    assert!(bench.qp.sq.ring.slot(2).has(FENCED), "and so does the ledger");
+    for seq in [0, 1] {
+        let slot = bench.qp.sq.ring.slot(seq);
+        assert_eq!((slot.psn.load(Relaxed), slot.bytes.load(Relaxed), slot.rkey.load(Relaxed)), (seq as u32, 8, 0x55));
+        assert_eq!(slot.remote_addr.load(Relaxed), 0x1000);
+        assert_eq!(bench.qp.sq.copies.get().map(|copies| copies.operands(seq as usize)), Some([7, 9]));
+        assert!(!slot.has(COPIED), "operands are no payload");
+    }
+    // The application asked for one completion and gets one.
+    let seen = bench.complete(&[(0, IBV_WC_SUCCESS), (1, IBV_WC_SUCCESS), (2, IBV_WC_SUCCESS)]);
+    assert_eq!(seen.iter().map(|wc| wc.wr_id).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn atomics_that_do_not_exclude_one_another_at_the_peer_unprotect_whichever_comes_first() {
+    let mut sge = ibv_sge { addr: 0x2000, length: 8, lkey: 3 };
+    let bench = Bench::new();
+    crate::cold::tell::forbid_atomics(&bench.qp);
+    assert!(bench.qp.unprotected.get().is_none(), "nothing is wrong before one is posted");
+    bench.post(&mut [atomic(1, IBV_WR_ATOMIC_FETCH_AND_ADD, &mut sge)]);
+    assert!(bench.qp.unprotected.get().is_some());
+
+    let bench = Bench::new();
+    bench.post(&mut [atomic(1, IBV_WR_ATOMIC_CMP_AND_SWP, &mut sge)]);
+    assert!(bench.qp.unprotected.get().is_none());
+    crate::cold::tell::forbid_atomics(&bench.qp);
+    assert!(bench.qp.unprotected.get().is_some());
+}
+
+#[test]
+fn what_the_provider_refuses_of_a_chain_is_taken_back_and_named() {
+    let bench = Bench::new();
+    PROVIDER.with_borrow_mut(|provider| provider.room = Some(18));
+    // Longer than a batch, so the refusal is in the second one.
+    let mut chain: Vec<ibv_send_wr> =
+        (0..24).map(|at| request(at, IBV_WR_SEND, if at % 4 == 3 { IBV_SEND_SIGNALED } else { 0 })).collect();
+    assert_eq!(bench.post(&mut chain), (libc::ENOMEM, Some(18)));
+    assert_eq!((bench.qp.sq.ring.tail(), bench.posted().len()), (18, 18));
+    {
+        let poster = bench.qp.sq.poster.lock();
+        assert_eq!((poster.psn_next, poster.consuming, poster.signals), (18, 18, 4));
+    }
+    PROVIDER.with_borrow_mut(|provider| provider.room = None);
+    assert_eq!(bench.post(&mut chain[18..]), (0, None), "the application posts the rest again");
+    let tags: Vec<u64> = bench.posted().iter().map(|wr| Tag(wr.wr_id).seq(0)).collect();
+    assert_eq!(tags, (0..24).collect::<Vec<u64>>(), "in order, none twice, none left out");
+    let posted = bench.posted();
+    let signalled = posted.iter().enumerate().filter(|(_, wr)| wr.send_flags & IBV_SEND_SIGNALED != 0);
+    let entries: Vec<(u64, ibv_wc_status)> = signalled.map(|(at, _)| (at as u64, IBV_WC_SUCCESS)).collect();
+    let seen = bench.complete(&entries);
+    assert_eq!(seen.iter().map(|wc| wc.wr_id).collect::<Vec<_>>(), [3, 7, 11, 15, 19, 23]);
+    assert_eq!(bench.qp.sq.ring.head(), 24);
+}
