@@ -405,7 +405,7 @@ impl Core {
             PeerEvent::Gone(process) => self.handle_gone(process, now),
             PeerEvent::Silent(process) => {
                 for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
-                    qp.feed(&mut self.world, now, Input::PeerGone);
+                    qp.feed(&mut self.world, now, Input::Unreachable);
                 }
             }
         }

@@ -73,7 +73,7 @@ impl Machine {
             Input::StopReached => plain(Event::StopReached),
             Input::ApplicationError => plain(Event::ApplicationError),
             Input::Destroyed => plain(Event::Destroyed),
-            Input::PeerGone => plain(Event::Unreachable),
+            Input::Unreachable => plain(Event::Unreachable),
             Input::Tick => None,
         }
     }
@@ -167,6 +167,7 @@ impl Machine {
             Rule::Resume => self.resume(),
             Rule::Resend => self.resend(),
             Rule::SurfacePeerGone => self.surface_untold(Surfaced::PeerGone),
+            Rule::SurfaceUnreachable => self.surface(Surfaced::Unreachable),
             Rule::SurfaceRepost => self.surface(Surfaced::RepostFailed),
             Rule::SurfaceReplay => self.surface(Surfaced::ReplayFailed),
             Rule::SurfaceStop => self.surface(Surfaced::StopReached),

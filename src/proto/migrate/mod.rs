@@ -82,8 +82,8 @@ pub enum Input {
     ApplicationError,
     /// The application destroyed the QP.
     Destroyed,
-    /// The peer cannot be reached: its process ended without a word, or all networks are silent.
-    PeerGone,
+    /// All networks to the peer are silent. A process that ended without a word is [`Handshake::Gone`].
+    Unreachable,
     /// Time passed.
     Tick,
 }
@@ -155,6 +155,8 @@ pub enum Surfaced {
     PeerSurfaced,
     /// The peer is gone, and this end cannot go on without it.
     PeerGone,
+    /// The peer is silent on every network in mid-migration.
+    Unreachable,
     /// More incarnations than a report can name.
     TooManyIncarnations,
     /// The application's own error came in mid-migration.
@@ -172,6 +174,7 @@ impl fmt::Display for Surfaced {
             Self::StopReached => "a request must not be posted again and cannot be called complete",
             Self::PeerSurfaced => "the peer surfaced an error",
             Self::PeerGone => "the peer is gone",
+            Self::Unreachable => "the peer cannot be reached on any network",
             Self::TooManyIncarnations => "too many migrations without a confirmation",
             Self::ApplicationError => "the application put the queue pair into error",
         })

@@ -262,6 +262,8 @@ rules! {
     LosePeer,
     /// The peer is gone in mid-migration.
     SurfacePeerGone,
+    /// An error is due: the peer cannot be reached in mid-migration. It may live, so it is told when it can be.
+    SurfaceUnreachable,
     /// The peer is out of reach while this end runs.
     LoseContact,
     /// Enter the path.
@@ -357,8 +359,8 @@ use Rule::{
     GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
     NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit,
     RepeatReport, Resend, Resume, Settle, StopTelling, SurfaceApplication, SurfaceExchange, SurfacePatience,
-    SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, TakeAccept, TakeCancel, TakeConfirm, TakeFence,
-    TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
+    SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable, TakeAccept, TakeCancel,
+    TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
 };
 
 /// What each event does in each stage.
@@ -399,7 +401,7 @@ pub static TRANSITIONS: [Row<9>; 42] = [
     row(Event::StopReached, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, SurfaceStop, Ignore, Ignore]),
     row(Event::ApplicationError, [Withdraw, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, Ignore, Ignore]),
     live(Event::Destroyed, Vanish, Vanish, Ignore),
-    row(Event::Unreachable, [LoseContact, SurfacePeerGone, SurfacePeerGone, SurfacePeerGone, SurfacePeerGone, SurfacePeerGone, SurfacePeerGone, StopTelling, Ignore]),
+    row(Event::Unreachable, [LoseContact, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, Ignore, Ignore]),
     live(Event::ClaimOver, ByAttempt, Ignore, Ignore),
     live(Event::ExcludeOver, ByAttempt, Ignore, Ignore),
     live(Event::PauseOver, ByAttempt, Ignore, Ignore),

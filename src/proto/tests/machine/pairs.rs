@@ -71,6 +71,7 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         Rule::Resume => at(&[Stage::Running]),
         Rule::FollowDead
         | Rule::SurfacePeerGone
+        | Rule::SurfaceUnreachable
         | Rule::SurfaceRepost
         | Rule::SurfaceReplay
         | Rule::SurfaceStop
@@ -195,7 +196,7 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
         Event::StopReached => vec![Input::StopReached],
         Event::ApplicationError => vec![Input::ApplicationError],
         Event::Destroyed => vec![Input::Destroyed],
-        Event::Unreachable => vec![Input::PeerGone],
+        Event::Unreachable => vec![Input::Unreachable],
         // Timers have a test of their own.
         Event::ClaimOver
         | Event::ExcludeOver

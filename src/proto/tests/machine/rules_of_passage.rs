@@ -346,12 +346,19 @@ fn a_peer_that_destroys_its_qp_is_no_fault_and_is_not_claimed_from() {
 fn silence_of_all_networks_surfaces_only_in_mid_migration() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_accepted();
-    assert_eq!(bench.give(Input::PeerGone), [Effect::Release]);
+    assert_eq!(bench.give(Input::Unreachable), [Effect::Release]);
     bench.give(FATAL);
-    assert_eq!(surfaced(&bench.give(Input::PeerGone)), None, "patience decides");
+    assert_eq!(surfaced(&bench.give(Input::Unreachable)), None, "patience decides");
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Fenced);
-    assert_eq!(surfaced(&bench.give(Input::PeerGone)), Some(Surfaced::PeerGone));
+    assert_eq!(surfaced(&bench.give(Input::Unreachable)), Some(Surfaced::Unreachable));
+    // The peer may live, accepted or resumed: it has to hear of it as soon as there is a network.
+    let dead = Handshake::Dead { epoch: Epoch(1) };
+    assert!(sent(&bench.wait(Micros::from_millis(60_000))).contains(&dead));
+    assert_eq!(bench.give(Input::Unreachable), []);
+    assert!(sent(&bench.wait(Micros::from_millis(1000))).contains(&dead));
+    assert_eq!(bench.hear(Handshake::Gone), []);
+    assert_eq!(bench.wait(Micros::from_millis(60_000)), [], "nobody is left to tell");
 }
 
 #[test]
