@@ -223,8 +223,8 @@ pub struct QpShadow {
     /// CQ of its receives.
     pub recv_cq: Arc<CqShadow>,
     stance: AtomicU8,
-    /// Fatal was reported to the agent.
-    pub fatal_told: AtomicBool,
+    /// Epoch of the incarnation of which a fatal completion was told to the agent last, plus one; 0 = none.
+    pub fatal_told: AtomicU32,
     /// Status of the first error that was kept from the application, plus one; 0 = none.
     pub first_error: AtomicU32,
     /// Send side.
@@ -273,7 +273,7 @@ impl QpShadow {
             send_cq: cqs.0,
             recv_cq: cqs.1,
             stance: AtomicU8::new(Stance::Recording as u8),
-            fatal_told: AtomicBool::new(false),
+            fatal_told: AtomicU32::new(0),
             first_error: AtomicU32::new(0),
             sq: SendQueue::new(init.cap, target),
             rq: RecvQueue::new(init.cap, RecvTarget { qp, post_recv: ops.post_recv }),

@@ -132,7 +132,6 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
         qp.rq.epoch.store(epoch, Relaxed);
         // The old incarnation is drained: an error from here on is of the new path.
         qp.first_error.store(0, Relaxed);
-        qp.fatal_told.store(false, Release);
     }
     look_at_twin(qp);
     poster.target =

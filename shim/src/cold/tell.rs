@@ -13,13 +13,15 @@ use std::sync::{Mutex, PoisonError};
 /// How many different reasons are said in one process; beyond it somebody makes them up (a bound against a flood).
 const REASONS: usize = 64;
 
-/// The first error of a masked fault; later ones of the same incarnation are not told again.
+/// The first error of a masked fault of the incarnation of that epoch; later ones of the same incarnation are not told again.
 #[cold]
-pub fn fatal(qp: &QpShadow, status: ibv_wc_status) {
-    let _ = qp.first_error.compare_exchange(0, status.0 + 1, Ordering::Relaxed, Ordering::Relaxed);
-    if !qp.fatal_told.swap(true, Ordering::Relaxed) {
-        let epoch = Epoch(qp.rq.epoch.load(Ordering::Relaxed));
-        process::tell(Event::Fatal { qp: QpLife(qp.life), epoch, status: status.0 });
+pub fn fatal(qp: &QpShadow, status: ibv_wc_status, epoch: u32) {
+    // A starved poller may come with a flush of an incarnation that was left meanwhile.
+    if epoch == qp.rq.epoch.load(Ordering::Relaxed) {
+        let _ = qp.first_error.compare_exchange(0, status.0 + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+    if qp.fatal_told.swap(epoch + 1, Ordering::Relaxed) != epoch + 1 {
+        process::tell(Event::Fatal { qp: QpLife(qp.life), epoch: Epoch(epoch), status: status.0 });
     }
 }
 

@@ -294,7 +294,7 @@ enum Verdict {
 /// A path's fault, or the application's own? RETRY_EXC is the path's; a flush with no error before it and no ERR of the
 /// application's is a port that went down (soft-RoCE gives only flushes then). Everything else is the application's.
 #[cold]
-fn judge(qp: &QpShadow, status: ibv_wc_status) -> Verdict {
+fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict {
     match qp.stance() {
         Stance::Recording => {
             if qp.step(Stance::Recording, Stance::Passing) {
@@ -304,20 +304,20 @@ fn judge(qp: &QpShadow, status: ibv_wc_status) -> Verdict {
         }
         Stance::Passing => Verdict::Pass,
         Stance::Masking => {
-            tell::fatal(qp, status);
+            tell::fatal(qp, status, epoch);
             Verdict::Keep
         }
         Stance::Surfaced => Verdict::Drop,
         Stance::Armed if matches!(status, IBV_WC_RETRY_EXC_ERR | IBV_WC_WR_FLUSH_ERR) => {
             if !qp.step(Stance::Armed, Stance::Masking) {
-                return judge(qp, status);
+                return judge(qp, status, epoch);
             }
-            tell::fatal(qp, status);
+            tell::fatal(qp, status, epoch);
             Verdict::Keep
         }
         Stance::Armed => {
             if !qp.step(Stance::Armed, Stance::Passing) {
-                return judge(qp, status);
+                return judge(qp, status, epoch);
             }
             tell::application_error(qp);
             Verdict::Pass
@@ -329,7 +329,7 @@ fn judge(qp: &QpShadow, status: ibv_wc_status) -> Verdict {
 fn send_failed(qp: &QpShadow, raw: ibv_wc, seq: u64, sink: &mut Sink<'_>) {
     qp.sq.errored.store(true, Relaxed);
     let slot = qp.sq.ring.slot(seq);
-    match judge(qp, raw.status) {
+    match judge(qp, raw.status, qp.sq.epoch.load(Relaxed)) {
         Verdict::Keep => slot.mark(FLUSHED),
         Verdict::Drop => {}
         Verdict::Pass => {
@@ -356,7 +356,7 @@ fn received(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: S
     if raw.status == IBV_WC_SUCCESS {
         rq.received.store(rq.received.load(Relaxed) + 1, Relaxed);
     } else {
-        match judge(qp, raw.status) {
+        match judge(qp, raw.status, rq.epoch.load(Relaxed)) {
             Verdict::Keep => {
                 rq.flushed.store(rq.flushed.load(Relaxed) + 1, Relaxed);
                 return;
