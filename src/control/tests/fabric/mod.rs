@@ -12,7 +12,9 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod cable;
 mod network;
+mod process;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -28,7 +30,7 @@ use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
 
-use network::TestNetwork;
+use network::{Reach, TestNetwork};
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +186,7 @@ impl Fabric {
 
     /// The address of a host.
     pub fn address(&self, host: usize) -> Ipv4Addr {
-        Ipv4Addr::new(127, 0, self.net, u8::try_from(host).unwrap())
+        network::near_end(self.owner, self.net, u8::try_from(host).unwrap())
     }
 
     /// A process on a host, with its agent.
@@ -195,14 +197,24 @@ impl Fabric {
     /// The same; `id` tells processes of one host apart.
     pub fn process_with(&self, id: usize, host: usize, config: Config, standby: Result<(), Unprotected>) -> Process {
         let directory = self.directory(host);
-        let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: false };
+        let network =
+            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Plain };
         self.start(id, host, config, standby, network)
+    }
+
+    /// One that is reached over a cable.
+    pub fn process_on_cable(&self, host: usize, config: Config) -> Process {
+        let directory = self.directory(host);
+        let network =
+            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Cabled };
+        self.start(host, host, config, Ok(()), network)
     }
 
     /// One that is reached over two networks.
     pub fn process_on_two_networks(&self, host: usize, config: Config) -> Process {
         let directory = format!("shift-test-{}-{}", self.owner, self.net);
-        let network = TestNetwork { own: self.address(host), net: self.net, directory, twofold: true };
+        let network =
+            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Twofold };
         self.start(host, host, config, Ok(()), network)
     }
 
@@ -263,55 +275,12 @@ pub fn connect_with(
     a.events.send(Event::Connected { qp: QpLife(a_life), facts: facts(a_host, a_life, b_host, b_life) });
 }
 
-impl Process {
-    /// Looks at a queue pair.
-    pub fn qp<T>(&self, life: u32, look: impl FnOnce(&Qp) -> T) -> T {
-        let mut state = self.fabric.lock();
-        state.pump();
-        look(state.qps.get(&(self.host, QpLife(life))).unwrap())
-    }
-
-    pub fn is_armed(&self, life: u32) -> bool {
-        self.qp(life, |q| q.armed)
-    }
-
-    /// Posts a message as the application does.
-    pub fn post(&self, life: u32, message: u32, kind: Kind) {
-        let mut state = self.fabric.lock();
-        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
-        let held = qp.excluded || qp.sent.last().is_some_and(|s| s.posted.is_none() && !s.done);
-        qp.sent.push(Sent { message, kind, posted: None, first: None, delivered: false, done: false });
-        if !held {
-            let last = qp.sent.len() - 1;
-            qp.post_entry(last);
-        }
-        state.pump();
-    }
-
-    /// The NIC gives up: the error is kept from the application.
-    pub fn fail(&self, life: u32) {
-        let mut state = self.fabric.lock();
-        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
-        qp.error_in = Some(qp.epoch);
-        self.events.send(Event::Fatal { qp: QpLife(life), epoch: Epoch(qp.epoch), status: 12 });
-    }
-
-    /// Stops its agent, as a stopped host would be, or lets it go on.
-    pub fn suspend(&self, suspended: bool) {
-        self.fabric.lock().suspended = suspended.then_some(self.host);
-    }
-
-    /// All that was posted so far is complete.
-    pub fn is_done(&self, life: u32) -> bool {
-        self.qp(life, |q| q.sent.iter().all(|s| s.done))
-    }
-
-    pub fn received(&self, life: u32) -> Vec<u32> {
-        self.qp(life, |q| q.received.clone())
-    }
-}
-
 impl Qp {
+    /// It posts what the application posts, on a path that is not fenced.
+    pub fn is_running(&self) -> bool {
+        !self.excluded && !self.fenced
+    }
+
     fn post_entry(&mut self, at: usize) {
         let epoch = self.epoch;
         let incarnation = self.incarnations.get_mut(&epoch).unwrap();

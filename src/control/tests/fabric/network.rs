@@ -5,28 +5,55 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use shift_control::address::Network;
 use shift_control::datapath::Gid;
 
+/// How the hosts of a test reach one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Each under its one address.
+    Plain,
+    /// Each under a second address too; such hosts share one well-known port.
+    Twofold,
+    /// Each at the other's end of a [`super::cable::Cable`].
+    Cabled,
+}
+
 /// What an agent of the test sees of it.
 pub struct TestNetwork {
     pub own: Ipv4Addr,
     pub net: u8,
+    pub owner: u32,
     pub directory: String,
-    /// Reached under a second address too; such hosts share one well-known port.
-    pub twofold: bool,
+    pub reach: Reach,
 }
 
 impl Network for TestNetwork {
     fn peer_address(&self, gid: &Gid, _netdev: &str) -> Option<SocketAddr> {
-        Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, self.net, gid.0[15])), 0))
+        let address = self.seen(gid.0[15]);
+        Some(SocketAddr::new(IpAddr::V4(address), 0))
     }
     fn own_addresses(&self) -> Vec<IpAddr> {
         let [_, _, net, host] = self.own.octets();
-        let second = self.twofold.then_some(Ipv4Addr::new(127, 1, net, host));
-        [Some(self.own), second].into_iter().flatten().map(IpAddr::V4).collect()
+        let second = (self.reach == Reach::Twofold).then_some(Ipv4Addr::new(127, 1, net, host));
+        [Some(self.seen(host)), second].into_iter().flatten().map(IpAddr::V4).collect()
     }
     fn listen_on(&self) -> Vec<IpAddr> {
-        vec![IpAddr::V4(if self.twofold { Ipv4Addr::UNSPECIFIED } else { self.own })]
+        vec![IpAddr::V4(if self.reach == Reach::Twofold { Ipv4Addr::UNSPECIFIED } else { self.own })]
     }
     fn directory_name(&self, port: u16) -> String {
         format!("{}-{port}", self.directory)
+    }
+}
+
+/// The address of a host. Tests that run at the same time have networks of their own.
+pub fn near_end(owner: u32, net: u8, host: u8) -> Ipv4Addr {
+    let [.., middle, low] = owner.to_be_bytes();
+    Ipv4Addr::new(127, 2 + (low ^ middle) % 250, net, host)
+}
+
+impl TestNetwork {
+    fn seen(&self, host: u8) -> Ipv4Addr {
+        match self.reach {
+            Reach::Plain | Reach::Twofold => near_end(self.owner, self.net, host),
+            Reach::Cabled => super::cable::far_end(self.owner, self.net, host),
+        }
     }
 }

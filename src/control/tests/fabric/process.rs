@@ -1,0 +1,63 @@
+//! What the application of a test does to its process, and what may be done to it.
+
+use shift_control::datapath::{Event, QpLife};
+use shift_proto::id::Epoch;
+
+use super::{Kind, Process, Qp, Sent};
+
+impl Process {
+    /// Looks at a queue pair.
+    pub fn qp<T>(&self, life: u32, look: impl FnOnce(&Qp) -> T) -> T {
+        let mut state = self.fabric.lock();
+        state.pump();
+        look(state.qps.get(&(self.host, QpLife(life))).unwrap())
+    }
+
+    pub fn is_armed(&self, life: u32) -> bool {
+        self.qp(life, |q| q.armed)
+    }
+
+    /// Posts a message as the application does.
+    pub fn post(&self, life: u32, message: u32, kind: Kind) {
+        let mut state = self.fabric.lock();
+        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
+        let held = qp.excluded || qp.sent.last().is_some_and(|s| s.posted.is_none() && !s.done);
+        qp.sent.push(Sent { message, kind, posted: None, first: None, delivered: false, done: false });
+        if !held {
+            let last = qp.sent.len() - 1;
+            qp.post_entry(last);
+        }
+        state.pump();
+    }
+
+    /// The NIC gives up: the error is kept from the application.
+    pub fn fail(&self, life: u32) {
+        let mut state = self.fabric.lock();
+        let qp = state.qps.get_mut(&(self.host, QpLife(life))).unwrap();
+        qp.error_in = Some(qp.epoch);
+        self.events.send(Event::Fatal { qp: QpLife(life), epoch: Epoch(qp.epoch), status: 12 });
+    }
+
+    /// Stops its agent, as a stopped host would be, or lets it go on.
+    pub fn suspend(&self, suspended: bool) {
+        self.fabric.lock().suspended = suspended.then_some(self.host);
+    }
+
+    /// Its process is killed: the agent falls silent with its ports closed, the queue pairs are no more.
+    pub fn kill(&self) {
+        let mut state = self.fabric.lock();
+        state.panic_in_sweep = Some(self.host);
+        for (_, qp) in state.qps.iter_mut().filter(|((host, _), _)| *host == self.host) {
+            qp.surfaced = true;
+        }
+    }
+
+    /// All that was posted so far is complete.
+    pub fn is_done(&self, life: u32) -> bool {
+        self.qp(life, |q| q.sent.iter().all(|s| s.done))
+    }
+
+    pub fn received(&self, life: u32) -> Vec<u32> {
+        self.qp(life, |q| q.received.clone())
+    }
+}
