@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::log::{self, Record};
 use super::rule::{Hits, Rule, RuleId};
 use super::stats::Counts;
+use super::trap::{Trap, TrapId};
 use crate::place::{Host, Link};
 use crate::trouble::{Concerning, Result, Trouble};
 
@@ -36,6 +37,12 @@ pub enum Order {
     Clear,
     /// What a rule has done.
     Hits(RuleId),
+    /// Sets a trap for the control connections of two processes.
+    Trap(Trap),
+    /// Takes a trap away.
+    Mend(TrapId),
+    /// Whether a trap has sprung.
+    Sprung(TrapId),
     /// What the links carried.
     Counts,
     /// Makes the log readable.
@@ -60,6 +67,10 @@ pub enum Answer {
     },
     /// To [`Order::Hits`].
     Hits(Hits),
+    /// To [`Order::Trap`].
+    Trapped(TrapId),
+    /// To [`Order::Sprung`]: when, host-monotonic.
+    Sprung(Option<u64>),
     /// To [`Order::Counts`].
     Counts(Counts),
     /// To [`Order::Sync`]: records in the log.
@@ -187,6 +198,38 @@ impl Control {
             return Err(unexpected(&answer));
         };
         Ok(hits)
+    }
+
+    /// Sets a trap.
+    ///
+    /// # Errors
+    /// The wire is gone.
+    pub fn trap(&self, trap: Trap) -> Result<TrapId> {
+        let answer = self.ask(&Order::Trap(trap))?;
+        let Answer::Trapped(id) = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(id)
+    }
+
+    /// Takes a trap away; what it caught stays lost, as in a network.
+    ///
+    /// # Errors
+    /// There is no such trap, or the wire is gone.
+    pub fn mend(&self, id: TrapId) -> Result<u64> {
+        self.done(&Order::Mend(id))
+    }
+
+    /// When the trap sprang, if it has.
+    ///
+    /// # Errors
+    /// The wire is gone.
+    pub fn sprung(&self, id: TrapId) -> Result<Option<u64>> {
+        let answer = self.ask(&Order::Sprung(id))?;
+        let Answer::Sprung(at_ns) = answer else {
+            return Err(unexpected(&answer));
+        };
+        Ok(at_ns)
     }
 
     /// What the links carried since the boot.

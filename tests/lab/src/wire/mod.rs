@@ -12,3 +12,4 @@ mod port;
 pub mod rule;
 pub mod stats;
 pub mod switchboard;
+pub mod trap;

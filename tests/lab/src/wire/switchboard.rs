@@ -19,6 +19,7 @@ use super::packet::{parse, Packet};
 use super::port::{next_frame, Port};
 use super::rule::{Action, RuleId, Rules};
 use super::stats::Meter;
+use super::trap::Traps;
 use crate::clock::monotonic_ns;
 use crate::place::{Host, Link};
 
@@ -46,6 +47,7 @@ enum Release {
 pub struct Switchboard {
     ports: Vec<Port>,
     rules: Rules,
+    traps: Traps,
     kept: Vec<Kept>,
     kept_bytes: usize,
     log: LogWriter,
@@ -71,6 +73,7 @@ impl Switchboard {
         Ok(Switchboard {
             ports,
             rules: Rules::default(),
+            traps: Traps::default(),
             kept: Vec::new(),
             kept_bytes: 0,
             log: LogWriter::create(log)?,
@@ -219,6 +222,7 @@ impl Switchboard {
             rule: decided.map(|(rule, _)| rule),
         };
         record.fate = match decided {
+            _ if self.traps.catches(link, from, frame, at_ns) => Fate::Dropped,
             None | Some((_, Action::Pass)) => self.deliver(to, frame, Fate::Passed, Fate::Refused),
             Some((_, Action::Drop)) => Fate::Dropped,
             Some((rule, Action::Hold)) => self.keep(rule, to, Release::ByOrder, frame, Fate::Held),
@@ -363,12 +367,19 @@ impl Switchboard {
             Order::Clear => {
                 self.forget_kept(None);
                 self.rules.clear();
+                self.traps.clear();
                 Answer::Done { at_ns: monotonic_ns() }
             }
             Order::Hits(id) => match self.rules.hits(id) {
                 Some(hits) => Answer::Hits(hits),
                 None => Answer::Refused(format!("no rule {}", id.0)),
             },
+            Order::Trap(trap) => Answer::Trapped(self.traps.add(trap)),
+            Order::Mend(id) => match self.traps.remove(id) {
+                true => Answer::Done { at_ns: monotonic_ns() },
+                false => Answer::Refused(format!("no trap {}", id.0)),
+            },
+            Order::Sprung(id) => Answer::Sprung(self.traps.sprung_ns(id)),
             Order::Counts => Answer::Counts(self.meter.counts().clone()),
             Order::Sync => Answer::Records(self.log.flush()?),
         })
