@@ -68,6 +68,9 @@ pub struct Local {
     /// Once finished, keep the queue pairs open and poll for this long, in milliseconds, though the peer may be gone.
     #[arg(long, default_value_t = 0, value_name = "MS")]
     pub linger_ms: u64,
+    /// Once connected, fork a child that inherits everything, does nothing, and outlives this process; its number is printed.
+    #[arg(long)]
+    pub fork_child: bool,
     /// Give up waiting for the peer's side channel after this many seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub connect_timeout: u64,

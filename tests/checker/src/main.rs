@@ -89,6 +89,9 @@ fn run(
         End::Client => "client",
     };
     let mut session = Session::new(prepare(end, params.clone(), local, side, sabotage, trigger)?);
+    if local.fork_child {
+        say(&format!("CHILD pid={}", verbs::fork_idle_child()?));
+    }
     say(&format!("STARTED {name} t={}", session.started_ns()));
     let ending = session.run();
     let ended_ns = monotonic_ns();

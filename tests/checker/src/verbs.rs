@@ -6,9 +6,11 @@
 
 #![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
+mod child;
 mod memory;
 mod queue;
 
+pub use child::fork_idle_child;
 pub use memory::Region;
 pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
 

@@ -154,14 +154,22 @@ impl Lab {
     /// # Errors
     /// `server` ends first, or nobody does within 60 s.
     pub fn wait_listening(&self, server: &Running, port: u16) -> Result<()> {
-        let guest = self.guest(server.host());
         until(&format!("a listener on port {port}"), Duration::from_secs(60), || {
             if let Some(ended) = server.ended() {
                 return Err(Trouble::judged(format!("the server ended before it listened: {}", ended.brief())));
             }
-            let tables = [guest.read("/proc/net/tcp")?, guest.read("/proc/net/tcp6")?];
-            Ok(tables.iter().any(|table| has_listener(table, port)).then_some(()))
+            Ok(self.is_listening(server.host(), port)?.then_some(()))
         })
+    }
+
+    /// Whether somebody on the host listens on TCP `port`.
+    ///
+    /// # Errors
+    /// The guest is lost.
+    pub fn is_listening(&self, host: Host, port: u16) -> Result<bool> {
+        let guest = self.guest(host);
+        let tables = [guest.read("/proc/net/tcp")?, guest.read("/proc/net/tcp6")?];
+        Ok(tables.iter().any(|table| has_listener(table, port)))
     }
 
     /// Waits until `packets` more RoCE packets have gone over `rail`, both directions together; false if `gone` says stop first.

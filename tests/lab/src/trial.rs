@@ -216,12 +216,14 @@ impl Trial {
 }
 
 /// Queue pairs that the shim of a program said are protected.
-fn protected(side: &Running) -> u64 {
-    let count = |line: &str| {
-        let (before, _) = line.split_once(" protected: ")?;
-        before.split_whitespace().rev().nth(1)?.parse::<u64>().ok()
-    };
-    side.lines().iter().filter_map(|line| count(&line.text)).sum()
+fn all_protected(side: &Running) -> u64 {
+    side.lines().iter().filter_map(|line| protected(&line.text)).sum()
+}
+
+/// Queue pairs that this line of a shim says are protected.
+pub fn protected(line: &str) -> Option<u64> {
+    let (before, _) = line.split_once(" protected: ")?;
+    before.split_whitespace().rev().nth(1)?.parse::<u64>().ok()
 }
 
 impl Trial {
@@ -245,7 +247,7 @@ impl Trial {
     /// Waits until both shims said that so many queue pairs are protected; false if a program is over first.
     fn wait_armed(qps: u64, client: &Running, server: &Running, over: impl Fn() -> bool) -> Result<bool> {
         until("both sides to be protected", MOMENT_LIMIT, || {
-            let armed = [client, server].iter().all(|side| protected(side) >= qps);
+            let armed = [client, server].iter().all(|side| all_protected(side) >= qps);
             Ok(if armed {
                 Some(true)
             } else if over() {

@@ -79,8 +79,13 @@ impl Program {
     }
 
     /// As an ordinary user.
-    pub fn as_user(mut self) -> Program {
-        self.uid = Some(1000);
+    pub fn as_user(self) -> Program {
+        self.as_uid(1000)
+    }
+
+    /// As the user of that number; 0 is root.
+    pub fn as_uid(mut self, uid: u32) -> Program {
+        self.uid = Some(uid).filter(|uid| *uid != 0);
         self
     }
 

@@ -14,9 +14,9 @@ use crate::trouble::{require, Result, Trouble};
 use super::Scenario;
 
 /// TCP port of its side channel.
-const PORT: u16 = 18600;
+pub(super) const PORT: u16 = 18600;
 /// Where every guest has it.
-const PROGRAM: &str = "/shift/shift-checker";
+pub(super) const PROGRAM: &str = "/shift/shift-checker";
 
 /// The library below the shim.
 const PRELOAD: &str = "/shift/libshift_preload.so";

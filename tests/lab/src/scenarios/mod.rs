@@ -12,6 +12,7 @@ mod lab_itself;
 mod loss;
 mod non_rdma;
 mod plain;
+mod shared_port;
 mod survive;
 mod transparent;
 
@@ -80,6 +81,7 @@ pub fn all() -> Vec<Scenario> {
         survive::scenarios(),
         corners::scenarios(),
         loss::scenarios(),
+        shared_port::scenarios(),
         fail_open::scenarios(),
     ]
     .into_iter()
