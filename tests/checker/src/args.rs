@@ -277,6 +277,10 @@ pub struct Params {
     /// Post a quarter of the receives only, so that the receiver is often not ready.
     #[arg(long)]
     pub scarce_receives: bool,
+    /// Let a queue pair end in an error: RETRY_EXC_ERR (at the other end none), and nothing but flushes behind it. What
+    /// came before is judged as ever; each message that was posted and did not complete may have happened once, in order.
+    #[arg(long)]
+    pub may_fail: bool,
     /// How both ends poll when nothing happens.
     #[arg(long, value_enum, default_value = "spin")]
     pub poll: Polling,
@@ -313,6 +317,9 @@ impl Params {
         }
         if self.receiver_waits && self.messages > MAX_WAITING {
             return Err(format!("--receiver-waits takes at most {MAX_WAITING} messages"));
+        }
+        if self.may_fail && (self.receiver_waits || self.direction == Ways::Both) {
+            return Err("--may-fail needs --direction one and a receiver that polls".to_owned());
         }
         if self.pause_before_message.is_some_and(|k| k >= self.messages) && self.duration.is_none() {
             return Err("--pause-before-message lies behind the last message".to_owned());
@@ -385,6 +392,7 @@ mod tests {
         assert!(waits.check().is_ok());
         assert!(Params { direction: Ways::Both, ..waits.clone() }.check().is_err());
         assert!(Params { duration: Some(1), ..waits.clone() }.check().is_err());
+        assert!(Params { may_fail: true, ..waits.clone() }.check().is_err());
         assert!(Params { messages: 1 << 20, ..waits }.check().is_err());
         assert!(Params { pause_before_message: Some(1000), ..Params::for_tests() }.check().is_err());
     }

@@ -270,6 +270,14 @@ pub fn content(
     }
 }
 
+/// How many bytes of a message that may have been begun lie in its slot, with poison behind them; else the first wrong one.
+pub fn begun(expected: Stream, len: usize, seen: &[u8]) -> Result<usize, usize> {
+    let (message, _) = seen.split_at(len.min(seen.len()));
+    let placed = expected.first_difference(0, message).unwrap_or(message.len());
+    let behind = seen.get(placed..).unwrap_or(&[]);
+    first_unpoisoned(behind).map_or(Ok(placed), |at| Err(placed + at))
+}
+
 /// Where memory that had to be poison is not, if anywhere.
 #[must_use]
 pub fn first_unpoisoned(seen: &[u8]) -> Option<usize> {
@@ -442,6 +450,21 @@ mod tests {
         let (plan, mut hit) = slot(40, 300);
         hit[299] ^= 1;
         assert_eq!(judged(&plan, &hit, 40, 300), Content::Wrong(299));
+    }
+
+    #[test]
+    fn a_message_may_be_begun_but_not_damaged() {
+        let (plan, slot) = slot(40, 300);
+        let begun = |slot: &[u8]| begun(plan.payload(40), 300, slot);
+        assert_eq!(begun(&slot), Ok(300));
+        let mut part = slot.clone();
+        part[256..].fill(POISON);
+        let placed = begun(&part);
+        // The first byte that is missing may be the poison's own value.
+        assert!(matches!(placed, Ok(256..=258)), "{placed:?}");
+        assert_eq!(begun(&[POISON; 600]).map(|placed| placed < 4), Ok(true));
+        part[299] = slot[299] ^ 1;
+        assert!(begun(&part).is_err());
     }
 
     #[test]

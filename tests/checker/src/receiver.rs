@@ -2,12 +2,12 @@
 
 use crate::args::{Mode, Params};
 use crate::ground::Ground;
-use crate::judge::{content, Arrivals, Completions, Content, Kind, Posted};
+use crate::judge::{begun, content, Arrivals, Completions, Content, Kind, Posted};
 use crate::predict::{Message, Op, Plan, Queue};
-use crate::report::Verdict;
+use crate::report::{Fallen, Verdict};
 use crate::verbs::{Qp, ReceiveRequest, Result};
 use shift_abi::*;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// The receiver of one queue pair.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub struct Receiver {
     /// The sender was told that messages below are released.
     credited: u64,
     total: Option<u64>,
+    /// The queue pair is in error: the first message that did not complete, and the first that was not posted.
+    fell: Option<(u64, u64)>,
+    /// A receive was flushed.
+    flushing: bool,
     slot: Vec<u8>,
 }
 
@@ -45,6 +49,8 @@ impl Receiver {
             released: 0,
             credited: 0,
             total: None,
+            fell: None,
+            flushing: false,
             slot: Vec::new(),
         }
     }
@@ -82,7 +88,7 @@ impl Receiver {
         wc: &ibv_wc,
         verdict: &mut Verdict,
     ) -> Result<()> {
-        if wc.qp_num != qp.number() {
+        if wc.qp_num != qp.number() || self.flushing {
             verdict.tally.count(Kind::CompletionWrong, || format!("qp {} receive {counter}: {wc:?}", self.qp));
         }
         if let Some(kind) = self.receives.succeeded(counter).fault {
@@ -96,6 +102,9 @@ impl Receiver {
         self.arrived(ground, receive_at, number, wc, verdict);
         ground.poison(&ground.shared, receive_at);
         self.advance_to_notice(ground, verdict);
+        if self.fell.is_some() {
+            return Ok(());
+        }
         self.post_receive(ground, qp)
     }
 
@@ -248,6 +257,22 @@ impl Receiver {
         self.noticed(ground, total, verdict);
     }
 
+    /// The sender says that the queue pair is in error.
+    pub fn ends_in_error(&mut self, ground: &Ground, acked: u64, posted: u64, verdict: &mut Verdict) {
+        self.fell = Some((acked, posted));
+        self.noticed(ground, acked, verdict);
+    }
+
+    /// An error completion where the queue pair may end in one: each receive is flushed.
+    pub fn fell(&mut self, counter: u64, wc: &ibv_wc, verdict: &mut Verdict) {
+        self.flushing = true;
+        let retired = self.receives.failed(counter);
+        if wc.status != IBV_WC_WR_FLUSH_ERR || retired.posted.len() != 1 {
+            let kind = retired.fault.unwrap_or(Kind::CompletionWrong);
+            verdict.tally.count(kind, || format!("qp {} receive {counter}: {:?}", self.qp, wc.status));
+        }
+    }
+
     /// Whether the sender said that it is done.
     #[must_use]
     pub const fn knows_total(&self) -> bool {
@@ -257,7 +282,8 @@ impl Receiver {
     /// Whether all messages were consumed.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.total.is_some_and(|total| self.consumed >= total)
+        let flushed = self.fell.is_some() && self.receives.outstanding().is_empty();
+        flushed || self.total.is_some_and(|total| self.consumed >= total)
     }
 
     /// What the sender is to be told of free slots: every quarter of the depth.
@@ -277,29 +303,68 @@ impl Receiver {
         for number in self.arrivals.missing() {
             verdict.tally.count(Kind::Loss, || format!("qp {} message {number}", self.qp));
         }
-        let end = self.total.unwrap_or(self.consumed).max(self.consumed);
+        let end = self.fell.map(|(acked, _)| acked).or(self.total).unwrap_or(0).max(self.consumed);
         for number in self.consumed..end {
             verdict.tally.count(Kind::Loss, || format!("qp {} message {number} never came", self.qp));
         }
         if !self.is_done() {
             return;
         }
+        let posted = self.fell.map_or(end, |(_, posted)| posted);
+        if end > posted {
+            verdict.tally.count(Kind::CompletionWrong, || format!("qp {} message {posted} was never posted", self.qp));
+        }
+        self.check_unknown(ground, end..posted, verdict);
         for slot in 0..ground.layout.ring() {
             self.expect_quiet(ground, slot, verdict);
         }
-        self.check_counter(ground, end, verdict);
+        let counted = self.check_counter(ground, end..=posted, verdict);
+        if let Some((acked, posted)) = self.fell {
+            verdict.fallen.push(Fallen { qp: self.qp, mode: ground.params.mode(self.qp), acked, posted, counted });
+        }
     }
 
-    fn check_counter(&self, ground: &Ground, total: u64, verdict: &mut Verdict) {
+    /// Of messages that were posted and did not complete, WRITEs happened in order: some, one in part, and no more.
+    fn check_unknown(&mut self, ground: &Ground, numbers: Range<u64>, verdict: &mut Verdict) {
+        let mut ended_at = None;
+        for message in numbers.map(|number| self.plan.message(number)).filter(|message| message.op.fills_ring()) {
+            let at = ground.layout.ring_slot(self.qp, message.number);
+            ground.read_slot(&ground.shared, at, &mut self.slot);
+            ground.poison(&ground.shared, at);
+            let expected = self.plan.payload(message.number);
+            let placed = match begun(expected, message.len as usize, &self.slot) {
+                Ok(placed) => placed,
+                Err(byte) => {
+                    verdict.tally.count(Kind::Damage, || format!("qp {} {message:?} (unknown): {byte}", self.qp));
+                    return;
+                }
+            };
+            if let Some(before) = ended_at.filter(|_| placed > 0) {
+                verdict.tally.count(Kind::Reorder, || {
+                    format!("qp {} {message:?} (unknown) was begun, {before} before it was not done", self.qp)
+                });
+            }
+            if placed < message.len as usize {
+                ended_at = ended_at.or(Some(message.number));
+            }
+        }
+    }
+
+    /// The counter is what the atomics below one of these messages make of it; below which.
+    fn check_counter(&self, ground: &Ground, ends: RangeInclusive<u64>, verdict: &mut Verdict) -> Option<u64> {
         if !ground.params.mode(self.qp).has_atomics() {
-            return;
+            return None;
         }
         let mut bytes = [0; 8];
         ground.shared.read(ground.layout.counter(self.qp), &mut bytes);
-        let (seen, expected) = (u64::from_ne_bytes(bytes), self.plan.counter_before(total));
-        if seen != expected {
-            verdict.tally.count(Kind::Damage, || format!("qp {} counter is {seen:#x}, not {expected:#x}", self.qp));
+        let seen = u64::from_ne_bytes(bytes);
+        let counted = ends.clone().find(|end| self.plan.counter_before(*end) == seen);
+        if counted.is_none() {
+            verdict
+                .tally
+                .count(Kind::Damage, || format!("qp {} counter is {seen:#x}, after none of {ends:?}", self.qp));
         }
+        counted
     }
 
     /// An error completion of this queue's `counter`-th receive.

@@ -11,6 +11,8 @@ pub struct Verdict {
     pub tally: Tally,
     /// Error completions, in order; the first [`Verdict::TOLD`] of them.
     pub errors: Vec<ErrorSeen>,
+    /// Queue pairs that ended in an error, as they may where the run says so.
+    pub fallen: Vec<Fallen>,
     /// How many error completions there were.
     pub error_count: u64,
     /// When the first one came.
@@ -25,6 +27,21 @@ pub struct Verdict {
     pub received: u64,
     /// Bytes posted and bytes verified.
     pub bytes: u64,
+}
+
+/// A queue pair that ended in an error, as one end saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fallen {
+    /// The queue pair, counted from 0.
+    pub qp: u16,
+    /// What moved its messages.
+    pub mode: crate::args::Mode,
+    /// The first message that did not complete.
+    pub acked: u64,
+    /// The first message that was not posted.
+    pub posted: u64,
+    /// At the receiver of atomics: all below this message took effect, and none from it on.
+    pub counted: Option<u64>,
 }
 
 /// One error completion.
@@ -94,6 +111,7 @@ pub struct Report {
     bytes: u64,
     #[serde(flatten)]
     tally: Tally,
+    fallen: Vec<Fallen>,
     errors: Vec<ErrorSeen>,
     error_count: u64,
     first_error_ns: Option<u64>,
@@ -129,6 +147,7 @@ impl Report {
             received: verdict.received,
             bytes: verdict.bytes,
             tally: verdict.tally,
+            fallen: verdict.fallen,
             errors: verdict.errors,
             error_count: verdict.error_count,
             first_error_ns: verdict.first_error_ns,

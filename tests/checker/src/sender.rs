@@ -4,7 +4,7 @@ use crate::args::{Commit, Params};
 use crate::ground::Ground;
 use crate::judge::{content, first_unpoisoned, Completions, Content, Kind, Posted};
 use crate::predict::{Message, Op, Plan, Queue};
-use crate::report::Verdict;
+use crate::report::{Fallen, Verdict};
 use crate::sabotage::Sabotage;
 use crate::verbs::{Qp, SendRequest};
 use shift_abi::*;
@@ -59,6 +59,11 @@ pub struct Sender {
     notified: u64,
     /// The peer was told how many there are.
     told_total: bool,
+    /// All messages before this one completed, and it ended in an error.
+    fell_at: Option<u64>,
+    told_fall: bool,
+    /// Messages below were posted.
+    posted: u64,
     sabotage: Option<Sabotage>,
     slot: Vec<u8>,
 }
@@ -79,6 +84,9 @@ impl Sender {
             retired: 0,
             notified: 0,
             told_total: false,
+            fell_at: None,
+            told_fall: false,
+            posted: 0,
             sabotage,
             slot: Vec::new(),
         }
@@ -94,7 +102,7 @@ impl Sender {
         verdict: &mut Verdict,
     ) -> Result<bool, PostFailure> {
         let mut any = false;
-        while self.may_start_chain(&ground.params) {
+        while self.fell_at.is_none() && self.may_start_chain(&ground.params) {
             let mut chain = Vec::new();
             let mut inline_slots = Vec::new();
             while chain.len() < ground.params.chain as usize && pacer.lets_through(now_ns) {
@@ -209,6 +217,7 @@ impl Sender {
         let counter = self.completions.outstanding().end;
         let signalled = self.must_signal(&ground.params, counter);
         self.completions.posted(Posted { message: number, signalled, len: message.len });
+        self.posted = self.posted.max(number + 1);
         let params = &ground.params;
         let inline = !message.op.lands_here() && message.wants_inline && message.len <= qp.inline_room();
         let fence = params.fence_every != 0 && (counter + 1) % u64::from(params.fence_every) == 0;
@@ -264,6 +273,11 @@ impl Sender {
 
     /// A success completion of this queue's `counter`-th work request.
     pub fn completed(&mut self, ground: &Ground, qp: &Qp, counter: u64, wc: &ibv_wc, verdict: &mut Verdict) {
+        if self.fell_at.is_some() {
+            verdict
+                .tally
+                .count(Kind::CompletionWrong, || format!("qp {} wr {counter}: success after an error", self.qp));
+        }
         let times = self.sabotage.as_mut().map_or(1, |sabotage| sabotage.times_counted(counter));
         for _ in 0..times {
             self.check_fields(qp, counter, wc, verdict);
@@ -271,15 +285,51 @@ impl Sender {
             if let Some(kind) = retired.fault {
                 verdict.tally.count(kind, || format!("qp {} send wr {counter}", self.qp));
             }
-            for posted in retired.posted.iter().filter(|posted| posted.message != NO_MESSAGE) {
-                self.retired = self.retired.max(posted.message + 1);
-                verdict.acked += 1;
-                let message = self.plan.message(posted.message);
-                if message.op.lands_here() {
-                    self.check_landing(ground, &message, verdict);
-                }
+            self.retire(ground, &retired.posted, verdict);
+        }
+    }
+
+    fn retire(&mut self, ground: &Ground, posted: &[Posted], verdict: &mut Verdict) {
+        for posted in posted.iter().filter(|posted| posted.message != NO_MESSAGE) {
+            self.retired = self.retired.max(posted.message + 1);
+            verdict.acked += 1;
+            let message = self.plan.message(posted.message);
+            if message.op.lands_here() {
+                self.check_landing(ground, &message, verdict);
             }
         }
+    }
+
+    /// An error completion where the queue pair may end in one: the first says that retries were exceeded, and that
+    /// everything before it is complete; behind it each work request is flushed, signalled or not.
+    pub fn fell(&mut self, ground: &Ground, counter: u64, wc: &ibv_wc, verdict: &mut Verdict) {
+        let retired = self.completions.failed(counter);
+        if let Some(kind) = retired.fault {
+            verdict.tally.count(kind, || format!("qp {} send wr {counter} (an error)", self.qp));
+        }
+        let Some((failed, before)) = retired.posted.split_last() else {
+            return;
+        };
+        let due = if self.fell_at.is_none() { IBV_WC_RETRY_EXC_ERR } else { IBV_WC_WR_FLUSH_ERR };
+        if wc.status != due {
+            verdict.tally.count(Kind::CompletionWrong, || format!("qp {} wr {counter}: {:?}", self.qp, wc.status));
+        }
+        if self.fell_at.is_none() {
+            self.fell_at = Some(failed.message);
+            self.retire(ground, before, verdict);
+        } else if !before.is_empty() {
+            verdict.tally.count(Kind::CompletionNever, || format!("qp {} before send wr {counter}", self.qp));
+        }
+    }
+
+    /// What the peer is to be told of a queue pair in error, once, when all of it is flushed: the first message that did
+    /// not complete, and the first that was not posted.
+    pub fn fall_due(&mut self, params: &Params, verdict: &mut Verdict) -> Option<(u64, u64)> {
+        let acked = self.fell_at.filter(|_| !self.told_fall && self.outstanding() == 0)?;
+        self.told_fall = true;
+        let (mode, posted) = (params.mode(self.qp), self.posted);
+        verdict.fallen.push(Fallen { qp: self.qp, mode, acked, posted, counted: None });
+        Some((acked, posted))
     }
 
     /// An error completion of this queue's `counter`-th work request.
@@ -417,12 +467,13 @@ impl Sender {
     /// Whether all was sent and completed.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.limit.is_some_and(|limit| self.next >= limit) && self.taken.is_empty() && self.outstanding() == 0
+        let over = self.limit.is_some_and(|limit| self.next >= limit) && self.taken.is_empty();
+        (over || self.fell_at.is_some()) && self.outstanding() == 0
     }
 
     /// How many messages there were in all: once, when all are complete.
     pub fn total_due(&mut self) -> Option<u64> {
-        if self.told_total || !self.is_done() {
+        if self.told_total || self.fell_at.is_some() || !self.is_done() {
             return None;
         }
         self.told_total = true;
@@ -446,7 +497,8 @@ impl Sender {
             verdict.tally.count(Kind::CompletionNever, || format!("qp {} send wr {counter}", self.qp));
         }
         // What is still under way may land at any time.
-        let under_way: Vec<u64> = self.completions.messages().map(|message| message % depth).collect();
+        let unknown = self.fell_at.map_or(0..0, |fell| fell..self.posted);
+        let under_way: Vec<u64> = self.completions.messages().chain(unknown).map(|message| message % depth).collect();
         for slot in (0..depth).filter(|slot| !under_way.contains(slot)) {
             self.expect_quiet_landing(ground, slot, verdict);
         }

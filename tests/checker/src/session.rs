@@ -191,6 +191,10 @@ impl Session {
                 let receiver = receivers.get_mut(usize::from(qp)).ok_or_else(|| unknown(qp))?;
                 receiver.ends_at(ground, total, &mut self.verdict);
             }
+            Note::Fell { qp, acked, posted } => {
+                let receiver = receivers.get_mut(usize::from(qp)).ok_or_else(|| unknown(qp))?;
+                receiver.ends_in_error(ground, acked, posted, &mut self.verdict);
+            }
             Note::Idle => self.pause.peer = true,
             Note::Resume => self.resume(now),
             Note::Finished => self.peer_finished = true,
@@ -222,18 +226,21 @@ impl Session {
             verdict.tally.count(Kind::CompletionWrong, || format!("unknown wr_id: {wc:?}"));
             return Ok(());
         };
+        let may_fail = ground.params.may_fail;
         if success {
             verdict.gap.success(now);
-        } else {
+        } else if !may_fail {
             let queue = if name.queue == Queue::Send { "send" } else { "receive" };
             verdict.error(wc, name.qp, queue, name.counter, now);
         }
         match (name.queue, senders.get_mut(at), receivers.get_mut(at)) {
             (Queue::Send, Some(sender), _) if success => sender.completed(ground, qp, name.counter, wc, verdict),
+            (Queue::Send, Some(sender), _) if may_fail => sender.fell(ground, name.counter, wc, verdict),
             (Queue::Send, Some(sender), _) => sender.failed(name.counter, verdict),
             (Queue::Receive, _, Some(receiver)) if success => {
                 receiver.completed(ground, qp, name.counter, wc, verdict).map_err(|e| e.to_string())?;
             }
+            (Queue::Receive, _, Some(receiver)) if may_fail => receiver.fell(name.counter, wc, verdict),
             (Queue::Receive, _, Some(receiver)) => receiver.failed(name.counter, verdict),
             (Queue::Send | Queue::Receive, _, _) => {
                 verdict.tally.count(Kind::CompletionWrong, || format!("nothing was posted there: {wc:?}"));
@@ -264,6 +271,8 @@ impl Session {
         for (qp, sender) in (0..).zip(senders) {
             notes.extend(sender.notice(&ground.params).map(|upto| Note::Done { qp, upto }));
             notes.extend(sender.total_due().map(|total| Note::Total { qp, total }));
+            let fall = sender.fall_due(&ground.params, &mut self.verdict);
+            notes.extend(fall.map(|(acked, posted)| Note::Fell { qp, acked, posted }));
         }
         for (qp, receiver) in (0..).zip(receivers) {
             notes.extend(receiver.credit(&ground.params).map(|released| Note::Credit { qp, released }));

@@ -41,6 +41,15 @@ pub enum Note {
         /// How many there were.
         total: u64,
     },
+    /// Sender: the queue pair is in error. Messages below `acked` completed; of those below `posted` nothing is known.
+    Fell {
+        /// Which queue pair.
+        qp: u16,
+        /// The first message that did not complete.
+        acked: u64,
+        /// The first message that was not posted.
+        posted: u64,
+    },
     /// All my queue pairs have stopped to be idle.
     Idle,
     /// Client: go on.

@@ -47,6 +47,15 @@ pub enum Fault {
     Silence(Rail, Option<Host>),
     /// A rule of the wire.
     Rule(Rule),
+    /// A rail is gone for a moment: silent in both directions, or its interface down inside one host.
+    Flap {
+        /// Inside which host; none: on the wire.
+        host: Option<Host>,
+        /// Which rail.
+        rail: Rail,
+        /// For how long.
+        gone: Duration,
+    },
     /// Both rails of a host go down, and one comes back after a while.
     AllCut {
         /// Whose rails.
@@ -74,6 +83,25 @@ impl Fault {
                 lab.wire().add(rule).map(|(_, at_ns)| at_ns)
             }
             Fault::Rule(rule) => lab.wire().add(rule.clone()).map(|(_, at_ns)| at_ns),
+            Fault::Flap { host, rail, gone } => {
+                let wire = match host {
+                    Some(_) => None,
+                    None => Some(lab.wire().add(Rule::on(rail.link(), Action::Drop))?),
+                };
+                let at_ns = match (host, wire) {
+                    (Some(host), _) => lab.cut(*host, *rail)?,
+                    (None, wire) => wire.map_or(0, |(_, at_ns)| at_ns),
+                };
+                // The length of the fault itself, not a wait for anything.
+                thread::sleep(*gone);
+                if let Some((rule, _)) = wire {
+                    lab.wire().remove(rule)?;
+                }
+                if let Some(host) = host {
+                    lab.mend(*host, *rail)?;
+                }
+                Ok(at_ns)
+            }
             Fault::AllCut { host, gone, back } => {
                 let at_ns = lab.cut(*host, Rail::Zero)?;
                 lab.cut(*host, Rail::One)?;
