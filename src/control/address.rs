@@ -15,13 +15,17 @@ use crate::datapath::Gid;
 pub const MAX_ADDRESSES: usize = shift_proto::frame::MAX_ADDRESSES;
 
 /// What the agent needs to know of the host's networks; a hook so that two agents of one test can live on loopback.
-pub trait Network: Send {
+pub trait Network: Send + Sync {
     /// The address of the process behind `gid`, port 0, as seen from the interface `netdev`; `None`: no address follows from it.
     fn peer_address(&self, gid: &Gid, netdev: &str) -> Option<SocketAddr>;
     /// The addresses under which other hosts may reach this process.
     fn own_addresses(&self) -> Vec<IpAddr>;
     /// The addresses to listen on, the preferred first; the first that can be bound is used.
     fn listen_on(&self) -> Vec<IpAddr>;
+    /// The address from which `peer` is dialed; `None`: the kernel chooses, and on a host with routes it chooses one of its own.
+    fn source_to(&self, _peer: IpAddr) -> Option<IpAddr> {
+        None
+    }
     /// Name of the abstract socket over which the processes that share the well-known port find one another.
     fn directory_name(&self, port: u16) -> String {
         format!("shift-verbs-{port}")

@@ -4,7 +4,6 @@
 //! the application's handlers never run on it; its panic makes connections unprotected and never ends the process.
 
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use shift_proto::id::ProcessId;
 
 use crate::address::{HostNetwork, Network};
+use crate::channel::Terms;
 use crate::config::Config;
 use crate::core::Core;
 use crate::datapath::{DataPath, Event};
@@ -105,13 +105,14 @@ impl Agent {
         for name in &config.unknown {
             log::warn!("{name} is no variable of the shim and has no effect; is it misspelt?");
         }
-        let (mut links, waker) = Links::new()?;
+        let network: Arc<dyn Network> = Arc::from(network);
+        let terms = Terms { key: config.job_key.clone(), versions: config.versions };
+        let (mut links, waker) = Links::new(terms, random)?;
         let listener = listen(&config, &*network)?;
         let port = listener.port();
         links.listen(listener)?;
-        let own_addresses = network.own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         let me = ProcessId(u64::from_ne_bytes(random()));
-        let peers = Peers::new(me, own_addresses, config.deadlines.heartbeat, random);
+        let peers = Peers::new(me, Arc::clone(&network), port, config.deadlines.heartbeat, random);
         let local_name = network.directory_name(config.port);
         let directory = Directory::new(config.port, port, network.listen_on(), local_name);
         let core = Core::new(World::new(config, data, network, links, peers, me), directory);

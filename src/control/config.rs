@@ -3,13 +3,15 @@
 //! Every variable stands in [`VARIABLES`], from which the pages for operators are made. A bad value never stops the
 //! program: the caller logs each [`ConfigError`] once and leaves the shim inert, so that the program runs as without it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use shift_proto::frame::{Versions, SPOKEN};
 use shift_proto::id::Micros;
 use shift_proto::migrate::Deadlines;
 use shift_proto::policy::{Policy, ProofCap};
 
+use crate::job_key::JobKey;
 use crate::variables::{self, VARIABLES};
 
 /// The well-known port of the control connection.
@@ -38,6 +40,10 @@ pub struct Config {
     pub port: u16,
     /// Ports for the other listeners, both ends included; `None`: the kernel chooses.
     pub port_range: Option<(u16, u16)>,
+    /// The secret that the processes of the job share; `None`: the job runs open.
+    pub job_key: Option<JobKey>,
+    /// Wire versions that this process speaks; no variable changes them.
+    pub versions: Versions,
     /// Every wait of the protocol.
     pub deadlines: Deadlines,
     /// How often an armed path is probed again.
@@ -70,6 +76,8 @@ impl Default for Config {
             log: variables::DEFAULT_LOG.to_owned(),
             port: DEFAULT_PORT,
             port_range: None,
+            job_key: None,
+            versions: SPOKEN,
             deadlines: Deadlines::default(),
             probe_interval: DEFAULT_PROBE_INTERVAL,
             event_file: None,
@@ -121,6 +129,7 @@ impl Config {
             "SHIFT_LOG" => self.log = parse_log(value)?,
             "SHIFT_PORT" => self.port = parse_port(value)?,
             "SHIFT_PORT_RANGE" => self.port_range = Some(parse_port_range(value)?),
+            "SHIFT_JOB_KEY_FILE" => self.job_key = Some(JobKey::read(Path::new(value))?),
             "SHIFT_EVENT_FILE" => self.event_file = Some(PathBuf::from(value)),
             "SHIFT_PROBE_INTERVAL_MS" => self.probe_interval = Duration::from_millis(parse_ms(value)?),
             deadline => {
@@ -298,6 +307,23 @@ mod tests {
         }
         let errors = from(&[("SHIFT_HOLD_MS", "20000")]).unwrap_err();
         assert!(errors[0].to_string().contains("SHIFT_HOLD_MS"), "{}", errors[0]);
+    }
+
+    #[test]
+    fn a_job_key_file_that_cannot_be_used_is_named_and_the_key_is_not_shown() {
+        assert!(bad("SHIFT_JOB_KEY_FILE", "/").contains("it is a directory; name the file"));
+        assert!(bad("SHIFT_JOB_KEY_FILE", "/no/such/file").contains("cannot be opened"));
+        let path = std::env::temp_dir().join(format!("shift-config-key-{}", std::process::id()));
+        std::fs::write(&path, "a key that must not be seen").unwrap();
+        let of_mode = |mode| {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, permissions).unwrap();
+            from(&[("SHIFT_JOB_KEY_FILE", &path.to_string_lossy())])
+        };
+        assert!(of_mode(0o644).unwrap_err()[0].to_string().ends_with("chmod it to 0600"));
+        let config = of_mode(0o600).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(config.job_key.is_some() && !format!("{config:?}").contains("must not be seen"));
     }
 
     #[test]

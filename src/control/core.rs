@@ -12,7 +12,7 @@ use shift_proto::frame::{Frame, Key, Offer, QpAddress};
 use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
 use shift_proto::migrate::{Handshake, Input};
 
-use crate::address::with_port;
+use crate::address::{canonical, with_port};
 use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
@@ -22,14 +22,14 @@ use crate::links::{LinkEvent, LinkId};
 use crate::peers::PeerEvent;
 use crate::qp::Qp;
 use crate::record::Outcome;
+use crate::registry::Owned;
+use crate::strangers::Refusal;
 use crate::world::World;
 
 /// Queue pairs of one process; further ones are not protected.
 const MAX_QPS: usize = 65_536;
 /// Offers for queue pairs that the application has not connected yet.
 const MAX_EARLY_OFFERS: usize = 1024;
-/// Keys of a process that is not yet shown to be the peer of a queue pair; what it told beyond them is asked for when it is needed.
-const MAX_UNTRUSTED_KEYS: usize = 1024;
 /// How often queues that the application does not poll are looked at.
 const SWEEP_US: u64 = 20_000;
 /// The same while a migration waits for completions.
@@ -50,8 +50,12 @@ pub(crate) struct Core {
     discovery: Discovery,
     qps: BTreeMap<QpLife, Qp>,
     lives: BTreeMap<(Gid, u32), QpLife>,
+    /// Peers of a queue pair of this process; nobody else is told anything, or heard.
     trusted: BTreeSet<ProcessId>,
-    early: BTreeMap<(Gid, u32), Offer>,
+    /// Those of them that were told the keys of this process.
+    told_keys: BTreeSet<ProcessId>,
+    /// By the queue pair that is offered to and the one that is offered; of a candidate with its connection.
+    early: BTreeMap<(Owned, Owned), (Offer, Option<LinkId>)>,
     swept: Micros,
     last_turn: Micros,
     /// Queue pairs came or went: who is still needed is to be found out.
@@ -67,6 +71,7 @@ impl Core {
             qps: BTreeMap::new(),
             lives: BTreeMap::new(),
             trusted: BTreeSet::new(),
+            told_keys: BTreeSet::new(),
             early: BTreeMap::new(),
             swept: Micros(0),
             last_turn: clock::now(),
@@ -96,6 +101,9 @@ impl Core {
     pub fn goodbye(&mut self) {
         self.tell_failures(clock::now(), Micros(LEAST_SEARCH_US));
         self.world.flush_news(Micros::MAX);
+        if let Some(line) = self.world.links.strangers.summary() {
+            log::info!("{line}");
+        }
         self.world.peers.goodbye(&mut self.world.links);
     }
 
@@ -208,6 +216,7 @@ impl Core {
         let data = self.world.data.clone();
         self.world.probes.keep_only(&*data, &keys);
         self.world.peers.keep_wanted(&mut self.world.links, &processes);
+        self.trusted.retain(|p| processes.contains(p) || self.world.peers.knows(*p));
     }
 
     fn handle_event(&mut self, event: Event, now: Micros) {
@@ -233,14 +242,13 @@ impl Core {
             Event::KeyAdded { device, rkey, standby_rkey } => {
                 let key = self.world.own_keys.add(device, rkey, standby_rkey);
                 self.own_peer_keys().handle_add(key, standby_rkey);
-                self.world.peers.broadcast(&mut self.world.links, &Frame::KeyAdd { key, standby_rkey });
+                self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
             }
             Event::KeyRemoved { device, rkey } => {
-                let peers = self.world.peers.connected();
-                let key = self.world.own_keys.remove(device, rkey, peers);
+                let key = self.world.own_keys.remove(device, rkey, self.told_keys.clone());
                 if let Some(key) = key {
                     self.own_peer_keys().handle_del(key);
-                    self.world.peers.broadcast(&mut self.world.links, &Frame::KeyDel(key));
+                    self.tell_peers(&Frame::KeyDel(key));
                 }
                 if key.is_none_or(|key| !self.world.own_keys.awaits(key)) {
                     self.world.data.withdrawal_confirmed(device, rkey);
@@ -254,6 +262,12 @@ impl Core {
         if let Some(qp) = self.qps.get_mut(&life) {
             act(qp, &mut self.world);
         }
+    }
+
+    /// To those that were told the keys.
+    fn tell_peers(&mut self, frame: &Frame) {
+        let World { peers, links, .. } = &mut self.world;
+        self.told_keys.iter().for_each(|process| peers.send(links, *process, frame));
     }
 
     /// Two queue pairs of this process may be connected to each other: it is its own peer too.
@@ -284,7 +298,7 @@ impl Core {
         }
         self.qps.insert(life, qp);
         self.stale = true;
-        self.meet_early_offer(life, own, now);
+        self.meet_early_offer(life, now);
     }
 
     fn seek_peer(&mut self, qp: &mut Qp, now: Micros) {
@@ -305,9 +319,10 @@ impl Core {
         self.discovery.seek(peer, site, source, now);
     }
 
-    fn meet_early_offer(&mut self, life: QpLife, own: QpAddress, now: Micros) {
-        if let Some(offer) = self.early.remove(&key_of(own)) {
-            self.handle_offer_for(life, &offer, now);
+    fn meet_early_offer(&mut self, life: QpLife, now: Micros) {
+        let key = self.qps.get(&life).map(|q| (key_of(q.own_address()), key_of(q.peer_address())));
+        if let Some((offer, candidate)) = key.and_then(|key| self.early.remove(&key)) {
+            self.handle_offer_for(life, &offer, candidate, now);
         }
     }
 
@@ -344,7 +359,7 @@ impl Core {
             }
             LinkEvent::Watched(device) => self.world.data.read_async(DeviceId(device)),
             LinkEvent::Closed(link, ending) => {
-                self.directory.closed(link, now);
+                self.directory.closed(link, ending, now);
                 if !self.discovery.closed(link, ending, now) {
                     self.world.peers.handle_closed(links, link, ending, now);
                 }
@@ -393,8 +408,8 @@ impl Core {
             PeerEvent::Located(address, process) => self.handle_located(address, process, now),
             PeerEvent::NotLocated(address, reason) => self.discovery.lost(address, &reason, now),
             PeerEvent::Joined(process, link) => {
-                for frame in self.world.own_keys.frames() {
-                    self.world.links.send(link, &frame);
+                if self.told_keys.contains(&process) {
+                    self.world.own_keys.frames().for_each(|frame| self.world.links.send(link, &frame));
                 }
                 for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
                     qp.resync(&mut self.world, now);
@@ -402,6 +417,7 @@ impl Core {
                 self.stale = true;
             }
             PeerEvent::Frame(process, frame) => self.handle_frame(process, frame, now),
+            PeerEvent::Candidate(link, offer) => self.handle_offer(offer, Some(link), now),
             PeerEvent::Gone(process) => self.handle_gone(process, now),
             PeerEvent::Silent(process) => {
                 for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
@@ -435,22 +451,24 @@ impl Core {
             data.withdrawal_confirmed(device, rkey);
         }
         data.void_remote_keys();
-        self.trusted.remove(&process);
+        self.told_keys.remove(&process);
+        self.stale = true;
     }
 
     fn handle_frame(&mut self, process: ProcessId, frame: Frame, now: Micros) {
+        let offers = matches!(&frame, Frame::Offer(offer) if offer.from.process == process);
+        if !offers && !self.trusted.contains(&process) && process != self.world.me {
+            log::debug!("{:016x} is the peer of no queue pair, what it says is not heard", process.0);
+            return;
+        }
         match frame {
-            Frame::Offer(offer) if offer.from.process == process => self.handle_offer(offer, now),
+            Frame::Offer(offer) if offer.from.process == process => self.handle_offer(offer, None, now),
             Frame::ArmConfirm(confirm) if confirm.from.process == process => {
                 self.with_end(process, confirm.to, |q, world| q.handle_confirm(world, &confirm, now));
             }
             Frame::Migration { to, from, msg } if from.process == process => self.handle_message(to, from, msg, now),
             Frame::KeyAdd { key, standby_rkey } => {
-                let trusted = self.trusted.contains(&process);
-                let known = self.world.peer_keys.entry(process).or_default();
-                if trusted || known.len() < MAX_UNTRUSTED_KEYS {
-                    known.handle_add(key, standby_rkey);
-                }
+                self.world.peer_keys.entry(process).or_default().handle_add(key, standby_rkey);
             }
             Frame::KeyDel(key) => self.handle_key_del(process, key),
             Frame::KeyDelAck(key) => {
@@ -465,11 +483,11 @@ impl Core {
             Frame::KeyAnswer { device, rkey, state } => {
                 self.world.peer_keys.entry(process).or_default().handle_answer(device, rkey, state);
             }
-            Frame::Probe(probe) if self.trusted.contains(&process) || process == self.world.me => {
+            Frame::Probe(probe) => {
                 let World { data, probes, devices, .. } = &mut self.world;
                 probes.handle_frame(&**data, process, &probe, |gid| devices.get(gid).copied(), now);
             }
-            Frame::Offer(_) | Frame::ArmConfirm(_) | Frame::Migration { .. } | Frame::Probe(_) => {
+            Frame::Offer(_) | Frame::ArmConfirm(_) | Frame::Migration { .. } => {
                 log::debug!("a frame of {:016x} speaks for somebody else", process.0);
             }
             Frame::Hello(_)
@@ -511,36 +529,74 @@ impl Core {
         });
     }
 
-    fn handle_offer(&mut self, offer: Offer, now: Micros) {
+    /// An offer of a peer, or of a candidate on its connection.
+    fn handle_offer(&mut self, offer: Offer, candidate: Option<LinkId>, now: Micros) {
         if let Some(life) = self.lives.get(&key_of(offer.peer)).copied() {
-            self.handle_offer_for(life, &offer, now);
-        } else if self.early.len() < MAX_EARLY_OFFERS || self.early.contains_key(&key_of(offer.peer)) {
-            self.early.insert(key_of(offer.peer), offer);
+            return self.handle_offer_for(life, &offer, candidate, now);
+        }
+        let key = (key_of(offer.peer), key_of(offer.own));
+        let at_home = candidate.is_none_or(|link| {
+            // Of a link-local GID the interface is not known yet; the address is looked at once it is.
+            let host = self.world.network.peer_address(&Gid(offer.own.gid), "");
+            host.is_none_or(|host| self.world.peers.candidate_at(link) == Some(canonical(host.ip())))
+        });
+        if self.early.len() >= MAX_EARLY_OFFERS {
+            let links = &self.world.links;
+            self.early.retain(|_, (_, candidate)| candidate.is_none_or(|link| links.is_open(link)));
+        }
+        if at_home && (self.early.len() < MAX_EARLY_OFFERS || self.early.contains_key(&key)) {
+            self.early.insert(key, (offer, candidate));
         }
     }
 
-    /// An offer counts if it names the connection as the application does, and comes from a process that is met on the host that
-    /// the GID names.
-    fn handle_offer_for(&mut self, life: QpLife, offer: &Offer, now: Micros) {
+    /// An offer counts if it names the connection as the application does, and with a job key. Without one it has to come over a
+    /// connection of the address that is the queue pair's remote GID, or from the process that did so before.
+    fn handle_offer_for(&mut self, life: QpLife, offer: &Offer, candidate: Option<LinkId>, now: Micros) {
         let process = offer.from.process;
         let Some(qp) = self.qps.get_mut(&life).filter(|q| q.peer_address() == offer.own) else {
             return;
         };
-        if !self.trusted.contains(&process) && process != self.world.me {
-            let host = self.world.network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev);
-            if !host.is_some_and(|host| self.world.peers.is_met_at(process, host.ip())) {
-                log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
+        let World { network, peers, links, me, .. } = &mut self.world;
+        let host = network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev).map(|host| canonical(host.ip()));
+        let at_home = match candidate {
+            // A queue pair has one peer: nobody else of that host is met by naming it.
+            Some(_) if qp.remote.is_some_and(|known| known.end.process != process) => false,
+            Some(link) => host.is_some() && peers.candidate_at(link) == host,
+            None if qp.process == Some(process) || process == *me || links.is_keyed() => true,
+            None => host.is_some_and(|host| peers.is_met_at(process, host)),
+        };
+        if !at_home {
+            log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
+            if let Some(link) = candidate.filter(|link| links.is_open(*link)) {
+                links.strangers.note(Refusal::Frame, links.remote(link));
+            }
+            return;
+        }
+        if let Some(link) = candidate {
+            peers.admit(links, link, now);
+            if peers.process_of(link).is_none() && !peers.knows(process) {
                 return;
             }
-            self.trusted.insert(process);
         }
-        self.world.peers.set_wanted(process);
+        peers.set_wanted(process);
         qp.handle_offer(&mut self.world, process, offer, now);
-        let sought = qp.peer_address();
+        let (sought, is_peer) = (qp.peer_address(), qp.process == Some(process));
         if qp.process.is_some() && self.discovery.seeks(sought) {
             self.discovery.stop(&mut self.world.links, sought);
         }
+        if is_peer {
+            self.trusted.insert(process);
+            self.tell_keys(process);
+        }
         self.stale = true;
+    }
+
+    /// A process that has offered knows this end as its peer: it is told what memory there is here.
+    fn tell_keys(&mut self, process: ProcessId) {
+        if process != self.world.me && self.told_keys.insert(process) {
+            let World { peers, links, own_keys, .. } = &mut self.world;
+            own_keys.frames().for_each(|frame| peers.send(links, process, &frame));
+        }
     }
 }
 

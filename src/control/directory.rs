@@ -11,7 +11,8 @@ use shift_proto::frame::{Frame, QpAddress};
 use shift_proto::id::Micros;
 
 use crate::datapath::Gid;
-use crate::links::{LinkId, Links};
+use crate::discovery::describe;
+use crate::links::{Ending, LinkId, Links};
 use crate::registry::{Claimed, Owned, Registry};
 use crate::sockets::Listener;
 
@@ -40,6 +41,7 @@ pub struct Directory {
     registered: Registry,
     members: BTreeSet<LinkId>,
     local_tries: u32,
+    told_mismatch: bool,
 }
 
 impl Directory {
@@ -55,6 +57,7 @@ impl Directory {
             registered: Registry::default(),
             members: BTreeSet::new(),
             local_tries: 0,
+            told_mismatch: false,
         }
     }
 
@@ -89,7 +92,6 @@ impl Directory {
         if links.local_user(link).is_none() {
             return false;
         }
-        links.set_greeted(link);
         self.members.insert(link);
         true
     }
@@ -100,13 +102,14 @@ impl Directory {
     }
 
     /// A local process registers or withdraws a queue pair.
-    pub fn handle(&mut self, links: &Links, link: LinkId, frame: &Frame) {
+    pub fn handle(&mut self, links: &mut Links, link: LinkId, frame: &Frame) {
         let Frame::Owner { address, port } = frame else {
             return;
         };
         if !self.members.contains(&link) {
             return;
         }
+        links.set_greeted(link);
         let key = (Gid(address.gid), address.qpn);
         let (Some(port), Some(user)) = (*port, links.local_user(link)) else {
             return self.registered.withdraw(key, link);
@@ -122,12 +125,19 @@ impl Directory {
     }
 
     /// A connection of the directory ended.
-    pub fn closed(&mut self, link: LinkId, now: Micros) {
+    pub fn closed(&mut self, link: LinkId, ending: Ending, now: Micros) {
         if self.members.remove(&link) {
             self.registered.forget(link);
         }
         if matches!(self.role, Role::Member(holder) if holder == link) {
-            self.role = Role::Seeking(now);
+            let refused = matches!(ending, Ending::Mismatch(_));
+            if refused && !std::mem::replace(&mut self.told_mismatch, true) {
+                let port = self.well_known;
+                let why = describe(ending);
+                log::warn!("SHIFT_PORT={port}: the process that answers there for this host is of another job: {why}");
+            }
+            // Who left is replaced at once; who is of another job may stay.
+            self.role = Role::Seeking(if refused { now + Micros(RETRY_US) } else { now });
         }
     }
 

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use shift_proto::frame::{Frame, QpAddress};
+use shift_proto::frame::{Frame, QpAddress, SPOKEN};
 use shift_proto::id::Micros;
 
 use crate::address;
+use crate::channel::Mismatch;
 use crate::links::{Ending, LinkId, Links};
 
 /// First wait until the same is tried again; it doubles up to [`LAST_RETRY_US`].
@@ -135,7 +136,7 @@ impl Discovery {
         };
         // A holder closes who only asks after a while; that is no failure.
         if !site.standing {
-            site.last = describe(ending).to_owned();
+            site.last = describe(ending);
             site.wait_us = (site.wait_us * 2).min(LAST_RETRY_US);
         }
         site.link = None;
@@ -239,14 +240,29 @@ impl Discovery {
 }
 
 /// The ending in an operator's words.
-pub fn describe(ending: Ending) -> &'static str {
-    match ending {
+pub fn describe(ending: Ending) -> String {
+    let words = match ending {
         Ending::Refused => "connection refused",
         Ending::Ended => "it closed the connection",
         Ending::Unreachable => "unreachable",
-        Ending::Malformed => "what answers there speaks another protocol",
+        Ending::Malformed | Ending::Mismatch(Mismatch::Malformed | Mismatch::Forged) => {
+            "what answers there speaks another protocol"
+        }
         Ending::Slow => "it does not answer",
-    }
+        Ending::Mismatch(Mismatch::OtherKey) => {
+            "it has another job key; both need the same SHIFT_JOB_KEY_FILE, jobs that share a host a SHIFT_PORT each"
+        }
+        Ending::Mismatch(Mismatch::PeerHasNoKey) => {
+            "it has no job key; set the SHIFT_JOB_KEY_FILE there that is set here"
+        }
+        Ending::Mismatch(Mismatch::PeerHasKey) => {
+            "it has a job key, this process has none; set the same SHIFT_JOB_KEY_FILE here"
+        }
+        Ending::Mismatch(Mismatch::OtherVersions(theirs)) => {
+            return format!("it speaks {theirs}, this process {SPOKEN}; run the same release at both ends");
+        }
+    };
+    words.to_owned()
 }
 
 fn key_of(address: QpAddress) -> (crate::datapath::Gid, u32) {

@@ -121,11 +121,6 @@ pub struct PeerKeys {
 }
 
 impl PeerKeys {
-    /// How many keys are remembered, withdrawn ones too.
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
     /// The peer told a registration.
     pub fn handle_add(&mut self, key: Key, standby_rkey: u32) {
         if key.generation > self.forgotten_through {

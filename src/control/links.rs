@@ -1,30 +1,39 @@
 //! Connections: frames in, frames out, and how each connection ended.
 //!
 //! Owns the poller, every socket and every buffer; knows nothing of peers or queue pairs. What must hold: no call blocks,
-//! no buffer grows beyond its bound, and whatever a stranger sends costs at most one connection slot for
-//! [`GREETING_DEADLINE_US`].
+//! no buffer grows beyond its bound, and whatever a stranger sends costs at most one of [`MAX_UNGREETED`] connection slots
+//! and little memory, for [`GREETING_DEADLINE_US`]. Where the slots are scarce, who has most of them loses one: a flood of
+//! connections from one address keeps nobody else out.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use shift_proto::frame::{split_prefixed, Frame};
+use shift_proto::frame::{Frame, MAX_FRAME};
 use shift_proto::id::Micros;
 
+use crate::channel::{Channel, Mismatch, Terms};
 use crate::clock;
 use crate::sockets::{Listener, Stream};
+use crate::strangers::{Refusal, Strangers};
 
 /// Connections of one process: 64 peers of 16 networks each.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// Accepted connections that said nothing valid yet: as many as processes of one host start at once.
-pub const MAX_UNGREETED: usize = 64;
-/// How long an accepted connection may stay without a greeting.
+/// Accepted connections that are not known to be a peer's: as many as processes of a few hosts start at once.
+pub const MAX_UNGREETED: usize = 128;
+/// How long an accepted connection may stay one of those.
 pub const GREETING_DEADLINE_US: u64 = 5_000_000;
+/// Longest frame, bytes that may wait, and bytes read in a turn of such a connection: what greets and offers is short.
+const STRANGERS_FRAME: usize = 4 << 10;
+const STRANGERS_QUEUE: usize = 64 << 10;
+const STRANGERS_TURN: usize = 16 << 10;
+/// Connections accepted before those that stand have their turn.
+const ACCEPT_TURN: usize = 64;
 /// Bytes that may wait for a peer that does not read; the key table of some 10,000 registrations fits.
 const MAX_QUEUED: usize = 4 << 20;
 /// Bytes read of one connection before the others have their turn.
@@ -57,6 +66,8 @@ pub enum Ending {
     Malformed,
     /// The other end did not read, or did not greet, in time.
     Slow,
+    /// It is none of this job: another key, a key at one end only, another wire version.
+    Mismatch(Mismatch),
 }
 
 /// What happened on the connections.
@@ -65,7 +76,7 @@ pub enum Ending {
 pub enum LinkEvent {
     /// A connection came in.
     Accepted(LinkId),
-    /// A connection that was dialed stands.
+    /// A connection that was dialed stands, and its other end is of this job.
     Connected(LinkId),
     /// A frame arrived.
     Received(LinkId, Frame),
@@ -77,7 +88,11 @@ pub enum LinkEvent {
 
 struct Link {
     stream: Stream,
+    channel: Channel,
     standing: bool,
+    dialed: bool,
+    /// Something valid was said on it.
+    spoke: bool,
     greeted: bool,
     opened: Micros,
     heard: Micros,
@@ -88,6 +103,10 @@ struct Link {
 
 /// All sockets of the agent.
 pub struct Links {
+    terms: Terms,
+    draw_nonce: fn() -> [u8; 16],
+    /// Who was turned away.
+    pub strangers: Strangers,
     poll: Poll,
     events: Events,
     links: BTreeMap<usize, Link>,
@@ -100,10 +119,13 @@ pub struct Links {
 
 impl Links {
     /// An empty set, and the handle that wakes its poller from other threads.
-    pub fn new() -> io::Result<(Self, Arc<Waker>)> {
+    pub fn new(terms: Terms, draw_nonce: fn() -> [u8; 16]) -> io::Result<(Self, Arc<Waker>)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let links = Self {
+            terms,
+            draw_nonce,
+            strangers: Strangers::default(),
             poll,
             events: Events::with_capacity(256),
             links: BTreeMap::new(),
@@ -151,6 +173,7 @@ impl Links {
         let id = self.adopt(stream, None, true)?;
         if let Some(link) = self.links.get_mut(&id.0) {
             link.standing = true;
+            link.channel.start(&mut link.output);
         }
         Ok(id)
     }
@@ -161,15 +184,16 @@ impl Links {
             return;
         };
         let mut bytes = Vec::with_capacity(256);
-        if let Err(error) = frame.encode_prefixed(&mut bytes) {
+        if let Err(error) = frame.encode(&mut bytes) {
             log::error!("a frame was not sent, this is a mistake of the shim: {error}");
             return;
         }
-        if link.output.len() + bytes.len() > MAX_QUEUED {
+        let bound = if link.greeted { MAX_QUEUED } else { STRANGERS_QUEUE };
+        if link.output.len() + link.channel.waiting() + bytes.len() > bound {
             self.failed.push((id, Ending::Slow));
             return;
         }
-        link.output.extend(bytes);
+        link.channel.send(&bytes, &mut link.output);
         self.push(id);
     }
 
@@ -182,6 +206,18 @@ impl Links {
     pub fn set_greeted(&mut self, id: LinkId) {
         if let Some(link) = self.links.get_mut(&id.0) {
             link.greeted = true;
+        }
+    }
+
+    /// With a job key whoever is heard at all is of this job.
+    pub fn is_keyed(&self) -> bool {
+        self.terms.key.is_some()
+    }
+
+    /// Closes a connection whose other end is not who it says it is.
+    pub fn turn_away(&mut self, id: LinkId, why: Refusal) {
+        if let Some(link) = self.links.remove(&id.0) {
+            self.strangers.note(why, link.remote);
         }
     }
 
@@ -257,7 +293,8 @@ impl Links {
             match link.stream.connected() {
                 Ok(true) => {
                     link.standing = true;
-                    out.push(LinkEvent::Connected(LinkId(id)));
+                    link.channel.start(&mut link.output);
+                    self.push(LinkId(id));
                 }
                 Ok(false) => return,
                 Err(error) => {
@@ -275,11 +312,12 @@ impl Links {
     }
 
     fn accept_all(&mut self, listener: usize, out: &mut Vec<LinkEvent>) {
-        loop {
+        for _ in 0..ACCEPT_TURN {
             let Some(Ok(stream)) = self.listeners.get(&listener).map(Listener::accept) else {
                 return;
             };
             if self.links.len() >= MAX_CONNECTIONS {
+                self.strangers.note(Refusal::Crowded, stream.remote());
                 continue;
             }
             self.make_room_for_greeting();
@@ -291,25 +329,46 @@ impl Links {
                 out.push(LinkEvent::Accepted(id));
             }
         }
+        self.unread.push(listener);
     }
 
-    /// The oldest stranger goes when there are too many: who speaks the protocol greets at once.
+    /// When there are too many strangers, the one with most connections loses its oldest; who spoke goes after who did not.
     fn make_room_for_greeting(&mut self) {
-        let mut ungreeted = self.links.iter().filter(|(_, l)| !l.greeted).map(|(id, _)| *id);
-        let oldest = ungreeted.next();
-        if ungreeted.count() + 1 >= MAX_UNGREETED {
-            if let Some(oldest) = oldest {
-                self.failed.push((LinkId(oldest), Ending::Slow));
+        let mut sites: BTreeMap<Site, Vec<(bool, usize)>> = BTreeMap::new();
+        for (id, link) in self.links.iter().filter(|(_, l)| !l.greeted) {
+            sites.entry(link.site()).or_default().push((link.spoke, *id));
+        }
+        if sites.values().map(Vec::len).sum::<usize>() < MAX_UNGREETED {
+            return;
+        }
+        let victim = sites.into_values().max_by_key(Vec::len).and_then(|links| links.into_iter().min());
+        if let Some((_, victim)) = victim {
+            self.refuse(victim, Refusal::Crowded);
+            self.failed.push((LinkId(victim), Ending::Slow));
+            // Its slot is free at once, and it is not chosen again: its owner hears of it as of any other end.
+            if let Some(link) = self.links.get_mut(&victim) {
+                link.greeted = true;
             }
         }
     }
 
     fn expire_ungreeted(&mut self) {
         let now = clock::now();
-        for (id, link) in &self.links {
-            if !link.greeted && now.since(link.opened).0 > GREETING_DEADLINE_US {
-                self.failed.push((LinkId(*id), Ending::Slow));
+        let late = |l: &Link| !l.greeted && now.since(l.opened).0 > GREETING_DEADLINE_US;
+        let late: Vec<(usize, bool)> =
+            self.links.iter().filter(|(_, l)| late(l)).map(|(id, l)| (*id, l.spoke)).collect();
+        for (id, spoke) in late {
+            // Who only asked, or whose queue pair is not connected here yet, comes again: no stranger.
+            if !spoke {
+                self.refuse(id, Refusal::Silent);
             }
+            self.failed.push((LinkId(id), Ending::Slow));
+        }
+    }
+
+    fn refuse(&mut self, id: usize, why: Refusal) {
+        if let Some(link) = self.links.get(&id).filter(|l| !l.dialed && !l.greeted) {
+            self.strangers.note(why, link.remote);
         }
     }
 
@@ -319,7 +378,10 @@ impl Links {
         let now = clock::now();
         let link = Link {
             stream,
+            channel: Channel::new(&self.terms, dialed, (self.draw_nonce)()),
             standing: false,
+            dialed,
+            spoke: false,
             greeted: dialed,
             opened: now,
             heard: now,
@@ -353,10 +415,11 @@ impl Links {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
+        let (turn, bound) = if link.greeted { (READ_TURN, MAX_FRAME) } else { (STRANGERS_TURN, STRANGERS_FRAME) };
         let mut buffer = [0u8; 16 << 10];
         let mut taken = 0;
         let ending = loop {
-            if taken >= READ_TURN {
+            if taken >= turn {
                 self.unread.push(id);
                 break None;
             }
@@ -374,11 +437,23 @@ impl Links {
         if taken > 0 {
             link.heard = clock::now();
         }
-        let well_formed = take_frames(&mut link.input, |frame| out.push(LinkEvent::Received(LinkId(id), frame)));
-        match (well_formed, ending) {
-            (false, _) => self.failed.push((LinkId(id), Ending::Malformed)),
-            (true, Some(ending)) => self.failed.push((LinkId(id), ending)),
-            (true, None) => {}
+        let mut frames = Vec::new();
+        let was_open = link.channel.is_open();
+        let received = link.channel.receive(&mut link.input, bound, &mut link.output, |frame| frames.push(frame));
+        link.spoke |= link.channel.is_open();
+        if link.dialed && !was_open && link.channel.is_open() && link.remote.is_some() {
+            out.push(LinkEvent::Connected(LinkId(id)));
+        }
+        out.extend(frames.into_iter().map(|frame| LinkEvent::Received(LinkId(id), frame)));
+        // An answer to the opening, which also tells the other end why the connection ends.
+        self.push(LinkId(id));
+        match (received, ending) {
+            (Err(mismatch), _) => {
+                self.refuse(id, Refusal::Mismatch(mismatch));
+                self.failed.push((LinkId(id), mismatch_ending(mismatch)));
+            }
+            (Ok(()), Some(ending)) => self.failed.push((LinkId(id), ending)),
+            (Ok(()), None) => {}
         }
     }
 
@@ -389,27 +464,30 @@ impl Links {
     }
 }
 
-/// Cuts all whole frames from the front of `input`; `false` if it can never become one.
-fn take_frames(input: &mut Vec<u8>, mut each: impl FnMut(Frame)) -> bool {
-    let mut used = 0;
-    let well_formed = loop {
-        match split_prefixed(input.get(used..).unwrap_or_default()) {
-            Ok(Some((body, taken))) => {
-                match Frame::decode(body) {
-                    Ok(frame) => each(frame),
-                    Err(error) => {
-                        log::debug!("a connection is closed: {error}");
-                        break false;
-                    }
-                }
-                used += taken;
-            }
-            Ok(None) => break true,
-            Err(_) => break false,
+/// Where a connection comes from, as far as somebody else cannot take it: a network of IPv6, which one host may have whole.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Site {
+    Address(IpAddr),
+    User(Option<u32>),
+}
+
+impl Link {
+    fn site(&self) -> Site {
+        match self.remote.map(|r| r.ip().to_canonical()) {
+            Some(IpAddr::V6(ip)) => Site::Address(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))),
+            Some(ip) => Site::Address(ip),
+            None => Site::User(self.stream.local_user()),
         }
-    };
-    input.drain(..used.min(input.len()));
-    well_formed
+    }
+}
+
+fn mismatch_ending(mismatch: Mismatch) -> Ending {
+    match mismatch {
+        Mismatch::Malformed | Mismatch::Forged => Ending::Malformed,
+        Mismatch::OtherKey | Mismatch::PeerHasNoKey | Mismatch::PeerHasKey | Mismatch::OtherVersions(_) => {
+            Ending::Mismatch(mismatch)
+        }
+    }
 }
 
 fn ending_of(error: &io::Error) -> Ending {

@@ -4,23 +4,23 @@
 //! out on all of them, and it is gone only when it said so or when the port on which it listened refuses: silence is not death.
 //! The lower process id dials the further networks, so that two ends never dial each other for ever.
 //!
-//! A process is first met on a connection whose remote address follows from a queue pair's GID; there the two draw a token, and
-//! every later connection has to show it.
+//! With a job key whoever is heard at all belongs to the job. Without one, a process is met only on a connection between the
+//! addresses that two queue pairs' GIDs are: dialed to the remote GID, or accepted from it with an offer for that queue pair
+//! ([`Peers::admit`]). There the two exchange a token and their other addresses; later connections count only from those and
+//! with that token. Until then whoever greets is a *candidate*: it may offer, and nothing else of it is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use shift_proto::frame::{Frame, Hello, WIRE_VERSION};
+use shift_proto::frame::{Frame, Offer};
 use shift_proto::id::{Micros, ProcessId};
 
-use crate::address::{canonical, MAX_ADDRESSES};
+use crate::address::{canonical, Network};
 use crate::discovery::describe;
+use crate::greeting::Candidate;
 use crate::links::{Ending, LinkId, Links};
 
-/// Processes of one job that one process may meet; a queue pair to one more stays unprotected.
-const MAX_PROCESSES: usize = 4096;
-/// Connections to one process: one per network, and as many while they are being replaced.
-const MAX_LINES: usize = 2 * MAX_ADDRESSES;
 /// How often an address without a connection is dialed.
 const REDIAL_US: u64 = 1_000_000;
 /// The same where it is to be seen whether the process lives.
@@ -34,8 +34,8 @@ const SUSPICION_US: u64 = 300_000;
 /// Pings within one heartbeat deadline: one may be lost, one may be late.
 const PINGS_PER_HEARTBEAT: u64 = 4;
 
-type Token = [u8; 16];
-const NO_TOKEN: Token = [0; 16];
+pub(crate) type Token = [u8; 16];
+pub(crate) const NO_TOKEN: Token = [0; 16];
 
 /// What became known of other processes.
 #[derive(Debug)]
@@ -49,65 +49,80 @@ pub enum PeerEvent {
     NotLocated(SocketAddr, String),
     /// It said something.
     Frame(ProcessId, Frame),
+    /// A candidate offers; if it does so from the address of the queue pair's GID, it is to be admitted.
+    Candidate(LinkId, Offer),
     /// It ended.
     Gone(ProcessId),
     /// Nothing is heard of it on any network: its host may have stopped.
     Silent(ProcessId),
 }
 
-struct Line {
-    link: LinkId,
-    dialed: bool,
-    remote: Option<IpAddr>,
+pub(crate) struct Line {
+    pub link: LinkId,
+    pub dialed: bool,
+    pub remote: Option<IpAddr>,
 }
 
-struct Reach {
-    address: SocketAddr,
-    due: Micros,
-    dialing: bool,
+pub(crate) struct Reach {
+    pub address: SocketAddr,
+    pub due: Micros,
+    pub dialing: bool,
     /// A connection to it ended, in whatever way: if nobody listens there any more, the process has ended too.
-    verify: bool,
+    pub verify: bool,
 }
 
-struct Process {
-    /// Drawn here, and drawn there; either is shown by a later connection.
-    tokens: (Option<Token>, Option<Token>),
-    lines: Vec<Line>,
-    reaches: Vec<Reach>,
-    suspected: Option<Micros>,
-    pinged: Micros,
-    wanted: bool,
+pub(crate) struct Process {
+    /// Drawn here or there; one of them is shown by a later connection.
+    pub tokens: Vec<Token>,
+    /// From where it may come: where it was met, and what it told there.
+    pub addresses: BTreeSet<IpAddr>,
+    pub lines: Vec<Line>,
+    pub reaches: Vec<Reach>,
+    pub suspected: Option<Micros>,
+    pub pinged: Micros,
+    pub wanted: bool,
 }
 
-struct Dial {
-    address: SocketAddr,
-    expects: Option<ProcessId>,
-    since: Micros,
-    standing: bool,
+pub(crate) struct Dial {
+    pub address: SocketAddr,
+    pub expects: Option<ProcessId>,
+    pub since: Micros,
+    pub standing: bool,
 }
 
 /// All processes that this one met.
 pub struct Peers {
-    me: ProcessId,
-    own_addresses: Vec<SocketAddr>,
-    heartbeat: Micros,
-    draw_token: fn() -> Token,
-    processes: BTreeMap<ProcessId, Process>,
-    dials: BTreeMap<LinkId, Dial>,
-    lines: BTreeMap<LinkId, ProcessId>,
-    located: BTreeMap<SocketAddr, ProcessId>,
-    events: Vec<PeerEvent>,
+    pub(crate) me: ProcessId,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) own_addresses: Vec<SocketAddr>,
+    pub(crate) heartbeat: Micros,
+    pub(crate) draw_token: fn() -> Token,
+    pub(crate) processes: BTreeMap<ProcessId, Process>,
+    pub(crate) candidates: BTreeMap<LinkId, Candidate>,
+    pub(crate) dials: BTreeMap<LinkId, Dial>,
+    pub(crate) lines: BTreeMap<LinkId, ProcessId>,
+    pub(crate) located: BTreeMap<SocketAddr, ProcessId>,
+    pub(crate) events: Vec<PeerEvent>,
 }
 
 impl Peers {
-    /// Nobody is known. `own_addresses`: where this process listens.
-    pub fn new(me: ProcessId, own_addresses: Vec<SocketAddr>, heartbeat: Micros, draw_token: fn() -> Token) -> Self {
+    /// Nobody is known. `port`: where this process listens.
+    pub fn new(
+        me: ProcessId,
+        network: Arc<dyn Network>,
+        port: u16,
+        heartbeat: Micros,
+        draw_token: fn() -> Token,
+    ) -> Self {
+        let own_addresses = network.own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         Self {
             me,
+            network,
             own_addresses,
             heartbeat,
             draw_token,
             processes: BTreeMap::new(),
+            candidates: BTreeMap::new(),
             dials: BTreeMap::new(),
             lines: BTreeMap::new(),
             located: BTreeMap::new(),
@@ -127,16 +142,9 @@ impl Peers {
         }
     }
 
-    /// Sends to every process.
-    pub fn broadcast(&self, links: &mut Links, frame: &Frame) {
-        for link in self.lines.keys() {
-            links.send(*link, frame);
-        }
-    }
-
-    /// The processes that are connected.
-    pub fn connected(&self) -> BTreeSet<ProcessId> {
-        self.lines.values().copied().collect()
+    /// Whether the process was met, and is not gone.
+    pub fn knows(&self, process: ProcessId) -> bool {
+        self.processes.contains_key(&process)
     }
 
     /// Whether a connection of the process comes from, or leads to, that address.
@@ -200,7 +208,13 @@ impl Peers {
                 return self.note_alive(links, link, expected);
             }
         }
-        let token = dial.expects.and_then(|p| self.processes.get(&p)).and_then(Process::token).unwrap_or(NO_TOKEN);
+        let (address, expects) = (dial.address, dial.expects);
+        let told = |p: &&Process| p.reaches.iter().any(|r| r.address == address);
+        let known = match expects {
+            Some(id) => self.processes.get(&id),
+            None => self.processes.values().find(told),
+        };
+        let token = known.and_then(|p| p.tokens.first()).copied().unwrap_or(NO_TOKEN);
         links.send(link, &Frame::Hello(self.hello(token)));
     }
 
@@ -218,14 +232,17 @@ impl Peers {
     /// A frame of a connection that is not the directory's.
     pub fn handle_frame(&mut self, links: &mut Links, link: LinkId, frame: Frame, now: Micros) {
         if let Frame::Hello(hello) = frame {
-            if !self.handle_hello(links, link, &hello, now) {
-                links.close(link);
+            if let Err(refusal) = self.handle_hello(links, link, hello, now) {
+                match refusal {
+                    Some(refusal) => links.turn_away(link, refusal),
+                    None => links.close(link),
+                }
                 self.handle_closed(links, link, Ending::Malformed, now);
             }
             return;
         }
         let Some(process) = self.process_of(link) else {
-            return;
+            return self.handle_candidate(links, link, frame);
         };
         if let Some(known) = self.processes.get_mut(&process) {
             known.suspected = None;
@@ -241,6 +258,7 @@ impl Peers {
 
     /// A connection ended.
     pub fn handle_closed(&mut self, links: &mut Links, link: LinkId, ending: Ending, now: Micros) {
+        self.candidates.remove(&link);
         if let Some(dial) = self.dials.remove(&link) {
             self.handle_dial_failed(links, &dial, ending, now);
             return;
@@ -303,88 +321,28 @@ impl Peers {
 
     /// Says goodbye to everybody.
     pub fn goodbye(&self, links: &mut Links) {
-        self.broadcast(links, &Frame::Goodbye);
-    }
-
-    fn hello(&self, token: Token) -> Hello {
-        Hello {
-            wire_min: WIRE_VERSION,
-            wire_max: WIRE_VERSION,
-            process: self.me,
-            token,
-            addresses: self.own_addresses.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+        for link in self.lines.keys() {
+            links.send(*link, &Frame::Goodbye);
         }
     }
 
-    /// `false`: not one of ours, to be closed.
-    fn handle_hello(&mut self, links: &mut Links, link: LinkId, hello: &Hello, now: Micros) -> bool {
-        if self.lines.contains_key(&link) {
-            return true;
-        }
-        let dial = self.dials.get(&link).map(|d| (d.address, d.expects));
-        if hello.process == self.me {
-            return false;
-        }
-        if hello.wire_min > WIRE_VERSION || hello.wire_max < WIRE_VERSION {
-            log::warn!(
-                "a shim {} speaks wire version {} to {}, this one speaks {WIRE_VERSION}: its connections are unprotected",
-                hello.version, hello.wire_min, hello.wire_max
-            );
-            return false;
-        }
-        let Some(token) = self.admit(hello, dial.is_some(), now) else {
-            return false;
-        };
-        if dial.is_none() {
-            links.send(link, &Frame::Hello(self.hello(token)));
-        }
-        links.set_greeted(link);
-        self.dials.remove(&link);
-        self.join(links, link, hello, dial.map(|d| d.0), now);
-        if let Some((_, Some(expected))) = dial.filter(|(_, e)| e.is_some_and(|e| e != hello.process)) {
-            self.handle_wrong_process(links, expected, dial.map(|d| d.0), now);
-        }
-        true
-    }
-
-    /// Checks the token; the one to answer with. `None`: an impostor, or one too many.
-    fn admit(&mut self, hello: &Hello, dialed: bool, now: Micros) -> Option<Token> {
-        let shown = (hello.token != NO_TOKEN).then_some(hello.token);
-        if let Some(known) = self.processes.get_mut(&hello.process) {
-            if known.lines.len() >= MAX_LINES {
-                return None;
-            }
-            return match shown {
-                Some(token) if known.tokens.0 == Some(token) || known.tokens.1 == Some(token) => Some(token),
-                Some(token) if dialed && known.tokens.1.is_none() => {
-                    known.tokens.1 = Some(token);
-                    Some(token)
-                }
-                Some(_) | None => None,
-            };
-        }
-        // Who is met for the first time has no token yet, or one from a time that is forgotten here; who was dialed has drawn one.
-        if (dialed && shown.is_none()) || self.processes.len() >= MAX_PROCESSES {
-            return None;
-        }
-        let drawn = if shown.is_some() { None } else { Some((self.draw_token)()) };
-        let reaches = hello.addresses.iter().take(MAX_ADDRESSES).map(|a| Reach::new(*a, now)).collect();
-        let process =
-            Process { tokens: (drawn, shown), lines: Vec::new(), reaches, suspected: None, pinged: now, wanted: false };
-        self.processes.insert(hello.process, process);
-        drawn.or(shown)
-    }
-
-    fn join(&mut self, links: &mut Links, link: LinkId, hello: &Hello, dialed: Option<SocketAddr>, now: Micros) {
+    pub(crate) fn join(
+        &mut self,
+        links: &mut Links,
+        link: LinkId,
+        id: ProcessId,
+        dialed: Option<SocketAddr>,
+        now: Micros,
+    ) {
         let remote = dialed.or_else(|| links.remote(link)).map(|a| canonical(a.ip()));
-        let Some(process) = self.processes.get_mut(&hello.process) else {
+        let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
+        links.set_greeted(link);
         process.suspected = None;
         process.lines.push(Line { link, dialed: dialed.is_some(), remote });
         if let Some(address) = dialed {
-            self.located.insert(address, hello.process);
+            self.located.insert(address, id);
             if !process.reaches.iter().any(|r| r.address == address) {
                 process.reaches.push(Reach::new(address, now));
             }
@@ -393,19 +351,25 @@ impl Peers {
             }
         }
         // One connection per network is enough; the lower id decides which, so that not each end closes another one.
-        let spare = if self.me < hello.process { process.spare_line() } else { None };
-        self.lines.insert(link, hello.process);
+        let spare = if self.me < id { process.spare_line() } else { None };
+        self.lines.insert(link, id);
         if let Some(address) = dialed {
-            self.events.push(PeerEvent::Located(address, hello.process));
+            self.events.push(PeerEvent::Located(address, id));
         }
-        self.events.push(PeerEvent::Joined(hello.process, link));
+        self.events.push(PeerEvent::Joined(id, link));
         if let Some(spare) = spare {
             self.lines.remove(&spare);
             links.close(spare);
         }
     }
 
-    fn handle_wrong_process(&mut self, links: &mut Links, expected: ProcessId, at: Option<SocketAddr>, now: Micros) {
+    pub(crate) fn handle_wrong_process(
+        &mut self,
+        links: &mut Links,
+        expected: ProcessId,
+        at: Option<SocketAddr>,
+        now: Micros,
+    ) {
         let Some(process) = self.processes.get_mut(&expected) else {
             return;
         };
@@ -494,6 +458,7 @@ impl Peers {
         now: Micros,
     ) {
         let dial = Dial { address, expects, since: now, standing: false };
+        let source = source.or_else(|| self.network.source_to(address.ip()));
         match links.dial(address, source) {
             Ok(link) => drop(self.dials.insert(link, dial)),
             Err(_) => self.handle_dial_failed(links, &dial, Ending::Unreachable, now),
@@ -535,8 +500,8 @@ impl Peers {
 }
 
 impl Process {
-    fn token(&self) -> Option<Token> {
-        self.tokens.0.or(self.tokens.1)
+    pub fn knows(&self, token: Token, at: Option<IpAddr>) -> bool {
+        self.tokens.contains(&token) && at.is_some_and(|at| self.addresses.contains(&at))
     }
 
     /// An accepted connection on a network for which there is a dialed one.
@@ -553,7 +518,7 @@ impl Process {
 }
 
 impl Reach {
-    fn new(address: SocketAddr, now: Micros) -> Self {
+    pub fn new(address: SocketAddr, now: Micros) -> Self {
         Self { address, due: now, dialing: false, verify: false }
     }
 }

@@ -55,6 +55,13 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "FIRST-LAST",
         "Ports on which each process listens beside the well-known one, for firewalls.",
     ),
+    (
+        "SHIFT_JOB_KEY_FILE",
+        "none: the job runs open",
+        "path",
+        "A file of 16 to 4096 random bytes, the same on every host of the job, that only its owner can read: the user of the \
+         program, or root. What a process without it says is ignored.",
+    ),
     ("SHIFT_PROBE_INTERVAL_MS", "30000", "ms", "How often the path that a connection would move to is probed again."),
     (
         "SHIFT_EVENT_FILE",

@@ -11,18 +11,19 @@
 
 mod fabric;
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fabric::speaker::Speaker;
 use fabric::{config, connect_hosts, eventually, gid, stays, Fabric, Kind, Process};
+use shift_control::channel::Terms;
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::Gid;
 use shift_control::{inherited, Config};
-use shift_proto::frame::{split_prefixed, Frame, QpAddress};
+use shift_proto::frame::{Frame, QpAddress};
 
 /// Set for another process of a test: network and process of the test, and what it is to do.
 const ROLE: &str = "SHARED_PORT_TEST_ROLE";
@@ -159,13 +160,16 @@ fn a_wrong_answer_of_the_directory_is_mended_by_the_owners_own_offer() {
     let qpn = 0x101;
     let claim = Frame::Owner { address: QpAddress { gid: gid(2, 0).0, qpn }, port: Some(21_001) };
     let name = format!("{}-{DEFAULT_PORT}", fabric.directory(2));
-    let mut liar = UnixStream::connect_addr(&UnixAddr::from_abstract_name(name).unwrap()).unwrap();
+    let socket = UnixAddr::from_abstract_name(name).unwrap();
+    // The holder has the port a moment before the socket.
+    eventually("others may register", || UnixStream::connect_addr(&socket).is_ok());
+    let liar = UnixStream::connect_addr(&socket).unwrap();
+    let mut liar = Speaker::new(liar, &Terms::default());
     fabric::connect_with((&a, 1, 1), (&right, 2, 1), || {
-        let mut site = TcpStream::connect((fabric.address(2), DEFAULT_PORT)).unwrap();
+        let site = TcpStream::connect((fabric.address(2), DEFAULT_PORT)).unwrap();
+        let mut site = Speaker::new(site, &Terms::default());
         eventually("the owner is known", || asked(&mut site, &gid(2, 0), qpn).is_some());
-        let mut bytes = Vec::new();
-        claim.encode_prefixed(&mut bytes).unwrap();
-        liar.write_all(&bytes).unwrap();
+        liar.send(&claim);
         eventually("the liar is believed", || asked(&mut site, &gid(2, 0), qpn) == Some(21_001));
     });
     eventually("both ends are armed", || a.is_armed(1) && right.is_armed(1));
@@ -173,20 +177,10 @@ fn a_wrong_answer_of_the_directory_is_mended_by_the_owners_own_offer() {
 }
 
 /// What the directory says of a queue pair.
-fn asked(site: &mut TcpStream, gid: &Gid, qpn: u32) -> Option<u16> {
-    let mut bytes = Vec::new();
-    Frame::Ask(QpAddress { gid: gid.0, qpn }).encode_prefixed(&mut bytes).unwrap();
-    site.write_all(&bytes).unwrap();
-    let mut answer = Vec::new();
-    loop {
-        if let Some((body, _)) = split_prefixed(&answer).unwrap() {
-            let Frame::Owner { port, .. } = Frame::decode(body).unwrap() else { panic!("another answer") };
-            return port;
-        }
-        let mut byte = [0];
-        site.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
-    }
+fn asked(site: &mut Speaker<TcpStream>, gid: &Gid, qpn: u32) -> Option<u16> {
+    site.send(&Frame::Ask(QpAddress { gid: gid.0, qpn }));
+    let Some(Frame::Owner { port, .. }) = site.next() else { panic!("another answer") };
+    port
 }
 
 #[test]

@@ -18,7 +18,7 @@ use fabric::{config, connect, connect_hosts, eventually, stays, Fabric, Kind, Pr
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
 use shift_control::Config;
-use shift_proto::frame::{Frame, Hello, WIRE_VERSION};
+use shift_proto::frame::{Frame, Hello, Opening, SPOKEN};
 use shift_proto::id::{EndpointId, Epoch, PathId, ProcessId, Tuple};
 use shift_proto::migrate::Handshake;
 
@@ -392,16 +392,9 @@ fn what_a_stranger_may_send_moves_nothing() {
     let (fabric, a, b) = armed_pair(21);
     let mut stream = TcpStream::connect((fabric.address(2), DEFAULT_PORT)).unwrap();
     let stranger = ProcessId(7);
-    let hello = Hello {
-        wire_min: WIRE_VERSION,
-        wire_max: WIRE_VERSION,
-        process: stranger,
-        token: [0; 16],
-        addresses: Vec::new(),
-        version: "stranger".to_owned(),
-    };
+    let hello = Hello { process: stranger, token: [0; 16], addresses: Vec::new(), version: "stranger".to_owned() };
     let from = EndpointId { process: stranger, life: 1, side: 0 };
-    let mut bytes = Vec::new();
+    let mut bytes = Opening { versions: SPOKEN, keyed: false, nonce: [7; 16] }.encode().to_vec();
     Frame::Hello(hello).encode_prefixed(&mut bytes).unwrap();
     for life in 0..4 {
         for process in (0..64).map(ProcessId) {

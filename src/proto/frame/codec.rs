@@ -156,8 +156,6 @@ impl Writer {
     }
 
     fn hello(&mut self, hello: &Hello) -> Result<(), FrameError> {
-        self.u8(hello.wire_min);
-        self.u8(hello.wire_max);
         self.u64(hello.process.0);
         self.bytes.extend_from_slice(&hello.token);
         self.count(hello.addresses.len(), MAX_ADDRESSES)?;
@@ -338,7 +336,6 @@ impl Reader<'_> {
     }
 
     fn hello(&mut self) -> Result<Hello, FrameError> {
-        let (wire_min, wire_max) = (self.u8()?, self.u8()?);
         let process = ProcessId(self.u64()?);
         let token = self.array()?;
         let count = self.count(MAX_ADDRESSES)?;
@@ -347,7 +344,7 @@ impl Reader<'_> {
         let (text, rest) = self.rest.split_at_checked(length).ok_or(FrameError::Short)?;
         self.rest = rest;
         let version = core::str::from_utf8(text).map_err(|_| FrameError::Value("version"))?;
-        Ok(Hello { wire_min, wire_max, process, token, addresses, version: String::from(version) })
+        Ok(Hello { process, token, addresses, version: String::from(version) })
     }
 
     fn offer(&mut self) -> Result<Offer, FrameError> {

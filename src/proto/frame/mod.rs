@@ -4,10 +4,12 @@
 //! peers and what a frame means. What must hold: every sequence of bytes decodes to a frame or to a typed error, without
 //! a panic and without memory beyond [`MAX_FRAME`]; what was encoded decodes to the same.
 //!
-//! On a byte stream each frame follows its length: [`Frame::encode_prefixed`] and [`split_prefixed`].
+//! On a byte stream an [`Opening`] comes first; then each frame follows its length: [`Frame::encode_prefixed`] and
+//! [`split_prefixed`].
 
 mod codec;
 mod message;
+mod opening;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,9 +18,12 @@ use core::net::SocketAddr;
 
 use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn};
 pub use crate::migrate::{Handshake, MAX_REPORTS};
+pub use opening::{Opening, Versions, MAC, OPENING};
 
-/// The wire version that this code speaks, oldest and newest.
+/// The wire version of these frames.
 pub const WIRE_VERSION: u8 = 1;
+/// The wire versions that this code speaks.
+pub const SPOKEN: Versions = Versions { oldest: WIRE_VERSION, newest: WIRE_VERSION };
 /// The longest frame, without its length prefix.
 pub const MAX_FRAME: usize = 65_536;
 /// Bytes of the length prefix on a stream.
@@ -31,13 +36,9 @@ pub const MAX_VERSION: usize = 64;
 /// A GID as it stands in a GRH, network byte order.
 pub type GidBytes = [u8; 16];
 
-/// The first frame on every connection, both ways.
+/// The first frame between two processes, both ways.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The oldest wire version that the sender speaks.
-    pub wire_min: u8,
-    /// The newest one.
-    pub wire_max: u8,
     /// The sender.
     pub process: ProcessId,
     /// The random token of the process pair; zero until it was exchanged.
@@ -172,7 +173,7 @@ pub struct Probe {
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// First on every connection.
+    /// First between two processes.
     Hello(Hello),
     /// Who owns that QP?
     Ask(QpAddress),
@@ -308,14 +309,14 @@ impl Frame {
 }
 
 /// The first frame's bytes in what came in on a stream, and how much of it they and their prefix take up. `None`: it is not
-/// all there yet.
+/// all there yet. `bound`: the longest that is taken, [`MAX_FRAME`] or less for a stranger, and [`MAC`] more where there is one.
 ///
 /// # Errors
 /// [`FrameError::TooLong`]: the stream is of no use any more.
-pub fn split_prefixed(stream: &[u8]) -> Result<Option<(&[u8], usize)>, FrameError> {
+pub fn split_prefixed(stream: &[u8], bound: usize) -> Result<Option<(&[u8], usize)>, FrameError> {
     let Some((prefix, rest)) = stream.split_first_chunk::<PREFIX>() else { return Ok(None) };
     let length = usize::try_from(u32::from_le_bytes(*prefix)).map_err(|_| FrameError::TooLong)?;
-    if length > MAX_FRAME {
+    if length > bound {
         return Err(FrameError::TooLong);
     }
     Ok(rest.get(..length).map(|bytes| (bytes, PREFIX + length)))

@@ -14,8 +14,9 @@ use proptest::option;
 use proptest::prelude::*;
 
 use shift_proto::frame::{
-    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep,
-    QpAddress, StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, WIRE_VERSION,
+    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, Opening, PathOffer, Probe,
+    ProbeStep, QpAddress, StandbyOffer, Versions, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, OPENING,
+    WIRE_VERSION,
 };
 use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
@@ -106,16 +107,12 @@ fn hello() -> impl Strategy<Value = Hello> {
     let v4 = any::<([u8; 4], u16)>().prop_map(SocketAddr::from);
     let v6 = any::<([u8; 16], u16)>().prop_map(SocketAddr::from);
     let addresses = vec(prop_oneof![v4, v6], 0..=MAX_ADDRESSES);
-    (any::<(u8, u8, u64, [u8; 16])>(), addresses, "[ -~]{0,60}").prop_map(
-        |((wire_min, wire_max, process, token), addresses, version)| Hello {
-            wire_min,
-            wire_max,
-            process: ProcessId(process),
-            token,
-            addresses,
-            version,
-        },
-    )
+    (any::<(u64, [u8; 16])>(), addresses, "[ -~]{0,60}").prop_map(|((process, token), addresses, version)| Hello {
+        process: ProcessId(process),
+        token,
+        addresses,
+        version,
+    })
 }
 
 fn offer() -> impl Strategy<Value = Offer> {
@@ -219,7 +216,7 @@ proptest! {
         let (mut arrived, mut out) = (Vec::new(), Vec::new());
         for piece in stream.chunks(piece) {
             arrived.extend_from_slice(piece);
-            while let Some((bytes, used)) = split_prefixed(&arrived).unwrap() {
+            while let Some((bytes, used)) = split_prefixed(&arrived, MAX_FRAME).unwrap() {
                 out.push(Frame::decode(bytes).unwrap());
                 arrived.drain(..used);
             }
@@ -240,10 +237,10 @@ fn another_version_and_an_unknown_kind_are_named() {
 
 #[test]
 fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
-    assert_eq!(split_prefixed(&u32::MAX.to_le_bytes()), Err(FrameError::TooLong));
-    assert_eq!(split_prefixed(&(MAX_FRAME as u32 + 1).to_le_bytes()), Err(FrameError::TooLong));
-    assert_eq!(split_prefixed(&(MAX_FRAME as u32).to_le_bytes()), Ok(None));
-    assert_eq!(split_prefixed(&[1, 0, 0]), Ok(None));
+    assert_eq!(split_prefixed(&u32::MAX.to_le_bytes(), MAX_FRAME), Err(FrameError::TooLong));
+    assert_eq!(split_prefixed(&(MAX_FRAME as u32 + 1).to_le_bytes(), MAX_FRAME), Err(FrameError::TooLong));
+    assert_eq!(split_prefixed(&(MAX_FRAME as u32).to_le_bytes(), MAX_FRAME), Ok(None));
+    assert_eq!(split_prefixed(&[1, 0, 0], MAX_FRAME), Ok(None));
     assert_eq!(Frame::decode(&vec![1; MAX_FRAME + 1]), Err(FrameError::TooLong));
     let mut bytes = bytes_of(&Frame::Hello(empty_hello()));
     let count = bytes.len() - 4;
@@ -252,14 +249,7 @@ fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
 }
 
 fn empty_hello() -> Hello {
-    Hello {
-        wire_min: 1,
-        wire_max: 1,
-        process: ProcessId(1),
-        token: [0; 16],
-        addresses: Vec::new(),
-        version: String::new(),
-    }
+    Hello { process: ProcessId(1), token: [0; 16], addresses: Vec::new(), version: String::new() }
 }
 
 #[test]
@@ -286,4 +276,42 @@ fn the_bytes_of_version_1_do_not_change() {
     let end = [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 1];
     let expected = [&[1, 15][..], &end, &end, &[1, 2, 0, 0, 0], &end, &[3, 0, 0, 0, 1, 3]].concat();
     assert_eq!(bytes_of(&Frame::Migration { to: me, from: me, msg }), expected);
+}
+
+fn versions() -> impl Strategy<Value = Versions> {
+    any::<(u8, u8)>().prop_map(|(a, b)| Versions { oldest: a.min(b), newest: a.max(b) })
+}
+
+proptest! {
+    #[test]
+    fn an_opening_is_read_as_it_was_said_and_no_byte_early(versions in versions(), keyed in any::<bool>(), nonce in any::<[u8; 16]>(), cut in 0..OPENING) {
+        let opening = Opening { versions, keyed, nonce };
+        let bytes = opening.encode();
+        prop_assert_eq!(Opening::decode(&bytes), Ok(Some(opening)));
+        prop_assert_eq!(Opening::decode(&bytes[..cut]), Ok(None));
+    }
+
+    #[test]
+    fn any_bytes_are_an_opening_or_an_error(mut bytes in vec(any::<u8>(), 0..64), honest in any::<bool>()) {
+        if honest {
+            bytes.iter_mut().zip(b"shift-v\0").for_each(|(byte, wanted)| *byte = *wanted);
+        }
+        if let Ok(Some(opening)) = Opening::decode(&bytes) {
+            prop_assert_eq!(&opening.encode()[..8], &bytes[..8]);
+            prop_assert!(opening.versions.oldest <= opening.versions.newest);
+        }
+    }
+
+    #[test]
+    fn the_newest_version_that_both_speak_is_agreed(a in versions(), b in versions()) {
+        let both = (0..=255_u8).filter(|v| [a, b].iter().all(|s| (s.oldest..=s.newest).contains(v))).max();
+        prop_assert_eq!(a.agreed(b), both);
+        prop_assert_eq!(b.agreed(a), both);
+    }
+}
+
+#[test]
+fn the_bytes_of_an_opening_do_not_change() {
+    let opening = Opening { versions: Versions { oldest: 1, newest: 2 }, keyed: true, nonce: *b"0123456789abcdef" };
+    assert_eq!(opening.encode(), *b"shift-v\0\x01\x02\x01\x000123456789abcdef");
 }

@@ -244,7 +244,7 @@ impl Trial {
 }
 
 /// Queue pairs that the shim of a program said are protected.
-fn all_protected(side: &Running) -> u64 {
+pub fn all_protected(side: &Running) -> u64 {
     side.lines().iter().filter_map(|line| protected(&line.text)).sum()
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use shift_control::config::DEFAULT_PORT;
 use shift_control::Config;
-use shift_proto::frame::{split_prefixed, Frame};
+use shift_proto::frame::{split_prefixed, Frame, MAX_FRAME, OPENING};
 use shift_proto::migrate::Handshake;
 use socket2::{Domain, Socket, Type};
 
@@ -220,7 +220,7 @@ struct Pump {
 impl Pump {
     fn run(mut self) {
         self.source.set_read_timeout(Some(LOOK)).unwrap();
-        let (mut input, mut held, mut ended) = (Vec::new(), Vec::new(), false);
+        let (mut input, mut held, mut ended, mut opened) = (Vec::new(), Vec::new(), false, false);
         let mut buffer = [0; 4096];
         while !self.carrier.over.load(Ordering::Relaxed) {
             match self.source.read(&mut buffer) {
@@ -229,7 +229,11 @@ impl Pump {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_) => ended = true,
             }
-            while let Some((length, frame)) = first(&input) {
+            if !opened && input.len() >= OPENING {
+                held.extend(input.drain(..OPENING));
+                opened = true;
+            }
+            while let Some((length, frame)) = opened.then(|| first(&input)).flatten() {
                 held.extend(input.drain(..length));
                 if self.carrier.state.lock().unwrap().carries(self.from, &frame) {
                     let _ = self.sink.write_all(&std::mem::take(&mut held));
@@ -249,6 +253,6 @@ impl Pump {
 }
 
 fn first(input: &[u8]) -> Option<(usize, Frame)> {
-    let (body, length) = split_prefixed(input).unwrap()?;
+    let (body, length) = split_prefixed(input, MAX_FRAME).unwrap()?;
     Some((length, Frame::decode(body).unwrap()))
 }

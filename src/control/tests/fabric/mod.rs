@@ -10,11 +10,13 @@
     clippy::panic,
     reason = "a test that fails should say where"
 )]
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 pub mod cable;
+mod connect;
 mod network;
 mod process;
+pub mod speaker;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -30,6 +32,7 @@ use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
 
+pub use connect::{connect, connect_hosts, connect_to, connect_with};
 use network::{Reach, TestNetwork};
 
 /// What a message is.
@@ -235,44 +238,6 @@ impl Fabric {
     pub fn set_rail(&self, rail: usize, up: bool) {
         self.lock().rail_up[rail] = up;
     }
-}
-
-/// Connects a queue pair of `a` with one of `b`, on rail 0.
-pub fn connect(a: &Process, a_life: u32, b: &Process, b_life: u32) {
-    connect_hosts(a, a.host, a_life, b, b.host, b_life);
-}
-
-/// The same with the hosts named, where several processes share one.
-pub fn connect_hosts(a: &Process, a_host: usize, a_life: u32, b: &Process, b_host: usize, b_life: u32) {
-    connect_with((a, a_host, a_life), (b, b_host, b_life), || ());
-}
-
-/// The same; `between` happens when `b` is connected and `a` is not yet.
-pub fn connect_with(
-    (a, a_host, a_life): (&Process, usize, u32),
-    (b, b_host, b_life): (&Process, usize, u32),
-    between: impl FnOnce(),
-) {
-    let facts = |own: usize, own_life: u32, peer: usize, peer_life: u32| ConnectionFacts {
-        device: DeviceId(0),
-        qpn: 0x100 + own_life,
-        gid: gid(own, 0),
-        netdev: "lo".to_owned(),
-        peer_qpn: 0x100 + peer_life,
-        peer_gid: gid(peer, 0),
-        mtu: Mtu::new(1024).unwrap(),
-    };
-    {
-        let mut state = a.fabric.lock();
-        for (own, life, peer, peer_life) in [(a.host, a_life, b.host, b_life), (b.host, b_life, a.host, a_life)] {
-            let qp = state.qps.entry((own, QpLife(life))).or_default();
-            qp.peer = Some((peer, QpLife(peer_life)));
-            qp.incarnations.insert(0, Incarnation::default());
-        }
-    }
-    b.events.send(Event::Connected { qp: QpLife(b_life), facts: facts(b_host, b_life, a_host, a_life) });
-    between();
-    a.events.send(Event::Connected { qp: QpLife(a_life), facts: facts(a_host, a_life, b_host, b_life) });
 }
 
 impl Qp {

@@ -38,6 +38,12 @@ impl Network for TestNetwork {
     fn listen_on(&self) -> Vec<IpAddr> {
         vec![IpAddr::V4(if self.reach == Reach::Twofold { Ipv4Addr::UNSPECIFIED } else { self.own })]
     }
+    /// Each host of a test is an address of loopback, from which the kernel would dial as 127.0.0.1.
+    fn source_to(&self, peer: IpAddr) -> Option<IpAddr> {
+        let IpAddr::V4(peer) = peer else { return None };
+        let [_, _, net, host] = self.own.octets();
+        Some(IpAddr::V4(Ipv4Addr::new(127, peer.octets()[1], net, host)))
+    }
     fn directory_name(&self, port: u16) -> String {
         format!("{}-{port}", self.directory)
     }

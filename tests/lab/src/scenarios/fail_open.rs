@@ -82,6 +82,8 @@ const LACKS: [Lack; 6] = [
 
 /// A value that no variable takes.
 const BAD: &str = "!bad!";
+/// A key file with the wrong permissions.
+const OPEN_KEY: &str = "/tmp/shift-open-key";
 /// Variables that take anything.
 const ANYTHING: [&str; 1] = ["SHIFT_EVENT_FILE"];
 
@@ -178,15 +180,18 @@ fn one_device(lab: &mut Lab, _seed: u64) -> Result<Figures> {
 /// Each variable in turn with a value that it does not take: the program runs, and one line names the variable.
 fn bad_values(lab: &mut Lab, _seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
-    for variable in shift_control::variables::VARIABLES.iter().filter(|each| !ANYTHING.contains(&each.name)) {
-        let program = Program::words("/usr/bin/ibv_devinfo -d rxe0").with_shim().env(variable.name, BAD);
+    lab.a().write(OPEN_KEY, "a key that everybody can read", 0o644)?;
+    let values = shift_control::variables::VARIABLES.iter().map(|each| (each.name, BAD));
+    let values = values.filter(|(name, _)| !ANYTHING.contains(name));
+    for (name, value) in values.chain(["/tmp", OPEN_KEY].map(|path| ("SHIFT_JOB_KEY_FILE", path))) {
+        let program = Program::words("/usr/bin/ibv_devinfo -d rxe0").with_shim().env(name, value);
         let ended = lab.a().run(&program, Duration::from_secs(20))?;
-        require(ended.succeeded(), || format!("{}: {}", variable.name, ended.brief()))?;
+        require(ended.succeeded(), || format!("{name}: {}", ended.brief()))?;
         let lines: Vec<&str> = ended.err.lines().filter(|line| line.contains("shift-verbs[")).collect();
-        require(lines.len() == 1 && lines.iter().all(|line| line.contains(variable.name)), || {
-            format!("{}={BAD}: {lines:?}", variable.name)
+        require(lines.len() == 1 && lines.iter().all(|line| line.contains(&format!("{name}={value}: "))), || {
+            format!("{name}={value}: {lines:?}")
         })?;
-        figures.note(variable.name, lines.join(""));
+        figures.note(&format!("{name}={value}"), lines.join(""));
     }
     Ok(figures)
 }

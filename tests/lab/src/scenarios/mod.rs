@@ -13,6 +13,7 @@ mod loss;
 mod non_rdma;
 mod plain;
 mod shared_port;
+mod strangers;
 mod survive;
 mod transparent;
 
@@ -83,6 +84,7 @@ pub fn all() -> Vec<Scenario> {
         loss::scenarios(),
         shared_port::scenarios(),
         fail_open::scenarios(),
+        strangers::scenarios(),
     ]
     .into_iter()
     .flatten()

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use shift_proto::frame::{split_prefixed, Frame};
+use shift_proto::frame::{split_prefixed, Frame, Opening, MAX_FRAME, OPENING};
 use shift_proto::migrate::Handshake;
 
 use crate::place::{Host, Link};
@@ -170,7 +170,14 @@ impl Stream {
     fn steps(&mut self) -> Vec<Step> {
         let (mut steps, mut used) = (Vec::new(), 0);
         loop {
-            match split_prefixed(self.held.get(used..).unwrap_or(&[])) {
+            let rest = self.held.get(used..).unwrap_or(&[]);
+            match Opening::decode(rest) {
+                Ok(Some(_)) => used += OPENING,
+                // So short a piece may still become one; the first byte of a frame's length is hardly ever the same.
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            match split_prefixed(self.held.get(used..).unwrap_or(&[]), MAX_FRAME) {
                 Ok(Some((body, taken))) => {
                     steps.extend(Frame::decode(body).ok().as_ref().and_then(step_of));
                     used += taken;

@@ -1,0 +1,222 @@
+//! How a connection becomes a peer's: greetings, candidates, and what two processes exchange where they meet.
+//!
+//! With a job key whoever is heard at all is of this job and greets as a peer. Without one a connection that comes in is a
+//! candidate's, until it shows the token of a known process from an address of that process, or offers for a queue pair from
+//! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID led to it, or with the token.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use shift_proto::frame::{Frame, Hello};
+use shift_proto::id::{Micros, ProcessId};
+
+use crate::address::{canonical, MAX_ADDRESSES};
+use crate::links::{LinkId, Links};
+use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
+use crate::strangers::Refusal;
+
+/// Processes of one job that one process may meet; a queue pair to one more stays unprotected.
+const MAX_PROCESSES: usize = 4096;
+/// Connections to one process: one per network, and as many while they are being replaced.
+const MAX_LINES: usize = 2 * MAX_ADDRESSES;
+/// Tokens of one process: two ends that dial each other at once draw one each, and so again for a further address.
+const MAX_TOKENS: usize = 16;
+
+/// Somebody who greeted, and has yet to show that it is anybody's peer.
+pub(crate) struct Candidate {
+    pub process: ProcessId,
+    /// On its connection: what it showed, or was drawn for it.
+    pub token: Token,
+    pub shown: bool,
+    pub remote: Option<IpAddr>,
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Peers {
+    /// A candidate lives as long as its connection may be without a greeting: its offer comes again.
+    pub(crate) fn handle_candidate(&mut self, links: &mut Links, link: LinkId, frame: Frame) {
+        let Some(candidate) = self.candidates.get(&link) else {
+            return links.turn_away(link, Refusal::Frame);
+        };
+        match frame {
+            Frame::Offer(offer) if offer.from.process == candidate.process => {
+                self.events.push(PeerEvent::Candidate(link, offer));
+            }
+            // It must not take this process for dead meanwhile.
+            Frame::Ping { stamp } => links.send(link, &Frame::Pong { stamp }),
+            Frame::Goodbye => {
+                self.candidates.remove(&link);
+                links.close(link);
+            }
+            Frame::Pong { .. } => {}
+            Frame::Hello(_)
+            | Frame::Ask(_)
+            | Frame::Owner { .. }
+            | Frame::Offer(_)
+            | Frame::ArmConfirm(_)
+            | Frame::KeyAdd { .. }
+            | Frame::KeyDel(_)
+            | Frame::KeyDelAck(_)
+            | Frame::KeyAsk { .. }
+            | Frame::KeyAnswer { .. }
+            | Frame::Probe(_)
+            | Frame::Migration { .. } => links.strangers.note(Refusal::Frame, links.remote(link)),
+        }
+    }
+
+    /// The address at the other end of a candidate's connection.
+    pub fn candidate_at(&self, link: LinkId) -> Option<IpAddr> {
+        self.candidates.get(&link).and_then(|c| c.remote)
+    }
+
+    /// The candidate's connection comes from the address of a queue pair's GID, and it offers for that queue pair: it is met.
+    pub fn admit(&mut self, links: &mut Links, link: LinkId, now: Micros) {
+        let Some(candidate) = self.candidates.remove(&link) else {
+            return;
+        };
+        if !self.has_room(candidate.process) {
+            return links.turn_away(link, Refusal::Crowded);
+        }
+        let id = candidate.process;
+        self.meet(id, candidate.token, candidate.remote, &candidate.addresses, now);
+        self.join(links, link, id, None, now);
+        // It may have come over its other networks before.
+        let Some(process) = self.processes.get(&id) else {
+            return;
+        };
+        let others =
+            self.candidates.iter().filter(|(_, c)| c.process == id && c.shown && process.knows(c.token, c.remote));
+        let others: Vec<LinkId> = others.map(|(link, _)| *link).collect();
+        for link in others {
+            self.candidates.remove(&link);
+            self.join(links, link, id, None, now);
+        }
+    }
+
+    pub(crate) fn hello(&self, token: Token) -> Hello {
+        Hello {
+            process: self.me,
+            token,
+            addresses: self.own_addresses.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// `Err`: not one of ours, to be closed; and why, if that is worth a word.
+    pub(crate) fn handle_hello(
+        &mut self,
+        links: &mut Links,
+        link: LinkId,
+        hello: Hello,
+        now: Micros,
+    ) -> Result<(), Option<Refusal>> {
+        if self.lines.contains_key(&link) || self.candidates.contains_key(&link) {
+            return Ok(());
+        }
+        if hello.process == self.me {
+            return Err(None);
+        }
+        match self.dials.get(&link).map(|d| (d.address, d.expects)) {
+            Some((address, expects)) => self.handle_answer(links, link, &hello, address, expects, now),
+            None => self.handle_greeting(links, link, hello, now),
+        }
+    }
+
+    /// Whoever was dialed greets. Where a GID led there it is met; else it has to be the one that told the address.
+    fn handle_answer(
+        &mut self,
+        links: &mut Links,
+        link: LinkId,
+        hello: &Hello,
+        address: SocketAddr,
+        expects: Option<ProcessId>,
+        now: Micros,
+    ) -> Result<(), Option<Refusal>> {
+        let ip = Some(canonical(address.ip()));
+        if let Some(expected) = expects.filter(|e| *e != hello.process) {
+            self.dials.remove(&link);
+            self.handle_wrong_process(links, expected, Some(address), now);
+            return Err(None);
+        }
+        if !self.has_room(hello.process) {
+            return Err(Some(Refusal::Crowded));
+        }
+        match self.processes.get(&hello.process).filter(|_| expects.is_some()) {
+            Some(known) if !links.is_keyed() && !known.tokens.contains(&hello.token) => {
+                return Err(Some(Refusal::Token))
+            }
+            Some(_) => {}
+            None => self.meet(hello.process, hello.token, ip, &hello.addresses, now),
+        }
+        self.dials.remove(&link);
+        self.join(links, link, hello.process, Some(address), now);
+        Ok(())
+    }
+
+    fn handle_greeting(
+        &mut self,
+        links: &mut Links,
+        link: LinkId,
+        hello: Hello,
+        now: Micros,
+    ) -> Result<(), Option<Refusal>> {
+        let shown = hello.token != NO_TOKEN;
+        let remote = links.remote(link).map(|a| canonical(a.ip()));
+        let token = if shown { hello.token } else { (self.draw_token)() };
+        let known = self.processes.get(&hello.process);
+        let is_peer = match known {
+            _ if links.is_keyed() => true,
+            Some(known) if shown && !known.tokens.contains(&token) => return Err(Some(Refusal::Token)),
+            Some(known) if shown && !known.knows(token, remote) => return Err(Some(Refusal::Address)),
+            Some(_) => shown,
+            None => false,
+        };
+        if is_peer && !self.has_room(hello.process) {
+            return Err(Some(Refusal::Crowded));
+        }
+        links.send(link, &Frame::Hello(self.hello(token)));
+        if is_peer {
+            self.meet(hello.process, token, remote, if links.is_keyed() { &hello.addresses } else { &[] }, now);
+            self.join(links, link, hello.process, None, now);
+        } else {
+            let (process, addresses) = (hello.process, hello.addresses);
+            self.candidates.insert(link, Candidate { process, token, shown, remote, addresses });
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, id: ProcessId) -> bool {
+        match self.processes.get(&id) {
+            Some(known) => known.lines.len() < MAX_LINES,
+            None => self.processes.len() < MAX_PROCESSES,
+        }
+    }
+
+    /// What two processes exchange where they meet: the token, and where else each listens.
+    fn meet(&mut self, id: ProcessId, token: Token, at: Option<IpAddr>, told: &[SocketAddr], now: Micros) {
+        let process = self.processes.entry(id).or_insert_with(|| Process {
+            tokens: Vec::new(),
+            addresses: BTreeSet::new(),
+            lines: Vec::new(),
+            reaches: Vec::new(),
+            suspected: None,
+            pinged: now,
+            wanted: false,
+        });
+        if token != NO_TOKEN && !process.tokens.contains(&token) && process.tokens.len() < MAX_TOKENS {
+            process.tokens.push(token);
+        }
+        for address in told.iter().take(MAX_ADDRESSES) {
+            let known = process.reaches.iter().any(|r| r.address == *address);
+            if !known && process.reaches.len() < 2 * MAX_ADDRESSES {
+                process.reaches.push(Reach::new(*address, now));
+            }
+        }
+        let places = told.iter().take(MAX_ADDRESSES).map(|a| canonical(a.ip())).chain(at);
+        for place in places {
+            if process.addresses.len() < 2 * MAX_ADDRESSES {
+                process.addresses.insert(place);
+            }
+        }
+    }
+}
