@@ -32,6 +32,7 @@ mod stall;
 mod strangers;
 mod told;
 pub mod variables;
+pub mod verdicts;
 mod world;
 
 pub use agent::{Agent, EventSender};

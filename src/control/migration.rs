@@ -14,6 +14,7 @@ use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgres
 use crate::mirror::Mirror;
 use crate::qp::{Job, Qp};
 use crate::record::{Outcome, Record};
+use crate::verdicts::{self, Reported};
 use crate::world::World;
 
 /// Tries to bring the new path up: more than fit into the exchange deadline by default, which is what ends them. A port that is down for a while
@@ -195,8 +196,12 @@ impl Qp {
         let plan = self.ledger.decide();
         self.log_plan(&plan);
         let last = world.data.next_seq(self.life).0;
+        let peer_qpn = |path| self.path(path).and_then(|s| s.ends).map_or(0, |(_, peer)| peer.qpn);
+        let reported = reports.iter().map(|report| Reported::new(report, peer_qpn(report.path))).collect();
         if let Some(record) = &mut self.record {
             record.count(&plan, last);
+            record.reported = reported;
+            (record.requests, record.requests_not_listed) = verdicts::list(self.ledger.entries(), &plan);
         }
         self.job = Job::Replaying { tuple, plan };
         self.drive_replay(world, now)

@@ -12,6 +12,8 @@ use serde::Serialize;
 use shift_proto::ledger::{Action, Basis, Plan, StopReason};
 use shift_proto::migrate::{Cause, Phase};
 
+use crate::verdicts::{Judged, Reported};
+
 /// One end of one path, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PathName {
@@ -95,6 +97,12 @@ pub struct Record {
     pub reposted: u64,
     /// What the decisions rest on.
     pub proofs: Proofs,
+    /// What the other end reported.
+    pub reported: Vec<Reported>,
+    /// What was held proven of each request, and done about it.
+    pub requests: Vec<Judged>,
+    /// Requests beyond those.
+    pub requests_not_listed: u64,
     /// How it ended.
     pub outcome: Outcome,
     /// Of an error: why.
@@ -124,6 +132,9 @@ impl Record {
             surfaced: 0,
             reposted: 0,
             proofs: Proofs::default(),
+            reported: Vec::new(),
+            requests: Vec::new(),
+            requests_not_listed: 0,
             outcome: Outcome::Open,
             why: None,
             duration_ms: 0.0,

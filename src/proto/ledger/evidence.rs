@@ -293,6 +293,7 @@ impl Record {
             landed: self.landed_before.is_some(),
             proven_offset: self.proven_offset,
             postings: self.posted.len(),
+            newest: self.posted.last().map(|posted| posted.posting),
         }
     }
 

@@ -288,6 +288,8 @@ pub struct EntryView {
     pub proven_offset: u32,
     /// How many incarnations it was posted on.
     pub postings: usize,
+    /// The last of them.
+    pub newest: Option<Posting>,
 }
 
 /// The ledger of one send queue.

@@ -47,6 +47,12 @@ impl Evidence {
         self.records.iter().filter(move |(each, _)| *each == host).map(|(_, record)| record)
     }
 
+    /// Records that were not read from a guest.
+    #[cfg(test)]
+    pub fn of_records(records: impl IntoIterator<Item = (Host, Value)>) -> Evidence {
+        Evidence { records: records.into_iter().collect() }
+    }
+
     /// How many migrations both hosts wrote down.
     pub fn migrations(&self) -> usize {
         self.records.len()

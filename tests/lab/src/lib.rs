@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
 
+pub mod agreement;
 pub mod boot;
 pub mod clock;
 pub mod demo;

@@ -5,6 +5,7 @@
 
 use serde_json::{json, Value};
 
+use crate::agreement;
 use crate::evidence::Evidence;
 use crate::figures::Figures;
 use crate::lab::Lab;
@@ -37,6 +38,9 @@ const PATIENT: &str = "--timeout 16 --retry-cnt 7";
 /// Some wait for READs and atomics before them. Not where only some packets are lost: soft-RoCE never ends the retries of what such a request
 /// waits for, and the path answers probes, so that nothing is wrong as far as anybody can tell.
 const FENCED: &str = "--fence-every 5 --timeout 16 --retry-cnt 3";
+
+/// The checking application's path MTU.
+const MTU: u32 = 1024;
 
 /// A loss: its name, what the run needs beside, and the rule by how many packets it spares.
 type Loss = (&'static str, &'static str, fn(u64) -> Rule);
@@ -94,6 +98,9 @@ fn judge(checker: &Checker, story: &Story, evidence: &Evidence) -> Result<Figure
     let dropped = story.records.iter().filter(|record| was_dropped(record)).count();
     require(dropped > 0, || "nothing was lost: the run proves nothing".into())?;
     told.note("dropped", dropped);
+    let agreement = agreement::judge(&story.records, evidence, MTU)?;
+    require(agreement.queue_pairs > 0, || "no record to be compared with the wire".into())?;
+    told.note("agreement", agreement.in_words());
     let (sent, received) = (fallen(story, Host::A)?, fallen(story, Host::B)?);
     for fallen in sent.iter().chain(&received) {
         let mode = fallen.get("mode").and_then(Value::as_str).unwrap_or("?");

@@ -1,0 +1,389 @@
+//! Does the wire agree with the shim on what was executed? From the log of the wire it follows, request by request, what the receiving NIC
+//! must have done of a queue pair's first incarnation; the shim's record says what it held proven. The two must be equal.
+//!
+//! The NIC executes requests in the order of their packet numbers (IBA 9.7): one that arrives with the number that is due is executed, one
+//! that is answered "receiver not ready" is not, and what was acknowledged was executed, whatever became of the acknowledgement. The log has
+//! every packet of both directions, lost or not, so nothing of this is the shim's word. It owns no other judgement: whether an
+//! application saw the right thing is the checking application's.
+
+use std::collections::BTreeMap;
+
+use serde_json::{json, Value};
+
+use crate::evidence::Evidence;
+use crate::place::{Host, Rail};
+use crate::trouble::{Result, Trouble};
+use crate::wire::log::Record;
+use crate::wire::packet::{opcode, Bth};
+
+/// Requests of all migrations that were compared, by what was done of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Migrations of which a record was compared.
+    pub queue_pairs: u64,
+    /// Requests that the wire says were executed, and the shim too.
+    pub executed: u64,
+    /// In part.
+    pub partial: u64,
+    /// Not at all.
+    pub not_executed: u64,
+    /// Of which the shim said that it does not know: only where it had no proof.
+    pub unknown: u64,
+}
+
+impl Agreement {
+    /// For figures.
+    pub fn in_words(&self) -> Value {
+        json!({
+            "queue_pairs": self.queue_pairs,
+            "executed": self.executed,
+            "partial": self.partial,
+            "not_executed": self.not_executed,
+            "unknown": self.unknown,
+        })
+    }
+}
+
+/// Compares each record of a first migration, of both hosts, with the log; `mtu` is that of rail 0.
+///
+/// # Errors
+/// [`Trouble::Judged`] names the first request, or packet number, on which they differ.
+pub fn judge(log: &[Record], evidence: &Evidence, mtu: u32) -> Result<Agreement> {
+    let mut agreement = Agreement::default();
+    for host in Host::ALL {
+        for record in evidence.of(host) {
+            if let Some(moved) = Moved::read(record) {
+                moved.judge(log, host, mtu, &mut agreement).map_err(|why| {
+                    Trouble::judged(format!(
+                        "the wire and the shim do not agree, qp {:#x} of {host:?}: {why}",
+                        moved.qpn
+                    ))
+                })?;
+            }
+        }
+    }
+    Ok(agreement)
+}
+
+/// A record of a migration away from the first incarnation, as far as it is compared.
+#[derive(Debug)]
+struct Moved<'a> {
+    qpn: u32,
+    peer_qpn: u32,
+    proof: &'a str,
+    rq_psn: Option<u32>,
+    requests: &'a [Value],
+}
+
+/// What the wire says of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    All,
+    /// So many packets of it.
+    Part(u32),
+    Nothing,
+}
+
+impl<'a> Moved<'a> {
+    fn read(record: &'a Value) -> Option<Moved<'a>> {
+        let reported = record.get("reported")?.as_array()?;
+        let first = reported.iter().find(|each| each["epoch"] == 0 && each["path"] == 0)?;
+        // A later migration repeats the first report until it is confirmed; the requests are then those of a later incarnation.
+        (reported.len() == 1).then_some(())?;
+        Some(Moved {
+            qpn: number(record, "qpn")?,
+            peer_qpn: number(first, "peer_qpn")?,
+            proof: first.get("proof")?.as_str()?,
+            rq_psn: number(first, "rq_psn"),
+            requests: record.get("requests")?.as_array()?,
+        })
+    }
+
+    fn judge(
+        &self,
+        log: &[Record],
+        host: Host,
+        mtu: u32,
+        agreement: &mut Agreement,
+    ) -> std::result::Result<(), String> {
+        let listed = self.requests.iter().filter(|request| request["op"] == "read");
+        let spans = listed.filter_map(|read| Some((posted(read)?, packets(read, mtu)?))).collect();
+        let Some(due) = expected(log, host, self.qpn, self.peer_qpn, &spans) else {
+            return Ok(());
+        };
+        if let Some(said) = self.rq_psn.filter(|said| *said != due) {
+            return Err(format!("the receiver said that it expects {said:06x}, by the wire it expects {due:06x}"));
+        }
+        agreement.queue_pairs += 1;
+        let (mut lost, mut stopped) = (None, None);
+        for request in self.requests {
+            let done = match posted(request) {
+                Some(first) => done(first, packets(request, mtu).ok_or("a request without length")?, due),
+                None => Done::Nothing,
+            };
+            self.compare(request, done, agreement)?;
+            if request["action"] == "error" {
+                stopped = stopped.or(Some(request));
+            }
+            let atomic = request["op"] == "fetch_add" || request["op"] == "compare_swap";
+            if atomic && done == Done::All && request["landed"] != true {
+                lost = lost.or(Some(request));
+            }
+            self.compare_action(request, done, mtu).filter(|_| stopped.is_none()).map_or(Ok(()), Err)?;
+        }
+        // Where the proof is exact, an error is due for a result that is lost and for nothing else.
+        if self.proof == "psn" && lost.map(|request| &request["seq"]) != stopped.map(|request| &request["seq"]) {
+            return Err(format!("the first result that is lost is of {lost:?}, the first error is of {stopped:?}"));
+        }
+        Ok(())
+    }
+
+    /// What the shim held proven is so; with an exact proof it knows everything.
+    fn compare(&self, request: &Value, done: Done, agreement: &mut Agreement) -> std::result::Result<(), String> {
+        let state = request["state"].as_str().unwrap_or("?");
+        let (right, counter) = match (state, done) {
+            ("executed", Done::All) => (true, &mut agreement.executed),
+            ("partial", Done::Part(_)) => (true, &mut agreement.partial),
+            ("not_executed", Done::Nothing) => (true, &mut agreement.not_executed),
+            // By receive count a message that did not complete is not executed, though some of its data may lie there.
+            ("not_executed", Done::Part(_)) => (self.proof != "psn", &mut agreement.not_executed),
+            ("unknown", _) => (self.proof != "psn", &mut agreement.unknown),
+            _ => (false, &mut agreement.unknown),
+        };
+        *counter += 1;
+        if right {
+            Ok(())
+        } else {
+            Err(format!("by the wire {done:?} was executed of {request}"))
+        }
+    }
+
+    /// What was done about a request in front of the first error; a text if it is not what follows from what was executed.
+    fn compare_action(&self, request: &Value, done: Done, mtu: u32) -> Option<String> {
+        if self.proof != "psn" {
+            return None;
+        }
+        let (op, action) = (request["op"].as_str()?, request["action"].as_str()?);
+        let offset = number(request, "offset")?;
+        let due = match (op, done) {
+            ("read" | "fetch_add" | "compare_swap", Done::All) if request["landed"] == true => ("complete", 0),
+            ("read", _) => ("replay", 0),
+            (_, Done::All) => ("complete", 0),
+            ("write", Done::Part(packets)) => ("replay", packets * mtu),
+            _ => ("replay", 0),
+        };
+        ((action, offset) != due).then(|| format!("due was {due:?} for {request}"))
+    }
+}
+
+fn number(value: &Value, name: &str) -> Option<u32> {
+    value.get(name)?.as_u64()?.try_into().ok()
+}
+
+/// First packet number on the first incarnation, of a request that was posted there.
+fn posted(request: &Value) -> Option<u32> {
+    let posting = request.get("posted")?.as_array()?;
+    (posting.first()? == 0).then_some(posting.get(1)?.as_u64()? as u32)
+}
+
+fn packets(request: &Value, mtu: u32) -> Option<u32> {
+    let bytes = number(request, "bytes")?;
+    let atomic = request["op"] == "fetch_add" || request["op"] == "compare_swap";
+    Some(if atomic { 1 } else { bytes.div_ceil(mtu).max(1) })
+}
+
+const PSN_BITS: u32 = 24;
+
+/// How far `psn` lies ahead of `from`, negative if behind.
+fn ahead(from: u32, psn: u32) -> i32 {
+    let shift = 32 - PSN_BITS;
+    ((psn.wrapping_sub(from) << shift) as i32) >> shift
+}
+
+fn behind(psn: u32, packets: u32) -> u32 {
+    psn.wrapping_add(packets) & ((1 << PSN_BITS) - 1)
+}
+
+fn done(first: u32, packets: u32, due: u32) -> Done {
+    match ahead(first, due) {
+        i32::MIN..=0 => Done::Nothing,
+        executed if (executed as u32) < packets => Done::Part(executed as u32),
+        _ => Done::All,
+    }
+}
+
+/// The packet number that the receiver of `host`'s requests to `peer_qpn` expects in the end; none if there were no requests. `reads`:
+/// packets that the responses of READs take, by first number, where they are known.
+fn expected(log: &[Record], host: Host, qpn: u32, peer_qpn: u32, reads: &BTreeMap<u32, u32>) -> Option<u32> {
+    let of = |from: Host, to: u32| {
+        move |record: &&Record| {
+            record.link == Rail::Zero.link()
+                && record.from == from
+                && record.packet.roce.is_some_and(|bth| bth.qpn == to && bth.is_response() == (from != host))
+        }
+    };
+    let requests = || log.iter().filter(of(host, peer_qpn)).filter_map(|record| record.packet.roce);
+    let starts = first_numbers(requests());
+    let mut due = *starts.first()?;
+    for record in log.iter().filter(|record| of(host, peer_qpn)(record) || of(host.peer(), qpn)(record)) {
+        let Some(bth) = record.packet.roce else { continue };
+        if bth.is_response() {
+            due = answered(due, &bth);
+        } else if bth.psn == due && record.fate.went_on() {
+            due =
+                behind(due, if bth.opcode == opcode::READ_REQUEST { read_packets(bth.psn, reads, &starts) } else { 1 });
+        }
+    }
+    Some(due)
+}
+
+/// An answer was sent: a positive one says what was executed, one that says "not ready" what was not.
+fn answered(due: u32, bth: &Bth) -> u32 {
+    let positive = bth.opcode != opcode::ACK || bth.aeth >> 29 == 0;
+    if bth.is_receiver_not_ready() && ahead(bth.psn, due) > 0 {
+        bth.psn
+    } else if positive && ahead(due, bth.psn) >= 0 {
+        behind(bth.psn, 1)
+    } else {
+        due
+    }
+}
+
+/// The numbers of first transmissions, in order: what is sent again lies behind the newest.
+fn first_numbers(requests: impl Iterator<Item = Bth>) -> Vec<u32> {
+    let mut starts: Vec<u32> = Vec::new();
+    for bth in requests {
+        if starts.last().is_none_or(|last| ahead(*last, bth.psn) > 0) {
+            starts.push(bth.psn);
+        }
+    }
+    starts
+}
+
+/// Packets of a READ's response: as its length says, or up to the request behind it.
+fn read_packets(psn: u32, reads: &BTreeMap<u32, u32>, starts: &[u32]) -> u32 {
+    let next = || starts.iter().find(|start| ahead(psn, **start) > 0).map(|start| ahead(psn, *start) as u32);
+    reads.get(&psn).copied().or_else(next).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::log::Fate;
+    use crate::wire::packet::{parse, sample};
+
+    const QPN: u32 = 0x21;
+    const PEER: u32 = 0x42;
+
+    fn request(code: u8, psn: u32, fate: Fate) -> Record {
+        let packet = parse(&sample::roce4(code, PEER, psn, &[]));
+        Record { at_ns: 0, link: Rail::Zero.link(), from: Host::A, packet, length: 64, fate, rule: None }
+    }
+
+    fn answer(code: u8, psn: u32, syndrome: u8) -> Record {
+        let packet = parse(&sample::roce4(code, QPN, psn, &[syndrome, 0, 0, 1]));
+        Record { from: Host::B, packet, ..request(0, 0, Fate::Dropped) }
+    }
+
+    fn listed(seq: u64, op: &str, bytes: u32, psn: u32, state: &str, (action, offset): (&str, u32)) -> Value {
+        json!({ "seq": seq, "op": op, "bytes": bytes, "fenced": false, "posted": [0, psn], "state": state, "landed": false,
+            "proven_offset": offset, "action": action, "offset": offset })
+    }
+
+    /// A WRITE of three packets is acknowledged; a READ of two is executed and its response lost; of a WRITE of three packets two arrive; a
+    /// SEND does not.
+    fn log() -> Vec<Record> {
+        let passed = Fate::Passed;
+        vec![
+            request(0x06, 0xff_fffe, passed),
+            request(0x07, 0xff_ffff, passed),
+            request(0x08, 0, passed),
+            answer(opcode::ACK, 0, 0x1f),
+            request(opcode::READ_REQUEST, 1, passed),
+            request(0x06, 3, passed),
+            request(0x07, 4, passed),
+            request(0x08, 5, Fate::Dropped),
+            request(0x04, 6, passed),
+            request(opcode::READ_REQUEST, 1, passed),
+        ]
+    }
+
+    fn evidence(rq_psn: u32, requests: Vec<Value>) -> Evidence {
+        let reported = [
+            json!({ "epoch": 0, "path": 0, "peer_qpn": PEER, "proof": "psn", "rq_psn": rq_psn, "receives": 0, "fenced": true }),
+        ];
+        Evidence::of_records([(Host::A, json!({ "qpn": QPN, "reported": reported, "requests": requests }))])
+    }
+
+    fn right() -> Vec<Value> {
+        vec![
+            listed(1, "read", 2000, 1, "executed", ("replay", 0)),
+            listed(2, "write", 3000, 3, "partial", ("replay", 2048)),
+            listed(3, "send", 10, 6, "not_executed", ("replay", 0)),
+        ]
+    }
+
+    fn judged(log: &[Record], rq_psn: u32, requests: Vec<Value>) -> std::result::Result<Agreement, String> {
+        judge(log, &evidence(rq_psn, requests), 1024).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn a_record_that_says_what_the_wire_says_is_right() {
+        let counted = Agreement { queue_pairs: 1, executed: 1, partial: 1, not_executed: 1, unknown: 0 };
+        assert_eq!(judged(&log(), 5, right()), Ok(counted));
+    }
+
+    #[test]
+    fn a_doctored_record_is_found() {
+        assert!(judged(&log(), 6, right()).unwrap_err().contains("expects 000006"));
+        for (at, name, value) in [
+            (0, "state", json!("not_executed")),
+            (1, "state", json!("executed")),
+            (1, "offset", json!(1024)),
+            (1, "offset", json!(0)),
+            (2, "state", json!("executed")),
+            (2, "state", json!("unknown")),
+            (2, "action", json!("complete")),
+            (2, "action", json!("error")),
+            (0, "action", json!("complete")),
+        ] {
+            let mut requests = right();
+            requests[at][name] = value;
+            assert!(judged(&log(), 5, requests.clone()).is_err(), "{requests:?}");
+        }
+    }
+
+    #[test]
+    fn a_result_that_is_lost_and_nothing_else_is_an_error() {
+        let log = [request(opcode::FETCH_ADD, 7, Fate::Passed), request(opcode::FETCH_ADD, 8, Fate::Passed)];
+        let lost = |first: &str, second: &str| {
+            vec![
+                listed(1, "fetch_add", 8, 7, "executed", (first, 0)),
+                listed(2, "fetch_add", 8, 8, "executed", (second, 0)),
+            ]
+        };
+        assert!(judged(&log, 9, lost("error", "error")).is_ok());
+        assert!(judged(&log, 9, lost("replay", "error")).is_err());
+        assert!(judged(&log, 9, lost("complete", "error")).is_err());
+        let mut landed = lost("complete", "error");
+        landed[0]["landed"] = json!(true);
+        assert!(judged(&log, 9, landed).is_ok());
+    }
+
+    #[test]
+    fn what_the_receiver_was_not_ready_for_is_not_executed_and_what_it_answered_is() {
+        let log = [
+            request(0x04, 1, Fate::Passed),
+            request(0x04, 2, Fate::Passed),
+            answer(opcode::ACK, 1, 0x2c),
+            request(0x04, 1, Fate::Passed),
+        ];
+        let send = |state: &str, action: &str, psn| vec![listed(1, "send", 10, psn, state, (action, 0))];
+        assert!(judged(&log[..3], 1, send("not_executed", "replay", 1)).is_ok());
+        assert!(judged(&log, 2, send("executed", "complete", 1)).is_ok());
+        assert!(judged(&log, 2, send("not_executed", "replay", 2)).is_ok());
+        // Answered: so the copy that was under way when it was not ready has been executed.
+        let answered = [&log[..3], &[answer(opcode::ACK, 1, 0x1f)]].concat();
+        assert!(judged(&answered, 2, send("executed", "complete", 1)).is_ok());
+    }
+}
