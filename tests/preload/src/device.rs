@@ -49,11 +49,13 @@ impl Device {
         unsafe { Self::of_context(context) }
     }
 
-    fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+    /// What is wrong with it.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         faults().iter().filter(|fault| fault.device == self.name).map(|fault| fault.kind)
     }
 
-    fn say(&self, refusal: &str) {
+    /// A line on stderr, if it is asked for.
+    pub(crate) fn say(&self, refusal: &str) {
         if std::env::var_os("PRELOAD_SAY").is_some() {
             let _ = writeln!(std::io::stderr(), "libshift_preload: {}: {refusal}", self.name);
         }
@@ -66,7 +68,8 @@ impl Device {
             Kind::Inline(bytes) if cap.max_inline_data > bytes => Some((libc::EINVAL, "too much inline room")),
             Kind::Sge(count) if cap.max_send_sge.max(cap.max_recv_sge) > count => Some((libc::EINVAL, "too many SGEs")),
             Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) => None,
-            Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => None,
+            Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => None,
+            Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => None,
         };
         let (errno, why) = self.kinds().find_map(refusal)?;
         self.say(why);
@@ -82,7 +85,8 @@ impl Device {
                     cap.max_send_sge = cap.max_send_sge.min(count);
                     cap.max_recv_sge = cap.max_recv_sge.min(count);
                 }
-                Kind::NoRc | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => {}
+                Kind::NoRc | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
             }
         }
     }
@@ -128,7 +132,9 @@ impl Device {
                     attr.max_qp_rd_atom = attr.max_qp_rd_atom.min(count.into());
                     attr.max_qp_init_rd_atom = attr.max_qp_init_rd_atom.min(count.into());
                 }
+                Kind::NoVendor => attr.vendor_id = 0,
                 Kind::NoRc | Kind::Inline(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
             }
         }
     }
@@ -146,7 +152,8 @@ impl Device {
                     let mtu = unsafe { &mut (*attr).active_mtu };
                     *mtu = ibv_mtu::from_bytes(bytes).map_or(*mtu, |most| most.min(*mtu));
                 }
-                Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) | Kind::RdAtom(_) | Kind::NoMr(_) => {}
+                Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::NoVendor => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
             }
         }
     }
@@ -164,10 +171,13 @@ pub(crate) struct Originals {
     pub(crate) query_port: Option<query_port_fn>,
     pub(crate) query_device_ex: Option<query_device_ex_fn>,
     pub(crate) create_qp_ex: Option<create_qp_ex_fn>,
+    /// Of `ops`, and only where there is something to do on the way.
+    pub(crate) post_send: Option<post_send_fn>,
+    pub(crate) poll_cq: Option<poll_cq_fn>,
 }
 
 /// A thread that panicked under the lock left nothing half done.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -196,12 +206,35 @@ pub(crate) unsafe fn patch(context: NonNull<ibv_context>, hooks: Originals) {
     }
     // SAFETY: the caller vouches for the context.
     let Some(ops) = (unsafe { VerbsOps::of(context) }) else { return };
+    let on_the_way = device.kinds().any(|kind| matches!(kind, Kind::Break(_) | Kind::PostRefused(_)));
+    // SAFETY: the caller vouches for the context; `ops` is a part of it.
+    let inline = unsafe { NonNull::from(&mut (*context.as_ptr()).ops) };
     let originals = Originals {
+        // SAFETY: as above.
+        post_send: on_the_way.then(|| replace(unsafe { slot_of_post_send(inline) }, hooks.post_send)).flatten(),
+        // SAFETY: as above.
+        poll_cq: on_the_way.then(|| replace(unsafe { slot_of_poll_cq(inline) }, hooks.poll_cq)).flatten(),
         query_port: ops.query_port().and_then(|slot| replace(slot, hooks.query_port)),
         query_device_ex: ops.query_device_ex().and_then(|slot| replace(slot, hooks.query_device_ex)),
         create_qp_ex: ops.create_qp_ex().and_then(|slot| replace(slot, hooks.create_qp_ex)),
     };
     locked(&CONTEXTS).get_or_insert_with(HashMap::new).insert(context.as_ptr() as usize, originals);
+}
+
+/// # Safety
+///
+/// `ops` is the table of an open context.
+unsafe fn slot_of_post_send(ops: NonNull<ibv_context_ops>) -> NonNull<Option<post_send_fn>> {
+    // SAFETY: the caller vouches for the table.
+    NonNull::from(unsafe { &mut (*ops.as_ptr()).post_send })
+}
+
+/// # Safety
+///
+/// `ops` is the table of an open context.
+unsafe fn slot_of_poll_cq(ops: NonNull<ibv_context_ops>) -> NonNull<Option<poll_cq_fn>> {
+    // SAFETY: the caller vouches for the table.
+    NonNull::from(unsafe { &mut (*ops.as_ptr()).poll_cq })
 }
 
 /// Writes `hook` into a slot; what stood there.

@@ -31,6 +31,19 @@ pub enum Kind {
     PortDown,
     /// `mtu=DEV:BYTES`: no port has a larger active MTU.
     Mtu(u32),
+    /// `no-vendor=DEV`: it says nothing of its maker, so that nobody takes it for one that he knows.
+    NoVendor,
+    /// `break=DEV:N`: after N to 2N - 1 successes, by its number, the send queue of each queue pair reports RETRY_EXC_ERR
+    /// for its oldest request and flushes for all behind it, while the NIC goes on: as if all acknowledgements were lost.
+    /// A queue pair that carries no bytes, such as a probe, is left alone.
+    Break(u64),
+    /// `post-refused=DEV:N`: every N-th chain of two and more requests is refused in its midst (ENOMEM): those before
+    /// `bad_wr` are posted, it and those behind it are not.
+    PostRefused(u64),
+    /// `watch-fences=DEV`: who asked for it ([`crate::fences`]) is shown each queue pair that was fenced.
+    WatchFences,
+    /// `early-psn=DEV`: after RESET `ibv_query_qp` gives the packet number that was the expected one right after ERR.
+    EarlyPsn,
 }
 
 /// An item that is none of the known ones.
@@ -39,7 +52,8 @@ pub struct BadItem(String);
 
 impl fmt::Display for BadItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = "no-rc=DEV inline=DEV:BYTES sge=DEV:N rd-atom=DEV:N no-mr=DEV[:N] port-down=DEV mtu=DEV:BYTES";
+        let known = "no-rc=DEV inline=DEV:BYTES sge=DEV:N rd-atom=DEV:N no-mr=DEV[:N] port-down=DEV mtu=DEV:BYTES \
+                     no-vendor=DEV break=DEV:N post-refused=DEV:N watch-fences=DEV early-psn=DEV";
         write!(f, "{VARIABLE}: cannot read {:?}; items are {known}, joined by commas", self.0)
     }
 }
@@ -63,6 +77,11 @@ fn parse_item(item: &str) -> Option<Fault> {
         ("rd-atom", Some(count)) => Kind::RdAtom(u8::try_from(count).ok()?),
         ("no-mr", first) => Kind::NoMr(first.unwrap_or(1).max(1)),
         ("port-down", None) => Kind::PortDown,
+        ("no-vendor", None) => Kind::NoVendor,
+        ("break", Some(count)) => Kind::Break(count.max(1)),
+        ("post-refused", Some(count)) => Kind::PostRefused(count.max(1)),
+        ("watch-fences", None) => Kind::WatchFences,
+        ("early-psn", None) => Kind::EarlyPsn,
         ("mtu", Some(bytes)) => Kind::Mtu(u32::try_from(bytes).ok().filter(|bytes| is_mtu(*bytes))?),
         _ => return None,
     };
@@ -91,6 +110,11 @@ mod tests {
         assert_eq!(one("no-mr=rxe1:3").kind, Kind::NoMr(3));
         assert_eq!(one("port-down=rxe1").kind, Kind::PortDown);
         assert_eq!(one("mtu=rxe1:1024").kind, Kind::Mtu(1024));
+        assert_eq!(one("no-vendor=rxe1").kind, Kind::NoVendor);
+        assert_eq!(one("break=rxe0:40").kind, Kind::Break(40));
+        assert_eq!(one("post-refused=rxe0:7").kind, Kind::PostRefused(7));
+        assert_eq!(one("watch-fences=rxe0").kind, Kind::WatchFences);
+        assert_eq!(one("early-psn=rxe0").kind, Kind::EarlyPsn);
         assert_eq!(parse("").map(|faults| faults.len()), Ok(0));
         assert_eq!(parse(" no-rc=a , no-rc=b,").map(|faults| faults.len()), Ok(2));
     }

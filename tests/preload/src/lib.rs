@@ -9,9 +9,12 @@
 #![allow(unsafe_code, reason = "exports and calls of a C interface")]
 #![cfg_attr(test, allow(clippy::expect_used, reason = "a test may fail by panicking"))]
 
+mod datapath;
 mod device;
 pub mod fault;
+pub mod fences;
 mod real;
+mod traffic;
 
 use device::{Device, Originals};
 use real::Inside;
@@ -43,7 +46,13 @@ pub unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_co
 }
 
 fn hooks() -> Originals {
-    Originals { query_port: Some(query_port), query_device_ex: Some(query_device_ex), create_qp_ex: Some(create_qp_ex) }
+    Originals {
+        query_port: Some(query_port),
+        query_device_ex: Some(query_device_ex),
+        create_qp_ex: Some(create_qp_ex),
+        post_send: Some(datapath::post_send),
+        poll_cq: Some(datapath::poll_cq),
+    }
 }
 
 /// # Safety
@@ -167,7 +176,14 @@ pub unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, 
         return errno;
     }
     // SAFETY: the caller's own arguments, passed on.
-    unsafe { modify(qp, attr, mask) }
+    let call = || unsafe { modify(qp, attr, mask) };
+    // SAFETY: the caller's queue pair is open.
+    let errno = unsafe { fences::around_modify(&device, qp, attributes, mask as u32, call) };
+    if errno == 0 && mask as u32 & IBV_QP_STATE != 0 && attributes.qp_state == IBV_QPS_RESET {
+        // SAFETY: the caller's queue pair is open.
+        unsafe { datapath::reset(qp) };
+    }
+    errno
 }
 
 /// # Safety
@@ -194,6 +210,10 @@ pub unsafe extern "C" fn ibv_query_qp(
     device.edit_cap(unsafe { &mut (*attr).cap });
     // SAFETY: as above.
     device.edit_cap(unsafe { &mut (*init_attr).cap });
+    // SAFETY: as above.
+    let attributes = unsafe { &mut *attr };
+    // SAFETY: the caller's queue pair is open.
+    unsafe { fences::after_query(&device, qp, attributes, mask as u32) };
     0
 }
 
