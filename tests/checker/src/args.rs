@@ -71,6 +71,10 @@ pub struct Local {
     /// Once connected, fork a child that inherits everything, does nothing, and outlives this process; its number is printed.
     #[arg(long)]
     pub fork_child: bool,
+    /// Set each fence's packet number against memory, and print a line FENCES in the end; libshift_preload.so with
+    /// `watch-fences` must be loaded.
+    #[arg(long)]
+    pub watch_fences: bool,
     /// Give up waiting for the peer's side channel after this many seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub connect_timeout: u64,
@@ -281,6 +285,9 @@ pub struct Params {
     /// came before is judged as ever; each message that was posted and did not complete may have happened once, in order.
     #[arg(long)]
     pub may_fail: bool,
+    /// The queue pairs of an end send one after another, each all its messages: each has the wire for itself.
+    #[arg(long)]
+    pub turns: bool,
     /// How both ends poll when nothing happens.
     #[arg(long, value_enum, default_value = "spin")]
     pub poll: Polling,

@@ -24,6 +24,7 @@ mod setup;
 mod side;
 mod trigger;
 mod verbs;
+mod witness;
 
 use args::{Cli, Local, Params, Role};
 use clap::Parser;
@@ -88,7 +89,11 @@ fn run(
         End::Server => "server",
         End::Client => "client",
     };
-    let mut session = Session::new(prepare(end, params.clone(), local, side, sabotage, trigger)?);
+    let parts = prepare(end, params.clone(), local, side, sabotage, trigger)?;
+    if local.watch_fences {
+        witness::start(&parts).map_err(SetupError::Params)?;
+    }
+    let mut session = Session::new(parts);
     if local.fork_child {
         say(&format!("CHILD pid={}", verbs::fork_idle_child()?));
     }
@@ -96,6 +101,7 @@ fn run(
     let ending = session.run();
     let ended_ns = monotonic_ns();
     session.linger(Duration::from_millis(local.linger_ms));
+    witness::tell();
     let times = (session.started_ns(), ended_ns);
     let report = Report::new(name, &params, session.take_verdict(), &ending, times);
     let json = serde_json::to_string(&report).map_err(std::io::Error::from)?;

@@ -55,6 +55,18 @@ impl Receiver {
         }
     }
 
+    /// What it expects.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        self.plan.clone()
+    }
+
+    /// Messages below are verified, and their slots poisoned.
+    #[must_use]
+    pub const fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
     /// Lays out what the peer's READs and atomics touch, and posts the receives.
     pub fn prepare(&mut self, ground: &Ground, qp: &Qp) -> Result<()> {
         ground.fill_source(self.qp, self.plan.source());

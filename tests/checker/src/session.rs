@@ -10,6 +10,7 @@ use crate::sender::{Pacer, Sender};
 use crate::side::{Note, Side};
 use crate::trigger::Trigger;
 use crate::verbs::{monotonic_ns, Qp, Region, VerbError, Verbs};
+use crate::witness;
 use shift_abi::{ibv_wc, IBV_WC_SUCCESS};
 use std::io::Write;
 use std::time::Duration;
@@ -141,6 +142,7 @@ impl Session {
     fn turn(&mut self, now: u64) -> Result<bool, String> {
         let noted = self.handle_notes(now)?;
         let polled = !self.sits_in_read() && self.handle_completions(now)?;
+        witness::publish(&self.parts.receivers);
         let posted = self.post(now)?;
         self.send_notes()?;
         self.pause_and_resume(now)?;
@@ -255,12 +257,17 @@ impl Session {
             return Ok(false);
         }
         let over = ground.params.duration.is_some_and(|seconds| now - self.started_ns >= seconds * SECOND_NS);
+        // Up to a pause all of them go: it begins when all stand before it.
+        let turns = ground.params.turns && (self.pause.past || ground.params.pause_before_message.is_none());
         let mut any = false;
         for (sender, qp) in senders.iter_mut().zip(qps) {
             if over {
                 sender.stop();
             }
             any |= sender.post(ground, qp, &mut self.pacer, now, &mut self.verdict)?;
+            if turns && !sender.is_done() {
+                break;
+            }
         }
         Ok(any)
     }

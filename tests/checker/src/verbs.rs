@@ -7,11 +7,13 @@
 #![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
 mod child;
+mod fences;
 mod memory;
 mod queue;
 
 pub use child::fork_idle_child;
-pub use memory::Region;
+pub use fences::{watch_fences, FenceSeen};
+pub use memory::{Region, Window};
 pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
 
 use crate::args::GidIndex;

@@ -10,6 +10,37 @@ extern "C" {
     fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int;
 }
 
+/// The memory of a region, to be looked at by any thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: nothing but copies is made of the memory, which the NIC writes at any time anyhow.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Copies into `out` what lies at this offset.
+    pub fn read(&self, at: u64, out: &mut [u8]) {
+        let inside = at.checked_add(out.len() as u64).is_some_and(|end| end <= self.len as u64);
+        assert!(inside, "a read outside of the region");
+        let from = self.base.as_ptr().wrapping_add(at as usize);
+        // SAFETY: the range was checked; `out` is memory of ours, so the two do not overlap. The NIC may write the
+        // region meanwhile: then the bytes are any, which is what the caller is here to find out.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+    }
+
+    /// One on memory of a test, which outlives it.
+    #[cfg(test)]
+    #[must_use]
+    pub fn of_test(memory: &[u8]) -> Self {
+        Self { base: NonNull::from(memory).cast(), len: memory.len() }
+    }
+}
+
 /// A piece of registered memory.
 #[derive(Debug)]
 pub struct Region {
@@ -63,11 +94,13 @@ impl Region {
 
     /// Copies into `out` what lies at this offset.
     pub fn read(&self, at: u64, out: &mut [u8]) {
-        assert!(self.contains(at, out.len() as u64), "a read outside of the region");
-        let from = self.base.as_ptr().wrapping_add(at as usize);
-        // SAFETY: the range was checked; `out` is memory of ours, so the two do not overlap. The NIC may write the
-        // region meanwhile: then the bytes are any, which is what the caller is here to find out.
-        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        self.window().read(at, out);
+    }
+
+    /// The same memory for other threads, to be read only. It must not be used once the region is closed.
+    #[must_use]
+    pub const fn window(&self) -> Window {
+        Window { base: self.base, len: self.len }
     }
 
     /// Copies `bytes` to this offset.
