@@ -12,6 +12,7 @@ mod lab_itself;
 mod loss;
 mod non_rdma;
 mod plain;
+mod race;
 mod shared_port;
 mod strangers;
 mod survive;
@@ -83,6 +84,7 @@ pub fn all() -> Vec<Scenario> {
         corners::scenarios(),
         loss::scenarios(),
         shared_port::scenarios(),
+        race::scenarios(),
         fail_open::scenarios(),
         strangers::scenarios(),
     ]
