@@ -281,6 +281,10 @@ pub struct Params {
     /// Post a quarter of the receives only, so that the receiver is often not ready.
     #[arg(long)]
     pub scarce_receives: bool,
+    /// The receiver overwrites a message as soon as it saw it (a WRITE by looking at the memory itself) and watches all
+    /// that it overwrote to the end of the run.
+    #[arg(long)]
+    pub reuse: bool,
     /// Let a queue pair end in an error: RETRY_EXC_ERR (at the other end none), and nothing but flushes behind it. What
     /// came before is judged as ever; each message that was posted and did not complete may have happened once, in order.
     #[arg(long)]
@@ -325,6 +329,9 @@ impl Params {
         if self.receiver_waits && self.messages > MAX_WAITING {
             return Err(format!("--receiver-waits takes at most {MAX_WAITING} messages"));
         }
+        if self.reuse && (self.size.min < 8 || self.duration.is_some() || self.scarce_receives) {
+            return Err("--reuse needs messages of 8 bytes and more, --messages, and all receives".to_owned());
+        }
         if self.may_fail && (self.receiver_waits || self.direction == Ways::Both) {
             return Err("--may-fail needs --direction one and a receiver that polls".to_owned());
         }
@@ -342,6 +349,11 @@ impl Params {
     pub fn mode(&self, qp: u16) -> Mode {
         let turn = usize::from(qp) % self.modes.len().max(1);
         self.modes.get(turn).copied().unwrap_or(Mode::Mixed)
+    }
+
+    /// Each message has memory of its own at the receiver.
+    pub const fn has_memory_for_all(&self) -> bool {
+        self.receiver_waits || self.reuse
     }
 
     /// Signalled work requests come this often, however long the queue is.
@@ -400,6 +412,7 @@ mod tests {
         assert!(Params { direction: Ways::Both, ..waits.clone() }.check().is_err());
         assert!(Params { duration: Some(1), ..waits.clone() }.check().is_err());
         assert!(Params { may_fail: true, ..waits.clone() }.check().is_err());
+        assert!(Params { reuse: true, ..Params::for_tests() }.check().is_err());
         assert!(Params { messages: 1 << 20, ..waits }.check().is_err());
         assert!(Params { pause_before_message: Some(1000), ..Params::for_tests() }.check().is_err());
     }

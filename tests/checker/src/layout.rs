@@ -24,7 +24,7 @@ impl Layout {
     pub fn new(params: &Params) -> Self {
         let depth = u64::from(params.depth);
         // Twice the depth: a slot rests, poisoned, for as many messages as may be in flight, before it is used again.
-        let ring = if params.receiver_waits { params.messages } else { 2 * depth };
+        let ring = if params.has_memory_for_all() { params.messages } else { 2 * depth };
         let receives = if params.scarce_receives { (ring / 4).max(1) } else { ring };
         Self {
             slot: round_up(u64::from(params.size.max.max(8) + GUARD_BYTES)),
@@ -153,8 +153,10 @@ mod tests {
 
     #[test]
     fn a_waiting_receiver_has_a_slot_for_every_message() {
-        let params = Params { receiver_waits: true, messages: 300, ..Params::for_tests() };
-        let layout = Layout::new(&params);
-        assert_eq!((layout.ring(), layout.receives()), (300, 300));
+        let waits = Params { receiver_waits: true, messages: 300, ..Params::for_tests() };
+        let reuses = Params { reuse: true, receiver_waits: false, ..waits.clone() };
+        for layout in [waits, reuses].map(|params| Layout::new(&params)) {
+            assert_eq!((layout.ring(), layout.receives()), (300, 300));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One run at one end: the only loop. It carries completions and notes to the flows and decides when the run is over.
 
-use crate::args::{Commit, Polling};
+use crate::args::{Commit, Mode, Polling};
 use crate::ground::Ground;
 use crate::judge::Kind;
 use crate::predict::{Queue, WrName};
@@ -142,12 +142,29 @@ impl Session {
     fn turn(&mut self, now: u64) -> Result<bool, String> {
         let noted = self.handle_notes(now)?;
         let polled = !self.sits_in_read() && self.handle_completions(now)?;
+        let looked = self.look(now);
         witness::publish(&self.parts.receivers);
         let posted = self.post(now)?;
         self.send_notes()?;
         self.pause_and_resume(now)?;
         self.advance_phase(now)?;
-        Ok(noted || polled || posted)
+        Ok(noted || polled || looked || posted)
+    }
+
+    /// Where the receiver looks at the memory itself: whether it found anything.
+    fn look(&mut self, now: u64) -> bool {
+        let Parts { ground, receivers, .. } = &mut self.parts;
+        if !ground.params.reuse || self.phase != Phase::Running {
+            return false;
+        }
+        let mut any = false;
+        for (qp, receiver) in (0..).zip(receivers) {
+            any |= ground.params.mode(qp) == Mode::Write && receiver.look(ground, &mut self.verdict);
+        }
+        if any {
+            self.progress_ns = now;
+        }
+        any
     }
 
     /// Whether this end is a receiver that does nothing but wait for the sender's word.

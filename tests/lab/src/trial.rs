@@ -47,6 +47,8 @@ pub enum Fault {
     Silence(Rail, Option<Host>),
     /// A rule of the wire.
     Rule(Rule),
+    /// Several, the first that takes a packet decides.
+    Rules(Vec<Rule>),
     /// A rail is gone for a moment: silent in both directions, or its interface down inside one host.
     Flap {
         /// Inside which host; none: on the wire.
@@ -83,6 +85,10 @@ impl Fault {
                 lab.wire().add(rule).map(|(_, at_ns)| at_ns)
             }
             Fault::Rule(rule) => lab.wire().add(rule.clone()).map(|(_, at_ns)| at_ns),
+            Fault::Rules(rules) => {
+                let installed = rules.iter().map(|rule| lab.wire().add(rule.clone()).map(|(_, at_ns)| at_ns));
+                Ok(installed.collect::<Result<Vec<u64>>>()?.first().copied().unwrap_or_default())
+            }
             Fault::Flap { host, rail, gone } => {
                 let wire = match host {
                     Some(_) => None,

@@ -77,6 +77,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             "acknowledgements of atomics, atomics, or both lost: done once, or an error and at most once",
             atomics,
         ),
+        Scenario::guests(
+            "shim-reuse",
+            "memory overwritten by its consumer at once, acknowledgements lost, 50 queue pairs: no old value comes back",
+            reuse,
+        ),
         Scenario::guests("shim-flap", "a rail gone for 50 ms with atomics outstanding: no error", flap),
     ]
 }
@@ -182,6 +187,53 @@ fn judge_atomics(name: &str, depth: u32, fallen: &[Value]) -> Result<()> {
         require(counted == acked + executed, || format!("{name}: {each}"))?;
     }
     Ok(())
+}
+
+/// Queue pairs whose consumer overwrites what it saw, and messages of each; twice, so 10,000 messages in all.
+const REUSE_QPS: u64 = 25;
+const REUSE_MESSAGES: u64 = 200;
+/// Queue pairs of the control.
+const GHOST_QPS: u64 = 8;
+/// Acknowledgements of each queue pair that pass first.
+const REUSE_SPARED: std::ops::Range<u64> = 1..120;
+
+/// Theorem 1's second trace: the message is executed, its acknowledgement lost, and the consumer has used the memory again when the sender
+/// learns of a fault. Then the same where no receiver is asked: a WRITE is done again, and the old value is back.
+fn reuse(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    let both = "write,write_imm";
+    let runs = [
+        ("first", both, REUSE_QPS, "psn"),
+        ("second", both, REUSE_QPS, "psn"),
+        ("unproven", "write", GHOST_QPS, "sender"),
+    ];
+    for (name, modes, qps, proof) in runs {
+        lab.reset()?;
+        let seed = Seed::new(seed, name).next_u64();
+        let shape = format!("--mode {modes} --qps {qps} --messages {REUSE_MESSAGES} --size 8..200 --depth 16");
+        let mut checker = Checker::gated(format!("{shape} {IMPATIENT} --reuse --seed {seed}"));
+        checker.env = vec![("SHIFT_PROOF", proof)];
+        let acks = || lost(&[opcode::ACK]).from(Host::B);
+        let spread = Spread { seed, low: REUSE_SPARED.start, high: REUSE_SPARED.end };
+        // When that many have passed in all, the rest is lost too, with the answers to probes: the path is dead.
+        let all = acks().after(qps * REUSE_SPARED.end / 3);
+        let fault = Fault::Rules(vec![all, acks().after_each(spread)]);
+        let (story, evidence) = run(lab, &checker.trial().fault(fault, Moment::Idle { qps }))?;
+        let told = if proof == "psn" {
+            judge_survival(&checker, &story, &evidence)?
+        } else {
+            let server = report(&story, Host::B)?;
+            let ghosts = number(&server, "stale")?;
+            require(ghosts > 0, || format!("no old value came back: the other runs prove nothing: {server}"))?;
+            Figures::new().with("ghost_writes", ghosts).with("received", number(&server, "received")?)
+        };
+        let agreement = agreement::judge(&story.records, &evidence, MTU)?;
+        let in_doubt =
+            || format!("a queue pair without a message that was executed and not acknowledged: {agreement:?}");
+        require(proof != "psn" || agreement.with_executed == qps, in_doubt)?;
+        figures.note(name, json!(told.with("agreement", agreement.in_words())));
+    }
+    Ok(figures)
 }
 
 /// As long as a link takes to train again.
