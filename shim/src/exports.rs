@@ -54,6 +54,10 @@ exported! {
     fn ibv_reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr = reg_mr_iova, else core::ptr::null_mut();
     /// The same with optional access flags.
     fn ibv_reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr = reg_mr_iova2, else core::ptr::null_mut();
+    /// Registers memory of another device: not on the standby, and that is said.
+    fn ibv_reg_dmabuf_mr(domain: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int) -> *mut ibv_mr = mr::reg_dmabuf, else core::ptr::null_mut();
+    /// Changes a registration: it is not on the standby any more, and that is said.
+    fn ibv_rereg_mr(region: *mut ibv_mr, flags: c_int, domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> c_int = mr::rereg, else -1;
     /// Withdraws both registrations.
     fn ibv_dereg_mr(region: *mut ibv_mr) -> c_int = mr::dereg, else libc::EIO;
     /// Makes a CQ.

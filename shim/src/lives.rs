@@ -11,14 +11,21 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// Lives per chunk: 32 KiB of pointers, taken when the first of them is used.
 const CHUNK: u32 = 4096;
 
-type Chunk = Box<[AtomicPtr<QpShadow>]>;
+/// A living QP, and its number, which may be looked at without following the pointer.
+#[derive(Default)]
+struct Place {
+    qp: AtomicPtr<QpShadow>,
+    qpn: AtomicU32,
+}
+
+type Chunk = Box<[Place]>;
 
 static TABLE: [OnceLock<Chunk>; (LIVES / CHUNK) as usize] = [const { OnceLock::new() }; (LIVES / CHUNK) as usize];
 static NEXT: AtomicU32 = AtomicU32::new(1);
 static WRITERS: Mutex<()> = Mutex::new(());
 
 #[inline]
-fn place(life: u32) -> Option<&'static AtomicPtr<QpShadow>> {
+fn place(life: u32) -> Option<&'static Place> {
     TABLE.get((life / CHUNK) as usize)?.get()?.get((life % CHUNK) as usize)
 }
 
@@ -26,7 +33,7 @@ fn place(life: u32) -> Option<&'static AtomicPtr<QpShadow>> {
 pub fn next() -> u32 {
     loop {
         let life = NEXT.fetch_add(1, Ordering::Relaxed) & (LIVES - 1);
-        if life != 0 && place(life).is_none_or(|place| place.load(Ordering::Relaxed).is_null()) {
+        if life != 0 && place(life).is_none_or(|place| place.qp.load(Ordering::Relaxed).is_null()) {
             return life;
         }
     }
@@ -37,17 +44,25 @@ pub fn begin(qp: &Arc<QpShadow>) {
     let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
     let life = qp.life;
     if let Some(chunk) = TABLE.get((life / CHUNK) as usize) {
-        chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect());
+        chunk.get_or_init(|| (0..CHUNK).map(|_| Place::default()).collect());
     }
     if let Some(place) = place(life) {
-        place.store(Arc::into_raw(Arc::clone(qp)).cast_mut(), Ordering::Release);
+        place.qpn.store(qp.qpn, Ordering::Relaxed);
+        place.qp.store(Arc::into_raw(Arc::clone(qp)).cast_mut(), Ordering::Release);
     }
 }
 
-/// The QP of a tag. See the module's text for how long the reference is good.
+/// The QP of a tag, if its number is this one (`None`: any). See the module's text for how long the reference is good.
+///
+/// The number is looked at first: the `wr_id` of a QP that was made past this library may look like the tag of one that does not complete here, and
+/// whose locks nobody holds.
 #[inline]
-pub fn get<'a>(life: u32) -> Option<&'a QpShadow> {
-    let found = place(life)?.load(Ordering::Acquire);
+pub fn get<'a>(life: u32, qpn: Option<u32>) -> Option<&'a QpShadow> {
+    let place = place(life)?;
+    if qpn.is_some_and(|qpn| place.qpn.load(Ordering::Relaxed) != qpn) {
+        return None;
+    }
+    let found = place.qp.load(Ordering::Acquire);
     // SAFETY: the pointer came from `Arc::into_raw`; the caller holds a lock that `end`'s caller needs, so it stays counted.
     unsafe { found.as_ref() }
 }
@@ -55,7 +70,7 @@ pub fn get<'a>(life: u32) -> Option<&'a QpShadow> {
 /// A counted reference to a QP, for the agent.
 pub fn arc(life: u32) -> Option<Arc<QpShadow>> {
     let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = place(life)?.load(Ordering::Acquire);
+    let found = place(life)?.qp.load(Ordering::Acquire);
     if found.is_null() {
         return None;
     }
@@ -74,7 +89,7 @@ pub fn all() -> Vec<Arc<QpShadow>> {
 /// may have left the writers' lock taken.
 pub fn visit_alone(visit: impl Fn(&QpShadow)) {
     for life in 1..NEXT.load(Ordering::Relaxed).min(LIVES) {
-        if let Some(qp) = get(life) {
+        if let Some(qp) = get(life, None) {
             visit(qp);
         }
     }
@@ -83,7 +98,7 @@ pub fn visit_alone(visit: impl Fn(&QpShadow)) {
 /// Ends a life. The caller holds the locks of both CQs of the QP.
 pub fn end(life: u32) -> Option<Arc<QpShadow>> {
     let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = place(life)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    let found = place(life)?.qp.swap(core::ptr::null_mut(), Ordering::AcqRel);
     // SAFETY: `begin` stored it from `Arc::into_raw`; the swap makes this the only place that takes it back.
     (!found.is_null()).then(|| unsafe { Arc::from_raw(found) })
 }

@@ -97,6 +97,10 @@ real_functions! {
     fn ibv_reg_mr_iova(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr = core::ptr::null_mut();
     /// Registers memory under another address, with optional access flags.
     fn ibv_reg_mr_iova2(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Registers memory of another device.
+    fn ibv_reg_dmabuf_mr(pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Changes a registration.
+    fn ibv_rereg_mr(mr: *mut ibv_mr, flags: c_int, pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> c_int = -1;
     /// Withdraws a registration.
     fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int = libc::ENOSYS;
     /// Makes a CQ.

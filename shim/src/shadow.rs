@@ -128,8 +128,8 @@ pub struct CqInner {
     pub parked: Vec<(ibv_wc, Source)>,
     /// QP numbers of QPs without a shadow.
     pub foreign: Vec<u32>,
-    /// Numbers of recorded QPs that were destroyed lately: what is left of them in the provider's CQ is dropped.
-    pub gone: VecDeque<u32>,
+    /// Recorded QPs that were destroyed lately, number and life: what is left of them in the provider's CQ is dropped.
+    pub gone: VecDeque<(u32, u32)>,
     /// Depths of the QPs that use this CQ, summed: the room that flushes may need.
     pub depth: u32,
     /// The application destroyed the CQ.
@@ -576,6 +576,8 @@ pub struct QpCold {
     pub connected: [Option<Connected>; 2],
     /// The path in use.
     pub path: u8,
+    /// Source GIDs of the paths, chosen once: their index may differ whenever they are used.
+    pub gids: [Option<ibv_gid_entry>; 2],
     /// Reports of earlier incarnations that the peer may still need.
     pub reports: Vec<IncarnationReport>,
     /// Incarnations that entries of the ledger may have been posted on.
@@ -618,6 +620,8 @@ pub struct Incarnation {
     pub posted: u64,
     /// Receive-consuming entries that completed on it, frozen at its fence.
     pub completed_receives: u64,
+    /// Receive-consuming entries that were posted on it, frozen at its fence.
+    pub posted_receives: u64,
     /// The fence is over: the numbers above are final.
     pub closed: bool,
 }
@@ -647,6 +651,7 @@ impl QpCold {
             twin: None,
             connected: [None, None],
             path: 0,
+            gids: [None, None],
             reports: Vec::new(),
             incarnations: Vec::new(),
             fence: None,

@@ -217,7 +217,9 @@ impl Qp {
             if self.probe_key(path).is_none_or(|(key, _)| key != outcome.key) {
                 continue;
             }
-            if outcome.answered {
+            if !outcome.was_tried {
+                self.note_silent(world, path, outcome.started, now);
+            } else if outcome.answered {
                 self.note_alive(path, outcome.started, now);
                 self.handle_answered(world, path, outcome.started, now);
             } else {
@@ -334,7 +336,11 @@ impl Qp {
         state.armed = false;
         self.feed_mirror(world, now, Input::PathDisarmed(path));
         self.feed(world, now, Input::PathDisarmed(path));
-        // On its first path and with nothing to move to, a fault is the application's, at once.
+        self.unmask_if_alone(world);
+    }
+
+    /// On its first path and with nothing to move to, a fault is the application's, at once.
+    pub fn unmask_if_alone(&mut self, world: &World) {
         if self.machine.as_ref().is_some_and(|m| !m.is_armed()) && self.is_quiet() && self.current() == PathId::PRIMARY
         {
             self.mask(world, false);
@@ -359,8 +365,16 @@ impl Qp {
         self.tick_paths(world, now);
     }
 
+    /// What was sought is found, or not needed any more.
+    pub fn stop_seek(&mut self, world: &mut World) {
+        self.seek = None;
+        let keys: Vec<_> = PATHS.into_iter().filter_map(|path| self.probe_key(path)).map(|(key, _)| key).collect();
+        world.probes.slow_down(DEAD_PACE_US, |key| keys.contains(key));
+    }
+
     /// One path is probed at once.
     pub fn probe_now(&mut self, world: &mut World, path: PathId, now: Micros) {
+        debug_assert!(!self.peer_gone, "there is nobody to answer");
         if let Some(state) = self.path_mut(path) {
             (state.wanted, state.probe_due) = (false, now);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
 use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
-use shift_proto::migrate::{Handshake, Input};
+use shift_proto::migrate::{Handshake, Input, Stage};
 
 use crate::address::{canonical, with_port};
 use crate::clock;
@@ -112,9 +112,13 @@ impl Core {
         for (life, qp) in &self.qps {
             self.world.data.set_armed(*life, false);
             // An error that the shim keeps, or a post that waits for a key of the standby, would wait for ever.
-            let waits = self.world.data.in_error(*life) || qp.current() != PathId::PRIMARY;
-            if !qp.is_quiet() || waits {
+            let is_left = qp.machine.as_ref().is_some_and(|m| m.state().stage != Stage::Running);
+            let waits = self.world.data.in_error(*life) || is_left || qp.current() != PathId::PRIMARY;
+            if waits {
                 self.world.data.surface(*life, None);
+            } else if !qp.is_quiet() {
+                // Nothing was fenced: the connection is healthy, or will have its own error.
+                self.world.data.release(*life);
             }
         }
     }
@@ -135,10 +139,11 @@ impl Core {
     fn deadline(&self, now: Micros) -> Option<Micros> {
         let machines = self.qps.values().filter_map(Qp::machine_due);
         let paths = self.qps.values().filter_map(Qp::paths_due);
-        let brisk = self.world.probes.is_busy() || self.qps.values().any(|q| !q.is_quiet());
+        let brisk = self.qps.values().any(|q| !q.is_quiet());
         let masked = self.qps.values().any(|q| q.masked);
         let others = [
             brisk.then_some(now + Micros(BRISK_US)),
+            self.world.probes.deadline(now),
             masked.then_some(self.swept + Micros(SWEEP_US)),
             (!self.world.loopback.is_empty()).then_some(now),
             self.directory.deadline(),

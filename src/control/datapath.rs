@@ -191,8 +191,10 @@ pub trait DataPath: Send + Sync {
     fn void_remote_keys(&self);
     /// Every peer confirmed that this key of ours is withdrawn: the number may be given out again.
     fn withdrawal_confirmed(&self, device: DeviceId, rkey: u32);
-    /// Evidence of incarnations below this epoch is not needed any more.
+    /// The peer needs no report of incarnations below this epoch any more.
     fn forget(&self, qp: QpLife, below: Epoch);
+    /// No entry of the ledger was posted on an incarnation below this epoch any more.
+    fn forget_incarnations(&self, qp: QpLife, below: Epoch);
     /// Looks at every CQ with outstanding work of protected QPs that the application has not polled lately; may send events.
     fn sweep(&self);
     /// Reads what the async fd of the shim's own context of that device has (see [`Event::DeviceOpened`]); sends [`Event::Port`]. Never blocks.

@@ -5,7 +5,7 @@
 //! the channel before the new one exists.
 
 use shift_proto::frame::Frame;
-use shift_proto::id::{Epoch, Micros, Tuple, WrSeq};
+use shift_proto::id::{Epoch, Micros, PathId, Tuple, WrSeq};
 use shift_proto::ledger::{IncarnationReport, Plan};
 use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
 
@@ -64,6 +64,7 @@ impl Qp {
             self.seek = None;
             self.mask(world, false);
         }
+        self.unmask_if_alone(world);
         let healed = state.stage == Stage::Running && state.attempt == Attempt::Idle;
         if healed && self.record.as_ref().is_some_and(|r| !r.has(Phase::Committed)) {
             self.record = None;
@@ -79,7 +80,7 @@ impl Qp {
         match effect {
             Effect::Send(msg) => self.send(world, msg),
             Effect::Seek => self.start_seek(world, now),
-            Effect::StopSeek => self.seek = None,
+            Effect::StopSeek => self.stop_seek(world),
             Effect::Exclude => self.exclude(world),
             Effect::Release => self.release(world),
             Effect::Fence => {
@@ -88,7 +89,7 @@ impl Qp {
                 self.job = Job::Fencing;
             }
             Effect::Repost { tuple } => {
-                self.job = Job::Reposting { tuple, due: now, tries: 0 };
+                self.job = Job::Reposting { tuple, due: self.quiet_from(world, tuple.target, now), tries: 0 };
                 let done = self.try_repost(world, now);
                 self.inputs.extend(done);
             }
@@ -132,13 +133,26 @@ impl Qp {
         changed.then_some(Input::Hold(hold)).into_iter().chain([Input::Excluded]).collect()
     }
 
+    /// A replay that was interrupted goes on where it was, with posters kept out as before: what is held comes after the rest of the plan, and
+    /// never after a stop.
     fn release(&mut self, world: &World) {
+        let in_replay = matches!(self.paused, Some(Job::Replaying { .. } | Job::Stopping { .. }));
+        self.job = self.paused.take().unwrap_or(Job::Idle);
+        if in_replay {
+            return;
+        }
         self.excluded = false;
         if !self.mirror.as_ref().is_some_and(Mirror::keeps_out) {
             world.data.release(self.life);
         }
-        self.job = self.paused.take().unwrap_or(Job::Idle);
         self.held = true;
+    }
+
+    /// When nothing of an earlier incarnation arrives on a path any more. The same QP object is connected again there, and after millions of packets
+    /// the new numbers are not certain to lie outside the window of the old ones.
+    fn quiet_from(&self, world: &World, path: PathId, now: Micros) -> Micros {
+        let fenced = self.path(path).and_then(|state| state.fenced);
+        fenced.map_or(now, |fenced| now.max(fenced + world.config.deadlines.packet_lifetime))
     }
 
     fn try_repost(&mut self, world: &World, now: Micros) -> Option<Input> {
@@ -296,7 +310,7 @@ impl Qp {
         let inputs = match &self.job {
             Job::Idle => Vec::new(),
             Job::Excluding => self.try_exclude(world),
-            Job::Fencing => self.poll_fence(world).into_iter().collect(),
+            Job::Fencing => self.poll_fence(world, now).into_iter().collect(),
             Job::Reposting { .. } => self.try_repost(world, now).into_iter().collect(),
             Job::Replaying { .. } => self.drive_replay(world, now).into_iter().collect(),
             Job::Retiring { below, from } => self.poll_retiring(world, *below, *from),
@@ -320,13 +334,16 @@ impl Qp {
         self.post_held(world, now);
     }
 
-    fn poll_fence(&mut self, world: &World) -> Option<Input> {
+    fn poll_fence(&mut self, world: &World, now: Micros) -> Option<Input> {
         let (reports, complete) = match world.data.poll_fence(self.life) {
             FenceProgress::Pending => return None,
             FenceProgress::Fenced(reports) => (reports, true),
             FenceProgress::Failed(reports) => (reports, false),
         };
         self.job = Job::Idle;
+        if let Some(left) = self.path_mut(self.at) {
+            left.fenced = Some(now);
+        }
         world.data.admit(self.life, &mut self.ledger);
         let reports: Vec<IncarnationReport> = reports.into_iter().map(|r| world.config.proof.limit(r)).collect();
         for report in &reports {
@@ -378,9 +395,9 @@ impl Qp {
             }
         };
         if let Some(status) = failure {
-            self.held = false;
-            world.data.surface(self.life, status);
-            self.feed(world, now, Input::ApplicationError);
+            (self.held, self.status) = (false, status);
+            self.note_why("a post that waited for the new path was refused");
+            self.feed(world, now, Input::ReplayFailed);
         }
     }
 
@@ -422,7 +439,7 @@ impl Qp {
         }
         match phase {
             Phase::Committed => self.handle_committed(world, now),
-            Phase::Resumed => self.forget_retired(),
+            Phase::Resumed => self.forget_retired(world),
             Phase::Trigger
             | Phase::ClaimSent
             | Phase::Accepted
@@ -436,9 +453,10 @@ impl Qp {
     }
 
     /// What was replayed has retired: the ledger needs no incarnation below this one.
-    fn forget_retired(&mut self) {
+    fn forget_retired(&mut self, world: &World) {
         if let Some(epoch) = self.machine.as_ref().map(Machine::epoch) {
             self.ledger.forget(epoch);
+            world.data.forget_incarnations(self.life, epoch);
         }
     }
 

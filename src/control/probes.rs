@@ -15,6 +15,10 @@ use crate::qp::{end_of, offer_of};
 
 /// How long an offer waits for its answer before it is sent again.
 const RESEND_US: u64 = 100_000;
+/// How long the other end may take to connect its queue pair: round trips on a slow control connection.
+const OFFER_LIMIT_US: u64 = 1_000_000;
+/// How often the completion of a probe in the air is asked for.
+const POLL_US: u64 = 1_000;
 /// Probe queue pairs that one peer process may make this one open.
 const MAX_ANSWERING: usize = 64;
 
@@ -40,14 +44,17 @@ pub struct Outcome {
     pub ended: Micros,
     /// The data round trip completed.
     pub answered: bool,
+    /// It went out. If not, the queue pairs of the probe could not be connected in time, at whichever end: no word about a path that is only to be
+    /// kept ready, but none for a path that is suspected either.
+    pub was_tried: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Not connected; tried again then.
     Broken(Micros),
-    /// The other end was asked to connect, then.
-    Offered(Micros),
+    /// The other end was asked to connect: first, and last.
+    Offered { first: Micros, last: Micros },
     /// Connected, nothing posted.
     Idle,
     /// Posted then.
@@ -114,9 +121,16 @@ impl Probes {
         }
     }
 
-    /// Whether something is in the air or wanted.
-    pub fn is_busy(&self) -> bool {
-        self.own.values().any(|p| p.wanted.is_some() || matches!(p.state, State::Flying(_)))
+    /// When [`Probes::tick`] has something to do.
+    pub fn deadline(&self, now: Micros) -> Option<Micros> {
+        let unsent = (!self.frames.is_empty()).then_some(now);
+        self.own.values().filter(|p| p.wanted.is_some()).map(|p| p.due(now)).chain(unsent).min()
+    }
+
+    /// Nobody is in a hurry any more: what is still wanted of these paths is tried at this pace at most.
+    pub fn slow_down(&mut self, pace_us: u64, is_concerned: impl Fn(&ProbeKey) -> bool) {
+        let wanted = self.own.iter_mut().filter(|(key, _)| is_concerned(key)).filter_map(|(_, p)| p.wanted.as_mut());
+        wanted.for_each(|want| want.pace_us = want.pace_us.max(pace_us));
     }
 
     /// Frames that are to go to peers since the last call.
@@ -165,7 +179,7 @@ impl Probes {
     fn own_mut(&mut self, peer: ProcessId, frame: &ProbeFrame) -> Option<&mut Probe> {
         let found = self.own.iter_mut().find(|(key, probe)| key.peer == peer && probe.id == frame.pair);
         let probe = found.map(|(_, probe)| probe)?;
-        (probe.generation == frame.generation && matches!(probe.state, State::Offered(_))).then_some(probe)
+        (probe.generation == frame.generation && matches!(probe.state, State::Offered { .. })).then_some(probe)
     }
 
     fn handle_accept(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame) {
@@ -260,9 +274,20 @@ impl Probes {
 }
 
 impl Probe {
+    fn due(&self, now: Micros) -> Micros {
+        match self.state {
+            State::Broken(due) => due,
+            State::Offered { last, .. } => last + Micros(RESEND_US),
+            State::Idle => now,
+            State::Flying(_) => now + Micros(POLL_US),
+        }
+    }
+
     fn poll(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros) -> Option<Outcome> {
-        let State::Flying(started) = self.state else {
-            return None;
+        let started = match self.state {
+            State::Flying(started) => started,
+            State::Offered { first, .. } => return self.give_up_offer(key, first, now),
+            State::Broken(_) | State::Idle => return None,
         };
         let (local, _) = self.local?;
         let answered = match data.probe_poll(local) {
@@ -279,7 +304,15 @@ impl Probe {
         } else {
             self.break_off(now);
         }
-        Some(Outcome { key: *key, started, ended: now, answered })
+        Some(Outcome { key: *key, started, ended: now, answered, was_tried: true })
+    }
+
+    /// The other end does not connect, or this one cannot: the probe begins anew.
+    fn give_up_offer(&mut self, key: &ProbeKey, first: Micros, now: Micros) -> Option<Outcome> {
+        (self.wanted.is_some() && now.since(first).0 > OFFER_LIMIT_US).then(|| {
+            self.break_off(now);
+            Outcome { key: *key, started: first, ended: now, answered: false, was_tried: false }
+        })
     }
 
     /// Does what is next for an answer that is wanted; a frame if the other end is needed.
@@ -287,7 +320,7 @@ impl Probe {
         self.wanted?;
         match self.state {
             State::Broken(due) if now >= due => self.offer(key, data, now),
-            State::Offered(sent) if now.since(sent).0 >= RESEND_US => self.offer(key, data, now),
+            State::Offered { last, .. } if now.since(last).0 >= RESEND_US => self.offer(key, data, now),
             State::Idle => {
                 let (local, _) = self.local?;
                 match data.probe_start(local) {
@@ -296,7 +329,7 @@ impl Probe {
                 }
                 None
             }
-            State::Broken(_) | State::Offered(_) | State::Flying(_) => None,
+            State::Broken(_) | State::Offered { .. } | State::Flying(_) => None,
         }
     }
 
@@ -308,10 +341,14 @@ impl Probe {
             self.state = State::Broken(now + Micros(RESEND_US));
             return None;
         };
-        if matches!(self.state, State::Broken(_)) {
-            self.generation = self.generation.wrapping_add(1);
-        }
-        self.state = State::Offered(now);
+        let first = match self.state {
+            State::Offered { first, .. } => first,
+            State::Broken(_) | State::Idle | State::Flying(_) => {
+                self.generation = self.generation.wrapping_add(1);
+                now
+            }
+        };
+        self.state = State::Offered { first, last: now };
         Some(self.frame(key, ProbeStep::Offer, &end))
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct PathState {
     pub confirm_due: Micros,
     /// When the peer last said its own.
     pub heard: Micros,
+    /// When an incarnation on it was fenced last: packets of it may still be on their way.
+    pub fenced: Option<Micros>,
 }
 
 /// The other end.
@@ -83,6 +85,8 @@ pub(crate) struct Qp {
     pub facts: ConnectionFacts,
     /// The process at the other end.
     pub process: Option<ProcessId>,
+    /// It has ended: nothing is probed any more.
+    pub peer_gone: bool,
     pub remote: Option<Remote>,
     /// The peer's last offer, as it came.
     pub heard: Option<Offer>,
@@ -137,6 +141,7 @@ impl Qp {
             me: EndpointId { process, life: life.0, side: 0 },
             facts,
             process: None,
+            peer_gone: false,
             remote: None,
             heard: None,
             own: None,
@@ -259,6 +264,9 @@ impl Qp {
 
     /// The port of a device went down or came up.
     pub fn handle_port(&mut self, world: &mut World, device: DeviceId, up: bool, now: Micros) {
+        if self.peer_gone {
+            return;
+        }
         for path in PATHS {
             if let Some(state) = self.path_mut(path).filter(|s| s.device == Some(device)) {
                 (state.probe_due, state.wanted) = (now, false);
@@ -286,8 +294,8 @@ impl Qp {
             (path.own_ready, path.peer_ready, path.armed, path.wanted) = (false, false, false, false);
             path.probe_due = Micros::MAX;
         }
-        self.seek = None;
-        self.heard_here = true;
+        (self.seek, self.stall) = (None, None);
+        (self.peer_gone, self.heard_here) = (true, true);
     }
 
     /// The first epoch to which the connection may move.

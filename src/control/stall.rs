@@ -5,6 +5,7 @@
 //! queue pair: a receiver that answers RNR for minutes is no dead path. Dead is a path whose probes fail **and** whose peer's process
 //! was heard meanwhile: if nothing of that host answers it is the host, and moving would not help.
 
+use shift_proto::frame::Frame;
 use shift_proto::id::{Micros, PathId, WrSeq};
 use shift_proto::migrate::{Attempt, Cause, Input, Stage};
 
@@ -50,6 +51,10 @@ impl Qp {
         if stall.suspected.is_none() && now.since(stall.since).0 >= wait_us {
             (stall.suspected, stall.failures) = (Some(now), 0);
             self.probe_now(world, self.current(), now);
+            // Its next word must not have to wait for the heartbeat, whose interval is the operator's.
+            if let Some(process) = self.process.filter(|_| !self.is_own_peer()) {
+                world.send(process, Frame::Ping { stamp: now.0 });
+            }
         }
     }
 
@@ -57,7 +62,7 @@ impl Qp {
     fn oldest_waiting(&self, world: &World) -> Option<WrSeq> {
         let state = self.machine.as_ref()?.state();
         let settled = matches!((state.stage, state.attempt), (Stage::Running | Stage::Replaying, Attempt::Idle));
-        if !self.masked || self.seek.is_some() || !settled {
+        if !self.masked || self.peer_gone || self.seek.is_some() || !settled {
             return None;
         }
         let oldest = world.data.retired_below(self.life);

@@ -126,7 +126,8 @@ impl Psn {
     /// How many different PSNs there are.
     pub const COUNT: u64 = 1 << 24;
     /// How far the first PSNs of two epochs of one path lie apart. Odd, so that it takes 2^24 epochs until one recurs;
-    /// 2^22, so that what an old incarnation still has in flight lies outside the window of the next three.
+    /// 2^22, so that what a short-lived incarnation still has in flight lies outside the window of the next three. A long-lived one has moved its
+    /// window anywhere: its path is used again only after the packet lifetime.
     const EPOCH_STRIDE: u32 = 0x0040_0001;
 
     /// The low 24 bits of `value`.

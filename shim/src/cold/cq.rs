@@ -62,10 +62,14 @@ pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
     if needed <= has {
         return Ok(());
     }
-    let Ok(entries) = c_int::try_from(needed) else { return Err("its queues are deeper than any CQ".to_owned()) };
+    let Ok(entries) = c_int::try_from(needed) else {
+        shrink(cq, depth);
+        return Err("its queues are deeper than any CQ".to_owned());
+    };
     // SAFETY: the application's CQ is live: a QP was just made on it.
     let errno = unsafe { real::ibv_resize_cq(cq.cq.0, entries) };
     if errno != 0 {
+        shrink(cq, depth);
         return Err(format!("its CQ cannot be grown to the {needed} entries that a fault may flush (errno {errno})"));
     }
     // `ibv_cq::cqe` now says the larger size, and has to: mlx5 and hns reckon with it when they poll.

@@ -170,6 +170,12 @@ impl DataPath for Shim {
         Self::with(qp, (), |qp| {
             let mut cold = qp.cold();
             cold.reports.retain(|report| report.epoch >= below);
+        });
+    }
+
+    fn forget_incarnations(&self, qp: QpLife, below: Epoch) {
+        Self::with(qp, (), |qp| {
+            let mut cold = qp.cold();
             cold.incarnations.retain(|incarnation| !incarnation.closed || incarnation.epoch >= below.0);
         });
     }

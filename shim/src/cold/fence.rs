@@ -24,13 +24,12 @@ const GRACE: Duration = Duration::from_millis(200);
 /// Begins: the QP must be excluded.
 pub fn begin(qp: &QpShadow) {
     let mut cold = qp.cold();
-    if cold.fence.is_some() || !cold.alive {
+    if cold.fence.is_some() || !cold.alive || is_fenced(&cold) {
         return;
     }
     // Also where it became unprotected after the end had agreed to move: the flushes of this fence are not the application's.
-    if matches!(qp.stance(), Stance::Armed | Stance::Recording) {
-        qp.stand(Stance::Masking);
-    }
+    let _ = qp.step(Stance::Armed, Stance::Masking) || qp.step(Stance::Recording, Stance::Masking);
+    hold_receives(qp);
     let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, |object| twin::to_state(object, IBV_QPS_ERR));
     cold.fence = Some(Fence {
         began: Instant::now(),
@@ -38,6 +37,23 @@ pub fn begin(qp: &QpShadow) {
         send_tail: qp.sq.ring.tail(),
         recv_tail: posted_receives(qp),
     });
+}
+
+/// The last incarnation is fenced already, for a migration that went no further: in RESET the QP cannot be moved to ERR again, and need not be.
+fn is_fenced(cold: &QpCold) -> bool {
+    cold.incarnations.last().is_some_and(|last| {
+        last.closed && cold.reports.iter().any(|report| report.epoch == Epoch(last.epoch) && report.fenced)
+    })
+}
+
+/// From here on receives are recorded only. Not from the exclusion on, as sends are: until the fence the peer's NIC goes on sending, and without
+/// receives it would run into RNR on a path that may be healthy.
+fn hold_receives(qp: &QpShadow) {
+    let mut poster = qp.rq.poster.lock();
+    if poster.mode == PostMode::Direct {
+        poster.mode = PostMode::Held;
+        poster.held_from = qp.rq.ring.tail();
+    }
 }
 
 /// Receives that a NIC has seen: those recorded while held were not posted.
@@ -56,14 +72,16 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
         poll::sweep(&qp.recv_cq);
     }
     let mut cold = qp.cold();
-    let Some(fence) = cold.fence else { return FenceProgress::Failed(cold.reports.clone()) };
+    let Some(fence) = cold.fence else {
+        let reports = cold.reports.clone();
+        return if is_fenced(&cold) { FenceProgress::Fenced(reports) } else { FenceProgress::Failed(reports) };
+    };
     if !fence.in_error || !cold.alive {
         cold.fence = None;
         close(qp, &mut cold, None, false);
         return FenceProgress::Failed(cold.reports.clone());
     }
-    let sends_back = (qp.sq.ring.head()..fence.send_tail)
-        .all(|seq| qp.sq.ring.slot(seq).has(ring::FLUSHED | ring::HELD | ring::DONE));
+    let sends_back = are_sends_back(qp, fence.send_tail);
     let receives_back = qp.rq.ring.head() + qp.rq.flushed.load(Relaxed) >= fence.recv_tail;
     let waited = fence.began.elapsed();
     if !(sends_back && receives_back) && waited <= GRACE {
@@ -78,6 +96,17 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
     } else {
         FenceProgress::Failed(cold.reports.clone())
     }
+}
+
+/// Nothing more will be heard of the sends. One without a signal that the peer acknowledged gives no completion at all: a flush behind it says that its time
+/// is over.
+pub fn are_sends_back(qp: &QpShadow, tail: u64) -> bool {
+    let mut is_later_back = false;
+    (qp.sq.ring.head()..tail).rev().all(|seq| {
+        let slot = qp.sq.ring.slot(seq);
+        is_later_back |= slot.has(ring::FLUSHED);
+        slot.has(ring::FLUSHED | ring::HELD | ring::DONE) || (is_later_back && !slot.has(ring::NIC_SIGNALLED))
+    })
 }
 
 /// RESET, then the packet number that the responder expects next.
@@ -120,6 +149,7 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
         incarnation.completed = frozen.completed;
         incarnation.posted = frozen.posted;
         incarnation.completed_receives = frozen.completed_receives;
+        incarnation.posted_receives = frozen.posted_receives;
     }
     let epoch = incarnation.epoch;
     let proof = sample.map_or(Proof::None, |psn| proof_of(qp, path, psn, receives_back));
@@ -146,6 +176,7 @@ struct Frozen {
     completed: u64,
     posted: u64,
     completed_receives: u64,
+    posted_receives: u64,
 }
 
 /// Packet numbers and receives of the incarnation that just ended.
@@ -167,6 +198,7 @@ fn freeze(qp: &QpShadow) -> Frozen {
         completed,
         posted: poster.psn_next,
         completed_receives: poster.consuming - outstanding_receives,
+        posted_receives: poster.consuming,
     }
 }
 

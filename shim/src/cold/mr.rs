@@ -221,6 +221,72 @@ fn may_be_read(addr: usize, length: usize) -> bool {
     })
 }
 
+/// `ibv_reg_dmabuf_mr`: the memory is another device's, which nobody showed to work with both NICs.
+///
+/// # Safety
+/// As `ibv_reg_dmabuf_mr`.
+pub unsafe fn reg_dmabuf(
+    domain: *mut ibv_pd,
+    offset: u64,
+    length: usize,
+    iova: u64,
+    fd: c_int,
+    access: c_int,
+) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let region = unsafe { real::ibv_reg_dmabuf_mr(domain, offset, length, iova, fd, access) };
+    if let Some(pd) = pd::PDS.get(domain).filter(|_| !region.is_null()) {
+        enter_without_twin(pd, region, access as u32);
+    }
+    region
+}
+
+/// `ibv_rereg_mr`: the twin is of the memory as it was, so it goes, whatever becomes of the call.
+///
+/// # Safety
+/// As `ibv_rereg_mr`.
+pub unsafe fn rereg(
+    region: *mut ibv_mr,
+    flags: c_int,
+    domain: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> c_int {
+    // SAFETY: the registration is the application's and live; libibverbs writes its PD only in this very call.
+    let before = unsafe { (*region).pd };
+    let known = MRS.remove(region);
+    if let Some(shadow) = &known {
+        by_lkey().remove(&(shadow.device, shadow.lkey));
+        void_caches();
+        withdraw_twin(shadow);
+    }
+    // SAFETY: passed on.
+    let status = unsafe { real::ibv_rereg_mr(region, flags, domain, addr, length, access) };
+    if known.is_some() {
+        // SAFETY: as above.
+        let after = unsafe { (*region).pd };
+        for pd in [before, after].into_iter().filter_map(|pd| pd::PDS.get(pd)) {
+            note_lack(pd, u32::MAX);
+        }
+        if let Some(pd) = pd::PDS.get(after) {
+            enter_without_twin(pd, region, u32::MAX);
+        }
+    }
+    status
+}
+
+/// A registration that the standby does not have.
+fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
+    // SAFETY: the registration was just made, or changed.
+    let ibv_mr { lkey, rkey, length, .. } = unsafe { region.read() };
+    note_lack(pd, access);
+    let (device, length) = (pd.device, length as u64);
+    let shadow = Arc::new(MrShadow { device, lkey, rkey, iova: 0, length, readable: false, twin: None, twin_lkey: 0 });
+    by_lkey().insert((device, lkey), Arc::clone(&shadow));
+    MRS.insert(region, shadow);
+}
+
 /// `ibv_dereg_mr`: the twin goes first, so that nothing outlives the application's call.
 ///
 /// # Safety
@@ -232,6 +298,13 @@ pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
     };
     by_lkey().remove(&(shadow.device, shadow.lkey));
     void_caches();
+    withdraw_twin(&shadow);
+    // SAFETY: passed on.
+    unsafe { real::ibv_dereg_mr(mr) }
+}
+
+/// Withdraws the registration on the standby, and tells the peers. The shadow was taken out of the tables before.
+fn withdraw_twin(shadow: &MrShadow) {
     if let Some(twin) = shadow.twin {
         if process::get().is_some() {
             *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
@@ -244,6 +317,4 @@ pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
             crate::cold::reaper::dereg_mr(twin);
         }
     }
-    // SAFETY: passed on.
-    unsafe { real::ibv_dereg_mr(mr) }
 }

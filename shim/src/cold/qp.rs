@@ -78,6 +78,7 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
 fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -> Result<(), String> {
     let Shadows { pd, send_cq, recv_cq } = shadows;
     grow_cqs(&send_cq, &recv_cq, &init.cap)?;
+    let room = (Arc::clone(&send_cq), Arc::clone(&recv_cq));
     for cq in [&send_cq, &recv_cq] {
         let mut inner = cq.inner.lock();
         inner.foreign.retain(|foreign| *foreign != qpn);
@@ -86,6 +87,7 @@ fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -
     let ops = send_cq.ops;
     let shadow = Arc::new(QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), ops));
     if !QPS.insert(qp, Arc::clone(&shadow)) {
+        shrink_cqs(&room.0, &room.1, &init.cap);
         return Err("this process has more QPs than the shim can keep apart".to_owned());
     }
     lives::begin(&shadow);
@@ -97,7 +99,15 @@ fn grow_cqs(send_cq: &Arc<CqShadow>, recv_cq: &Arc<CqShadow>, cap: &ibv_qp_cap) 
         return cq::grow(send_cq, cap.max_send_wr.saturating_add(cap.max_recv_wr));
     }
     cq::grow(send_cq, cap.max_send_wr)?;
-    cq::grow(recv_cq, cap.max_recv_wr)
+    cq::grow(recv_cq, cap.max_recv_wr).inspect_err(|_| cq::shrink(send_cq, cap.max_send_wr))
+}
+
+fn shrink_cqs(send_cq: &Arc<CqShadow>, recv_cq: &Arc<CqShadow>, cap: &ibv_qp_cap) {
+    if Arc::ptr_eq(send_cq, recv_cq) {
+        return cq::shrink(send_cq, cap.max_send_wr.saturating_add(cap.max_recv_wr));
+    }
+    cq::shrink(send_cq, cap.max_send_wr);
+    cq::shrink(recv_cq, cap.max_recv_wr);
 }
 
 /// Completions of this QP are passed through as they are.
@@ -105,7 +115,7 @@ fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
     for raw in [init.send_cq, init.recv_cq] {
         let Some(cq) = cq::CQS.get(raw) else { continue };
         let mut inner = cq.inner.lock();
-        inner.gone.retain(|gone| *gone != qpn);
+        inner.gone.retain(|(gone, _)| *gone != qpn);
         if !inner.foreign.contains(&qpn) {
             inner.foreign.push(qpn);
         }
@@ -248,6 +258,7 @@ fn connected(qp: &Arc<QpShadow>) {
         completed: 0,
         posted: 0,
         completed_receives: 0,
+        posted_receives: 0,
         closed: false,
     }];
     cold.connected = [Some(Connected { epoch: 0, own_psn: cold.attr.sq_psn, mtu: mtu.bytes() }), None];
@@ -374,12 +385,7 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
             bury(&shadow.recv_cq, recv, shadow);
         }
     }
-    if Arc::ptr_eq(&shadow.send_cq, &shadow.recv_cq) {
-        cq::shrink(&shadow.send_cq, shadow.cap.max_send_wr.saturating_add(shadow.cap.max_recv_wr));
-    } else {
-        cq::shrink(&shadow.send_cq, shadow.cap.max_send_wr);
-        cq::shrink(&shadow.recv_cq, shadow.cap.max_recv_wr);
-    }
+    shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &shadow.cap);
     if let Some(twin) = twin {
         reaper::destroy_twin(twin, Arc::clone(shadow));
     }
@@ -408,7 +414,7 @@ fn bury(cq: &CqShadow, inner: &mut CqInner, shadow: &QpShadow) {
     if inner.gone.len() >= GONE {
         inner.gone.pop_front();
     }
-    inner.gone.push_back(shadow.qpn);
+    inner.gone.push_back((shadow.qpn, shadow.life));
 }
 
 /// In a forked child: no agent, so every fault is the application's.

@@ -218,6 +218,12 @@ impl Rail {
             .find(|entry| family_of(&entry.gid) == family)
     }
 
+    /// Where a GID that was chosen before is now.
+    pub fn gid_again(&self, chosen: &ibv_gid_entry, port: u8) -> Option<ibv_gid_entry> {
+        let same = |entry: &ibv_gid_entry| entry.gid.raw == chosen.gid.raw && entry.gid_type == chosen.gid_type;
+        self.gids().into_iter().find(|entry| same(entry) && entry.port_num == u32::from(port))
+    }
+
     /// Index and attributes of the GID with this value.
     pub fn gid_by_value(&self, value: &[u8; 16]) -> Option<ibv_gid_entry> {
         self.gids().into_iter().find(|entry| entry.gid.raw == *value)

@@ -17,44 +17,20 @@ use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, Ledger, Plan, Posting};
 use shift_proto::policy::OnUnknown;
 
-/// Stops posting; `false` if a poster is inside at this moment.
+/// Stops posting sends; `false` if a poster is inside at this moment. Receives are held from the fence on.
 pub fn exclude(qp: &QpShadow) -> bool {
     let Some(mut send) = qp.sq.poster.try_lock() else { return false };
-    let Some(mut receive) = qp.rq.poster.try_lock() else { return false };
     if send.mode == PostMode::Direct {
         send.mode = PostMode::Held;
-    }
-    if receive.mode == PostMode::Direct {
-        receive.mode = PostMode::Held;
-        receive.held_from = qp.rq.ring.tail();
     }
     true
 }
 
 /// Nothing was fenced: what was held goes to the path in use.
 pub fn release(qp: &QpShadow) {
-    if !release_receives(qp) {
-        return surface(qp, None);
-    }
     if post_held(qp, &Unasked) != ReplayProgress::Done {
         tell::held(qp);
     }
-}
-
-/// Posts the receives that were recorded while the queue was held; `false`: the provider refused one.
-fn release_receives(qp: &QpShadow) -> bool {
-    let mut poster = qp.rq.poster.lock();
-    if poster.mode != PostMode::Held {
-        return true;
-    }
-    for seq in poster.held_from..qp.rq.ring.tail() {
-        if post::give_recv(qp, &mut poster, seq) != 0 {
-            return false;
-        }
-        poster.held_from = seq + 1;
-    }
-    poster.mode = PostMode::Direct;
-    true
 }
 
 /// Keys are looked up where they are needed; here none is known beyond what the queue remembers.
@@ -87,14 +63,20 @@ pub fn admit(qp: &QpShadow, ledger: &mut Ledger) {
     if let Some(last) = ring.head().checked_sub(1) {
         ledger.landed_through(WrSeq(last));
     }
-    let mut ordinal = current.completed_receives;
-    for seq in ring.head()..ring.tail() {
+    // Counted from the end, which is frozen: a poller may still account for the front.
+    let tail = ring.tail();
+    let here = |seq| !ring.slot(seq).has(HELD | DONE) && ring.slot(seq).epoch.load(Relaxed) == current.epoch;
+    let consumes_one = |seq| consumes(ibv_wr_opcode(u32::from(ring.slot(seq).opcode.load(Relaxed))));
+    let head = ring.head();
+    let outstanding = (head..tail).filter(|seq| here(*seq) && consumes_one(*seq)).count() as u64;
+    let mut ordinal = current.posted_receives.saturating_sub(outstanding);
+    for seq in head..tail {
         let slot = ring.slot(seq);
         let opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
         let Some(op) = crate::process::op_of(opcode) else { continue };
         let unknown = if slot.has(UNKNOWN_IS_ERROR) { OnUnknown::Error } else { OnUnknown::Replay };
         let entry = Entry { seq: WrSeq(seq), op, bytes: slot.bytes.load(Relaxed), fenced: slot.has(FENCED), unknown };
-        let here = !slot.has(HELD | DONE) && slot.epoch.load(Relaxed) == current.epoch;
+        let here = here(seq);
         let posting = (here && !slot.has(IN_LEDGER)).then(|| Posting {
             epoch: Epoch(current.epoch),
             first_psn: Psn64(fence::first_psn(current.posted, slot.psn.load(Relaxed))),
@@ -161,8 +143,14 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
 fn enter_incarnation(cold: &mut QpCold, path: u8, epoch: u32) -> Option<()> {
     let connected = cold.connected.get(usize::from(path)).copied().flatten();
     let connected = connected.filter(|connected| connected.epoch == epoch)?;
-    if cold.incarnations.last().is_some_and(|last| last.epoch == epoch) {
-        return Some(());
+    if let Some(last) = cold.incarnations.last() {
+        if last.epoch == epoch {
+            return Some(());
+        }
+        if !last.closed {
+            // Its fence never ran (a poster did not leave), so nobody knows what was posted there.
+            return None;
+        }
     }
     let first = u64::from(connected.own_psn);
     cold.incarnations.push(Incarnation {
@@ -172,6 +160,7 @@ fn enter_incarnation(cold: &mut QpCold, path: u8, epoch: u32) -> Option<()> {
         completed: first,
         posted: first,
         completed_receives: 0,
+        posted_receives: 0,
         closed: false,
     });
     cold.path = path;

@@ -27,18 +27,17 @@ fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
     let Some(twin) = cold.twin else { return Err("it was destroyed".to_owned()) };
     let gid = standby_gid(qp, &cold, &standby)?;
     let primary_gid = primary_gid(qp, &cold)?;
+    cold.gids = [Some(primary_gid), Some(gid)];
     let primary_mtu = cold.attr.path_mtu.bytes().and_then(Mtu::new).ok_or("its path MTU is unknown")?;
     let port = standby.port_attr().ok_or_else(|| format!("{} does not say what its port is", standby.name))?;
     let standby_mtu =
         port.active_mtu.bytes().and_then(Mtu::new).ok_or_else(|| format!("the MTU of {} is unknown", standby.name))?;
     // SAFETY: the twin is this library's own and lives as long as the cold part names it.
     let twin_qpn = unsafe { (*twin.0).qp_num };
-    let depth = cold.attr.max_rd_atomic.max(cold.attr.max_dest_rd_atomic);
-    if standby.attr.max_qp_rd_atom < i32::from(depth) {
-        return Err(format!(
-            "{} allows {} READs and atomics at once where the QP has {depth}",
-            standby.name, standby.attr.max_qp_rd_atom
-        ));
+    let started = (cold.attr.max_rd_atomic, standby.attr.max_qp_init_rd_atom);
+    let answered = (cold.attr.max_dest_rd_atomic, standby.attr.max_qp_rd_atom);
+    if let Some((depth, limit)) = [started, answered].into_iter().find(|(depth, limit)| *limit < i32::from(*depth)) {
+        return Err(format!("{} allows {limit} READs and atomics at once where the QP has {depth}", standby.name));
     }
     let expected = Psn::new(cold.attr.rq_psn);
     Ok((
@@ -118,15 +117,17 @@ struct Local {
 }
 
 fn local_of(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Local> {
-    if path == 0 {
-        let attr = &cold.attr;
-        let mtu = attr.path_mtu.bytes().and_then(Mtu::new)?;
-        return Some(Local { gid_index: attr.ah_attr.grh.sgid_index, port: attr.ah_attr.port_num, mtu });
-    }
-    let standby = standby_rail(qp).ok()?;
-    let gid = standby_gid(qp, cold, &standby).ok()?;
-    let mtu = standby.port_attr()?.active_mtu.bytes().and_then(Mtu::new)?;
-    Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port: standby.port, mtu })
+    let (rail, port, mtu) = if path == 0 {
+        let mtu = cold.attr.path_mtu.bytes();
+        (rail::by_id(qp.device)?, cold.attr.ah_attr.port_num, mtu)
+    } else {
+        let standby = standby_rail(qp).ok()?;
+        let mtu = standby.port_attr()?.active_mtu.bytes();
+        (Arc::clone(&standby), standby.port, mtu)
+    };
+    let chosen = cold.gids.get(usize::from(path)).copied().flatten()?;
+    let gid = rail.gid_again(&chosen, port)?;
+    Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port, mtu: mtu.and_then(Mtu::new)? })
 }
 
 /// RESET, INIT, RTR, RTS.

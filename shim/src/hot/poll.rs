@@ -171,7 +171,8 @@ fn take(cq: &CqShadow, inner: &mut CqInner, raw: ibv_wc, source: Source, sink: &
     }
     let tag = Tag(raw.wr_id);
     // The lock of the CQ is held, and a QP is removed from the table under it: the reference stays valid until it is released.
-    let Some(qp) = lives::get(tag.life()).filter(|qp| source == Source::Twin || qp.qpn == raw.qp_num) else {
+    let qpn = (source == Source::Own).then_some(raw.qp_num);
+    let Some(qp) = lives::get(tag.life(), qpn) else {
         strange(inner, raw, source, sink);
         return;
     };
@@ -184,7 +185,7 @@ fn take(cq: &CqShadow, inner: &mut CqInner, raw: ibv_wc, source: Source, sink: &
 /// A completion of no recorded QP: of one that was destroyed (nobody wants it), or of one made past this library.
 #[cold]
 fn strange(inner: &CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
-    if source == Source::Own && !inner.gone.contains(&raw.qp_num) {
+    if source == Source::Own && !inner.gone.contains(&(raw.qp_num, Tag(raw.wr_id).life())) {
         sink.put(raw, u32::MAX);
     }
 }

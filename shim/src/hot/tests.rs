@@ -247,3 +247,50 @@ fn what_the_provider_refuses_of_a_chain_is_taken_back_and_named() {
     assert_eq!(seen.iter().map(|wc| wc.wr_id).collect::<Vec<_>>(), [3, 7, 11, 15, 19, 23]);
     assert_eq!(bench.qp.sq.ring.head(), 24);
 }
+
+#[test]
+fn an_exclusion_holds_sends_and_lets_receives_flow() {
+    let bench = Bench::new();
+    assert!(crate::cold::replay::exclude(&bench.qp));
+    assert_eq!(bench.qp.sq.poster.lock().mode, PostMode::Held);
+    assert_eq!(bench.qp.rq.poster.lock().mode, PostMode::Direct);
+    assert_eq!(bench.post(&mut [request(1, IBV_WR_SEND, IBV_SEND_SIGNALED)]), (0, None));
+    assert!(bench.posted().is_empty() && bench.qp.sq.ring.slot(0).has(HELD));
+    crate::cold::replay::release(&bench.qp);
+    assert_eq!((bench.posted().len(), bench.qp.sq.poster.lock().mode), (1, PostMode::Direct));
+}
+
+#[test]
+fn the_fence_waits_for_signalled_sends_and_for_what_no_flush_vouches_for() {
+    let bench = Bench::new();
+    bench.qp.stand(Stance::Masking);
+    bench.post(&mut [
+        request(0, IBV_WR_SEND, 0),
+        request(1, IBV_WR_SEND, IBV_SEND_SIGNALED),
+        request(2, IBV_WR_SEND, 0),
+    ]);
+    let is_back = || crate::cold::fence::are_sends_back(&bench.qp, 3);
+    assert!(!is_back());
+    // Flushed behind the first one, which was acknowledged without a completion.
+    bench.complete(&[(1, IBV_WC_WR_FLUSH_ERR)]);
+    assert!(!is_back(), "the last one may still complete");
+    bench.complete(&[(2, IBV_WC_WR_FLUSH_ERR)]);
+    assert!(is_back());
+
+    let bench = Bench::new();
+    bench.qp.stand(Stance::Masking);
+    bench.post(&mut [request(0, IBV_WR_SEND, IBV_SEND_SIGNALED), request(1, IBV_WR_SEND, 0)]);
+    bench.complete(&[(1, IBV_WC_WR_FLUSH_ERR)]);
+    assert!(!crate::cold::fence::are_sends_back(&bench.qp, 2), "a signalled one gives a completion of its own");
+}
+
+#[test]
+fn a_completion_that_only_looks_like_one_of_ours_is_passed_on() {
+    let bench = Bench::new();
+    let mut raw = ibv_wc::zeroed();
+    // The wr_id of a QP that was made past the library happens to be a tag; its QP number is another.
+    (raw.wr_id, raw.qp_num) = (Tag::new(bench.qp.life, Queue::Send, 0, 0).0, QPN + 1);
+    PROVIDER.with_borrow_mut(|provider| provider.completions.push_back(raw));
+    let seen = bench.complete(&[]);
+    assert_eq!(seen.iter().map(|wc| (wc.wr_id, wc.qp_num)).collect::<Vec<_>>(), [(raw.wr_id, QPN + 1)]);
+}

@@ -70,7 +70,7 @@ pub enum Input {
     RepostFailed,
     /// All of the plan is posted, held posts follow. Not for a plan with a stop.
     Replayed,
-    /// The provider refused, or the reports contradict the ledger.
+    /// The provider refused, or the reports contradict the ledger. In [`Stage::Running`]: a post that waited for the new path was refused.
     ReplayFailed,
     /// A success came from the new incarnation: patience starts anew. Optional: [`Input::Retired`] says it too.
     Progress,

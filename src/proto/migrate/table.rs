@@ -176,7 +176,7 @@ events! {
     RepostFailed,
     /// The plan is posted.
     Replayed,
-    /// It cannot be.
+    /// It cannot be, or a post that was held cannot.
     ReplayFailed,
     /// A success came.
     Progress,
@@ -395,7 +395,7 @@ pub static TRANSITIONS: [Row<9>; 42] = [
     row(Event::Reposted, [Ignore, Ignore, Ignore, Ignore, TakeRepost, Ignore, Ignore, Ignore, Ignore]),
     row(Event::RepostFailed, [Ignore, Ignore, Ignore, Ignore, SurfaceRepost, Ignore, Ignore, Ignore, Ignore]),
     row(Event::Replayed, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, NoteReplayed, Ignore, Ignore]),
-    row(Event::ReplayFailed, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, SurfaceReplay, Ignore, Ignore]),
+    row(Event::ReplayFailed, [SurfaceReplay, Ignore, Ignore, Ignore, Ignore, Ignore, SurfaceReplay, Ignore, Ignore]),
     row(Event::Progress, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, NoteProgress, Ignore, Ignore]),
     row(Event::Retired, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Resume, Ignore, Ignore]),
     row(Event::StopReached, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, SurfaceStop, Ignore, Ignore]),

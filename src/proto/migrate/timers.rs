@@ -3,6 +3,9 @@
 use super::{Machine, Stage, StateName, MAX_RESEND_DOUBLINGS};
 use crate::id::Micros;
 
+/// A tick that comes later than this may mean that the process slept; a shorter stall deadline says nothing about that.
+const LEAST_SLEEP: Micros = Micros::from_millis(200);
+
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
@@ -84,7 +87,7 @@ impl Machine {
         let slept = now.since(self.now);
         self.now = self.now.max(now);
         let Some(due) = self.timers.earliest() else { return };
-        if self.now.since(due) <= self.deadlines.stall {
+        if self.now.since(due) <= self.deadlines.stall.max(LEAST_SLEEP) {
             return;
         }
         let points = self.timers.due.iter_mut().flatten();

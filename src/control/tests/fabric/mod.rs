@@ -541,6 +541,8 @@ impl DataPath for Path {
 
     fn withdrawal_confirmed(&self, _device: DeviceId, _rkey: u32) {}
 
+    fn forget_incarnations(&self, _qp: QpLife, _below: Epoch) {}
+
     fn forget(&self, qp: QpLife, below: Epoch) {
         self.with(qp, |q| q.incarnations.retain(|epoch, _| *epoch >= below.0));
     }
