@@ -17,17 +17,20 @@ use super::Scenario;
 /// Modes of the checking application that are protected.
 const MODES: [&str; 5] = ["write", "write_imm", "send", "read", "mixed"];
 
-/// Shapes of a run, and how many packets it takes at least on rail 0, so that a moment within it can be chosen.
-const SHAPES: [(&str, &str, u64); 4] = [
-    ("one-outstanding", "--messages 1500 --depth 1", 1500),
-    ("many-outstanding", "--messages 4000 --depth 64 --psn 16776960", 3000),
+/// Shapes of a run, its messages over all queue pairs, and how many packets they take at least on rail 0, so that a moment within it can be chosen.
+const SHAPES: [(&str, u64, &str, u64); 4] = [
+    ("one-outstanding", 1500, "--depth 1", 1500),
+    ("many-outstanding", 4000, "--depth 64 --psn 16776960", 3000),
     (
         "unsignalled-inline-chains",
-        "--messages 4000 --depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
+        4000,
+        "--depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
         2000,
     ),
-    ("both-directions", "--messages 2000 --depth 16 --direction both", 3000),
+    ("both-directions", 2000, "--depth 16 --direction both", 3000),
 ];
+/// The sides of a rail that can be cut.
+const SIDES: [(&str, Host); 2] = [("sender", Host::A), ("receiver", Host::B)];
 
 /// Who has not ended after this hangs in tearing down: longer than the checking application takes to give up (2 s after an error).
 const TEARDOWN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -47,19 +50,25 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     }
     let about = "perftest under the shim, rail 0 silent for both and its retry count infinite: all iterations";
     scenarios.push(Scenario::guests("shim-perftest-silent", about, perftest_silent));
-    for mode in MODES {
-        let about = format!("the checking application in mode {mode} under the shim, no fault: all is right");
-        let run = move |lab: &mut Lab, seed| checker(lab, mode, None, seed);
-        scenarios.push(Scenario::guests(format!("shim-checker-{mode}"), about, run));
-        for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
-            let about = format!("the checking application in mode {mode}, rail 0 down on the {side}: all is right");
-            let run = move |lab: &mut Lab, seed| checker(lab, mode, Some(host), seed);
-            scenarios.push(Scenario::guests(format!("shim-checker-{mode}-cut-{side}"), about, run));
-        }
-        let about = format!("the checking application in mode {mode} without the shim dies of either cut");
-        let run = move |lab: &mut Lab, seed| dies_without(lab, mode, seed);
-        scenarios.push(Scenario::guests(format!("checker-plain-{mode}-cut"), about, run));
+    scenarios.extend(of_modes("all", &MODES));
+    scenarios.extend(MODES.iter().flat_map(|mode| of_modes(mode, std::slice::from_ref(mode))));
+    scenarios
+}
+
+/// The checking application with a queue pair of each of these modes: without a fault, through a cut of either side, and without the shim.
+fn of_modes(name: &str, modes: &'static [&'static str]) -> Vec<Scenario> {
+    let who = if modes.len() == 1 { format!("mode {name}") } else { "a queue pair of each mode".to_owned() };
+    let about = format!("the checking application, {who}, under the shim, no fault: all is right");
+    let run = move |lab: &mut Lab, seed| checker(lab, modes, None, seed);
+    let mut scenarios = vec![Scenario::guests(format!("shim-checker-{name}"), about, run)];
+    for (side, host) in SIDES {
+        let about = format!("the checking application, {who}, rail 0 down on the {side}: all is right");
+        let run = move |lab: &mut Lab, seed| checker(lab, modes, Some(host), seed);
+        scenarios.push(Scenario::guests(format!("shim-checker-{name}-cut-{side}"), about, run));
     }
+    let about = format!("the checking application, {who}, without the shim dies of either cut");
+    let run = move |lab: &mut Lab, seed| dies_without(lab, modes, seed);
+    scenarios.push(Scenario::guests(format!("checker-plain-{name}-cut"), about, run));
     scenarios
 }
 
@@ -98,17 +107,23 @@ fn perftest_silent(lab: &mut Lab, seed: u64) -> Result<Figures> {
 }
 
 /// One run of each shape; with a host, rail 0 goes down there at a moment of the seed.
-fn checker(lab: &mut Lab, mode: &str, cut: Option<Host>, seed: u64) -> Result<Figures> {
+fn checker(lab: &mut Lab, modes: &[&str], cut: Option<Host>, seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
-    for (index, (name, options, packets)) in (0..).zip(SHAPES) {
+    let qps = modes.len() as u64;
+    for (index, (name, messages, options, packets)) in (0..).zip(SHAPES) {
         lab.reset()?;
-        let checker = Checker::shimmed(format!("--mode {mode} --seed {seed} {options}"));
+        let checker = Checker::shimmed(format!("{} --messages {} {options}", named(modes, seed), messages / qps));
         // Another moment in each shape and mode, all of them the seed's.
-        let dice = seed.wrapping_mul(1000) + 100 * index + mode.len() as u64;
-        let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::armed(1, dice, 0, packets)));
+        let dice = seed.wrapping_mul(1000) + 100 * index + modes.concat().len() as u64;
+        let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::armed(qps, dice, 0, packets)));
         figures.note(name, json!(survives(lab, &checker, fault)?));
     }
     Ok(figures)
+}
+
+/// The options for a queue pair of each of these modes.
+fn named(modes: &[&str], seed: u64) -> String {
+    format!("--mode {} --qps {} --seed {seed}", modes.join(","), modes.len())
 }
 
 /// Runs the checking application through a fault: everything once, in order, right.
@@ -146,11 +161,13 @@ fn judge_run(checker: &Checker, story: &Story) -> Result<Figures> {
 
 /// The negative control: without the shim the same cut ends the run. With few retries, so that the sender of a receiver that is gone gets its error
 /// within a second; that it stands still for ever with the default ones is shown on perftest.
-fn dies_without(lab: &mut Lab, mode: &str, seed: u64) -> Result<Figures> {
+fn dies_without(lab: &mut Lab, modes: &[&str], seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
-    for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
+    for (side, host) in SIDES {
         lab.reset()?;
-        let options = format!("--mode {mode} --seed {seed} --messages 1500 --depth 16 --retry-cnt 3 --deadline 10");
+        let messages = 1500 / modes.len();
+        let named = named(modes, seed);
+        let options = format!("{named} --messages {messages} --depth 16 --retry-cnt 3 --deadline 10");
         let fault = Fault::Cut(host, Rail::Zero);
         let mut trial = Checker::plain(options).trial().fault(fault, Moment::from_seed(seed, 100, 800));
         trial.stall_limit = TEARDOWN;
