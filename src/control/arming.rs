@@ -195,11 +195,9 @@ impl Qp {
         self.tick_paths(world, now);
     }
 
-    /// Says everything again: a new connection to the peer stands.
+    /// Says everything again: a new connection to the peer stands. The offer comes first: it shows whose connection it is.
     pub fn resync(&mut self, world: &mut World, now: Micros) {
-        if !self.heard_here {
-            self.send_offer(world, now);
-        }
+        self.send_offer(world, now);
         self.say_ready(world, now);
     }
 

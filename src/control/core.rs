@@ -101,10 +101,10 @@ impl Core {
     pub fn goodbye(&mut self) {
         self.tell_failures(clock::now(), Micros(LEAST_SEARCH_US));
         self.world.flush_news(Micros::MAX);
+        self.world.peers.goodbye(&mut self.world.links);
         if let Some(line) = self.world.links.strangers.summary() {
             log::info!("{line}");
         }
-        self.world.peers.goodbye(&mut self.world.links);
     }
 
     /// After a mistake of the agent: every fault is the application's from now on.

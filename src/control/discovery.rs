@@ -131,13 +131,18 @@ impl Discovery {
 
     /// A connection ended. `true`: it was one of these.
     pub fn closed(&mut self, link: LinkId, ending: Ending, now: Micros) -> bool {
-        let Some(site) = self.site_of(link) else {
+        let Some((address, site)) = self.sites.iter_mut().find(|(_, s)| s.link == Some(link)) else {
             return false;
         };
         // A holder closes who only asks after a while; that is no failure.
         if !site.standing {
-            site.last = describe(ending);
+            let last = std::mem::replace(&mut site.last, describe(ending));
             site.wait_us = (site.wait_us * 2).min(LAST_RETRY_US);
+            if matches!(ending, Ending::Mismatch(_)) && last != site.last {
+                // Whoever was told that nobody answers there has to know what keeps the two apart.
+                let searches = self.searches.values_mut().filter(|s| s.site == *address);
+                searches.for_each(|search| search.told = false);
+            }
         }
         site.link = None;
         site.standing = false;

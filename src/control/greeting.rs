@@ -60,7 +60,13 @@ impl Peers {
             | Frame::KeyAsk { .. }
             | Frame::KeyAnswer { .. }
             | Frame::Probe(_)
-            | Frame::Migration { .. } => links.strangers.note(Refusal::Frame, links.remote(link)),
+            | Frame::Migration { .. } => {
+                // A peer that was met over another connection may be a step ahead on this one.
+                let known = self.processes.get(&candidate.process).is_some_and(|p| p.comes_from(candidate.remote));
+                if !known {
+                    links.strangers.note(Refusal::Frame, links.remote(link));
+                }
+            }
         }
     }
 

@@ -501,7 +501,11 @@ impl Peers {
 
 impl Process {
     pub fn knows(&self, token: Token, at: Option<IpAddr>) -> bool {
-        self.tokens.contains(&token) && at.is_some_and(|at| self.addresses.contains(&at))
+        self.tokens.contains(&token) && self.comes_from(at)
+    }
+
+    pub fn comes_from(&self, at: Option<IpAddr>) -> bool {
+        at.is_some_and(|at| self.addresses.contains(&at))
     }
 
     /// An accepted connection on a network for which there is a dialed one.

@@ -155,6 +155,17 @@ fn with_one_key_two_ends_arm_and_survive() {
 }
 
 #[test]
+fn two_ends_of_one_job_refuse_nothing_of_each_other() {
+    for (net, config) in [(78, config()), (79, keyed(b"the key of the job"))] {
+        let (fabric, a, b) = pair(net, &config);
+        let refused = |host| told(&["refused, and counted", &fabric.address(host).to_string()]);
+        stays("nobody is refused", 500, || refused(1) + refused(2) == 0);
+        still_works(&fabric, &a, &b);
+        assert_eq!(refused(1) + refused(2), 0);
+    }
+}
+
+#[test]
 fn without_the_same_key_both_ends_stay_unprotected_and_say_which_is_which() {
     for (net, first, second, said) in [
         (61, keyed(b"one key of a job"), keyed(b"another key"), ["it has another job key", "it has another job key"]),

@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(long, required = true, value_delimiter = ',')]
     from: Vec<Ipv4Addr>,
     /// The addresses that are the GIDs of the two ends: the one to be pretended, the one to be attacked.
-    #[arg(long, value_delimiter = ',', num_args = 2)]
+    #[arg(long, value_delimiter = ',')]
     gids: Vec<Ipv4Addr>,
     /// Numbers of queue pairs at either end.
     #[arg(long, value_delimiter = ',')]
@@ -74,6 +74,10 @@ struct Stranger {
     dice: Seed,
     tally: Tally,
     recording: Vec<u8>,
+    /// What was said on an own connection without a key.
+    last: Vec<u8>,
+    /// The processes that answered a greeting.
+    names: Vec<ProcessId>,
 }
 
 /// A connection on which the protocol is spoken.
@@ -88,7 +92,14 @@ struct Talk {
 fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let dice = Seed::new(arguments.seed, "stranger");
-    let mut stranger = Stranger { arguments, dice, tally: Tally::default(), recording: Vec::new() };
+    let mut stranger = Stranger {
+        arguments,
+        dice,
+        tally: Tally::default(),
+        recording: Vec::new(),
+        last: Vec::new(),
+        names: Vec::new(),
+    };
     loop {
         stranger.tally.round += 1;
         stranger.round()?;
@@ -186,10 +197,9 @@ impl Stranger {
         talk.listen_for(1);
         let answered = talk.heard.iter().find_map(|f| if let Frame::Hello(h) = f { Some(h.process) } else { None });
         let victim = answered.unwrap_or(ProcessId(self.dice.next_u64()));
-        for frame in self.attacks(victim, process) {
-            self.send(talk, &frame);
-        }
-        self.send(talk, &Frame::Ping { stamp: 1 });
+        let mut frames = self.attacks(victim, process);
+        frames.push(Frame::Ping { stamp: 1 });
+        self.tally.frames += talk.send_all(&frames);
         talk.listen_for(usize::MAX);
         self.count(talk);
         answered
@@ -200,7 +210,7 @@ impl Stranger {
         let gid = |at: usize| self.arguments.gids.get(at).map_or([0; 16], |ip| ip.to_ipv6_mapped().octets());
         let key = Key { device: 0, rkey: 1, generation: u32::MAX };
         let mut frames = vec![Frame::KeyAdd { key, standby_rkey: 1 }, Frame::KeyDel(key), Frame::KeyDelAck(key)];
-        for life in 0..8 {
+        for life in 1..4 {
             let (to, from) = (end(victim, life), end(name, life));
             let tuple = Tuple { epoch: Epoch(1), owner: from, attempt: 1, target: PathId::STANDBY };
             let messages = [
@@ -234,30 +244,25 @@ impl Stranger {
         frames
     }
 
-    /// Valid frames of a job without a key, and of one with another key.
+    /// Valid frames of a job with another key, and of one without; in an open job whoever is greeted says its name.
     fn another_job(&mut self, from: Ipv4Addr, to: SocketAddrV4) {
-        for key in [None, Some(JobKey::new(b"a key that nobody else has"))] {
+        for key in [Some(JobKey::new(b"a key that nobody else has")), None] {
             let Some(mut talk) = self.open(from, to, &Terms { key, ..Terms::default() }) else { continue };
-            for qpn in self.arguments.qpns.clone() {
-                let gid = self.arguments.gids.get(1).map_or([0; 16], |ip| ip.to_ipv6_mapped().octets());
-                self.send(&mut talk, &Frame::Ask(QpAddress { gid, qpn }));
-            }
-            self.attack(&mut talk, SELF, [0; 16]);
+            let gid = self.arguments.gids.get(1).map_or([0; 16], |ip| ip.to_ipv6_mapped().octets());
+            let ask = |qpn: &u32| Frame::Ask(QpAddress { gid, qpn: *qpn });
+            let questions: Vec<Frame> = self.arguments.qpns.iter().map(ask).collect();
+            self.tally.frames += talk.send_all(&questions);
+            let name = self.attack(&mut talk, SELF, [0; 16]);
+            self.names.extend(name.filter(|name| !self.names.contains(name)));
+            self.last = talk.said;
         }
     }
 
-    /// In an open job: in the names of the processes that answer, with a token that nobody drew and with none.
+    /// In an open job: in the names of the processes that answered, with a token that nobody drew and with none.
     fn in_other_names(&mut self, from: Ipv4Addr, to: SocketAddrV4) {
         let terms = Terms::default();
-        let mut names = Vec::new();
-        for site in self.arguments.at.clone() {
-            if let Some(mut talk) = self.open(from, site, &terms) {
-                names.extend(self.attack(&mut talk, SELF, [0; 16]));
-            }
-        }
-        names.dedup();
-        for name in names {
-            for token in [[0; 16], [9; 16]] {
+        for name in self.names.clone() {
+            for token in [[9; 16], [0; 16]] {
                 if let Some(mut talk) = self.open(from, to, &terms) {
                     self.attack(&mut talk, name, token);
                     self.send(&mut talk, &Frame::Goodbye);
@@ -278,17 +283,13 @@ impl Stranger {
     }
 
     fn replay(&mut self, from: Ipv4Addr, to: SocketAddrV4) {
-        let recording = self.recording.clone();
-        self.say(from, to, &recording);
-        if let Some(mut talk) = self.open(from, to, &Terms::default()) {
-            self.attack(&mut talk, SELF, [0; 16]);
-            let said = talk.said.clone();
-            self.say(from, to, &said);
+        for recording in [self.recording.clone(), self.last.clone()] {
+            self.say(from, to, &recording);
         }
     }
 
     fn send(&mut self, talk: &mut Talk, frame: &Frame) {
-        self.tally.frames += u64::from(talk.send(frame));
+        self.tally.frames += talk.send_all(std::slice::from_ref(frame));
     }
 
     fn count(&mut self, talk: &Talk) {
@@ -320,19 +321,22 @@ impl Talk {
         self.said.extend(bytes);
     }
 
-    /// `false`: the other end does not open to this one.
-    fn send(&mut self, frame: &Frame) -> bool {
+    /// In one go; how many, which is none if the other end does not open to this one.
+    fn send_all(&mut self, frames: &[Frame]) -> u64 {
         while !self.channel.is_open() {
             if !self.hear() {
-                return false;
+                return 0;
             }
         }
-        let (mut body, mut output) = (Vec::new(), VecDeque::new());
-        if frame.encode(&mut body).is_ok() {
-            self.channel.send(&body, &mut output);
+        let mut output = VecDeque::new();
+        for frame in frames {
+            let mut body = Vec::new();
+            if frame.encode(&mut body).is_ok() {
+                self.channel.send(&body, &mut output);
+            }
         }
         self.write(output);
-        true
+        frames.len() as u64
     }
 
     fn hear(&mut self) -> bool {
