@@ -1,9 +1,12 @@
-//! The table of deadlines and its relations.
+//! The table of deadlines, its relations, and each deadline of the handshake as it passes, in virtual time. Those of the stall trigger, of
+//! probes, of key lookups and of the heartbeat are the agent's: `src/control/tests/deadlines.rs`.
 
 use std::collections::BTreeSet;
 
-use shift_proto::id::Micros;
-use shift_proto::migrate::{Deadlines, DEADLINES};
+use shift_proto::id::{Micros, PathId};
+use shift_proto::migrate::{Attempt, Deadlines, Effect, Handshake, Input, Stage, Surfaced, DEADLINES};
+
+use crate::bench::{running, sent, surfaced, Bench, FATAL, SMALLER, SUSPECT};
 
 #[test]
 fn the_defaults_keep_all_relations() {
@@ -62,4 +65,107 @@ fn a_violated_relation_is_named_with_its_variables() {
     let hold = refusal("SHIFT_HOLD_MS", defaults.patience.as_millis());
     assert!(hold.contains("SHIFT_PATIENCE_MS") && hold.contains("SHIFT_HOLD_MS"), "{hold}");
     assert!(refusal("SHIFT_STALL_MS", 0).contains("SHIFT_STALL_MS is 0"));
+}
+
+/// A deadline, what it waits in, and what is to come at its end and not before.
+type Passing = (&'static str, fn() -> Bench, fn(&Bench, &[Effect]) -> bool);
+
+fn claiming() -> Bench {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_claiming();
+    bench
+}
+
+fn at(stage: Stage) -> Bench {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_stage(stage);
+    bench
+}
+
+fn is_surfaced_by(effects: &[Effect], why: Surfaced) -> bool {
+    surfaced(effects) == Some(why) && matches!(sent(effects)[..], [Handshake::Dead { .. }, ..])
+}
+
+/// Every deadline of the handshake's own, in each of the waits that it ends.
+const PASSINGS: [Passing; 12] = [
+    ("claim", claiming, |bench, effects| {
+        matches!(sent(effects)[..], [.., Handshake::Cancel { .. }]) && bench.attempt() == Attempt::Seeking
+    }),
+    (
+        "claim",
+        || {
+            let mut bench = Bench::new(SMALLER);
+            bench.reach_accepted();
+            bench
+        },
+        |bench, effects| effects == [Effect::Release] && bench.machine.state() == running(),
+    ),
+    (
+        "exclude",
+        || {
+            let mut bench = Bench::new(SMALLER);
+            bench.hear(bench.claim(1, 1));
+            bench
+        },
+        |_, effects| matches!(sent(effects)[..], [Handshake::Wait { .. }]),
+    ),
+    (
+        "exclude",
+        || {
+            let mut bench = Bench::new(SMALLER);
+            let tuple = bench.reach_claiming();
+            bench.hear(Handshake::Accept { tuple });
+            bench
+        },
+        |_, effects| matches!(sent(effects)[..], [Handshake::Cancel { .. }]) && effects.contains(&Effect::Release),
+    ),
+    (
+        "hold",
+        || {
+            let mut bench = Bench::new(SMALLER);
+            bench.give(Input::Hold(true));
+            bench.give(SUSPECT);
+            bench.give(Input::PathAnswered(PathId(1)));
+            bench
+        },
+        |_, effects| matches!(sent(effects)[..], [Handshake::Claim { .. }]),
+    ),
+    (
+        "fence",
+        || at(Stage::Fencing),
+        |_, effects| matches!(&sent(effects)[..], [Handshake::Report { fenced: false, reports, .. }] if reports.is_empty()),
+    ),
+    ("packet_lifetime", || at(Stage::Settling), |_, effects| effects.contains(&Effect::Fence)),
+    ("exchange", || at(Stage::Fenced), |_, effects| is_surfaced_by(effects, Surfaced::ExchangeOver)),
+    ("exchange", || at(Stage::Ready), |_, effects| is_surfaced_by(effects, Surfaced::ExchangeOver)),
+    ("exchange", || at(Stage::Replaying), |_, effects| is_surfaced_by(effects, Surfaced::ExchangeOver)),
+    (
+        "patience",
+        || {
+            let mut bench = Bench::new(SMALLER);
+            bench.give(FATAL);
+            bench
+        },
+        |_, effects| is_surfaced_by(effects, Surfaced::PatienceOver),
+    ),
+    (
+        "resend",
+        || at(Stage::Running),
+        |bench, effects| {
+            let tuple = bench.tuple();
+            sent(effects) == [Handshake::Ready { tuple }, Handshake::Confirm { tuple, seen: false }]
+        },
+    ),
+];
+
+#[test]
+fn each_deadline_of_the_handshake_ends_its_wait_as_its_row_says_and_not_before() {
+    for (name, wait, came) in PASSINGS {
+        let row = DEADLINES.iter().find(|row| row.name == name).unwrap();
+        let mut bench = wait();
+        let early = bench.wait(Micros(row.default.0 - 1));
+        assert!(!came(&bench, &early), "{name} passed too early: {early:?}");
+        let effects = bench.wait(Micros(1));
+        assert!(came(&bench, &effects), "{name}: {} is to happen, not {effects:?}", row.outcome);
+    }
 }
