@@ -20,6 +20,8 @@ use crate::sockets::Listener;
 const RETRY_US: u64 = 200_000;
 /// So often the name of the local socket may be taken before that is told: a holder that is just ending still has it.
 const LOCAL_TRIES: u32 = 5;
+/// So often neither the port nor a holder may be reached before that is told: a holder that ends is replaced sooner.
+const SEEK_TRIES: u32 = 10;
 
 enum Role {
     /// Neither the port nor its holder was reached; the next attempt is due then, if this process owns anything.
@@ -41,6 +43,7 @@ pub struct Directory {
     registered: Registry,
     members: BTreeSet<LinkId>,
     local_tries: u32,
+    seek_tries: u32,
     told_mismatch: bool,
 }
 
@@ -57,6 +60,7 @@ impl Directory {
             registered: Registry::default(),
             members: BTreeSet::new(),
             local_tries: 0,
+            seek_tries: 0,
             told_mismatch: false,
         }
     }
@@ -147,16 +151,38 @@ impl Directory {
             return;
         }
         let retry = now + Micros(RETRY_US);
-        self.role = if matches!(self.role, Role::Holder(_)) {
-            Role::Holder((!self.listen_local(links)).then_some(retry))
-        } else if self.hold(links) {
-            log::debug!("this process answers on the well-known port {}", self.well_known);
-            Role::Holder((!self.listen_local(links)).then_some(retry))
-        } else if let Some(holder) = self.join(links) {
-            Role::Member(holder)
-        } else {
-            Role::Seeking(retry)
+        if matches!(self.role, Role::Holder(_)) {
+            self.role = Role::Holder((!self.listen_local(links)).then_some(retry));
+            return;
+        }
+        self.role = match self.hold(links) {
+            Ok(()) => {
+                log::debug!("this process answers on the well-known port {}", self.well_known);
+                Role::Holder((!self.listen_local(links)).then_some(retry))
+            }
+            Err(error) => match self.join(links) {
+                Some(holder) => Role::Member(holder),
+                None => {
+                    self.sought_in_vain(&error);
+                    Role::Seeking(retry)
+                }
+            },
         };
+        if !matches!(self.role, Role::Seeking(_)) {
+            self.seek_tries = 0;
+        }
+    }
+
+    /// The port cannot be had, and no shim of this namespace answers for it either.
+    fn sought_in_vain(&mut self, error: &std::io::Error) {
+        self.seek_tries = self.seek_tries.saturating_add(1);
+        if self.seek_tries == SEEK_TRIES {
+            let port = self.well_known;
+            log::warn!(
+                "SHIFT_PORT={port}: {error}, and who has it is no shim of this job: peers cannot find the queue pairs of this \
+                 process; name a port that is free on every host, the same in the whole job"
+            );
+        }
     }
 
     /// When [`Directory::tick`] is due.
@@ -168,8 +194,9 @@ impl Directory {
         }
     }
 
-    fn hold(&self, links: &mut Links) -> bool {
-        Listener::bind(&self.listen_on, self.well_known).is_ok_and(|public| links.listen(public).is_ok())
+    fn hold(&self, links: &mut Links) -> std::io::Result<()> {
+        let public = Listener::bind(&self.listen_on, self.well_known)?;
+        links.listen(public)
     }
 
     /// Without the local socket the other processes of the namespace stay unprotected; this one need not be.

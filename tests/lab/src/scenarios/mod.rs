@@ -5,6 +5,7 @@ use crate::lab::Lab;
 use crate::pair::Setup;
 use crate::trouble::Result;
 
+mod bad_input;
 mod checker;
 mod corners;
 mod fail_open;
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Scenario> {
         shared_port::scenarios(),
         race::scenarios(),
         fail_open::scenarios(),
+        bad_input::scenarios(),
         strangers::scenarios(),
     ]
     .into_iter()
