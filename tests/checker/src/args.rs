@@ -289,6 +289,12 @@ pub struct Params {
     /// came before is judged as ever; each message that was posted and did not complete may have happened once, in order.
     #[arg(long)]
     pub may_fail: bool,
+    /// Where a post is refused for want of room, post again what was refused (else: give up).
+    #[arg(long)]
+    pub retry_refused: bool,
+    /// A second thread polls the same completion queue. All work requests are signalled.
+    #[arg(long)]
+    pub two_pollers: bool,
     /// The queue pairs of an end send one after another, each all its messages: each has the wire for itself.
     #[arg(long)]
     pub turns: bool,
@@ -331,6 +337,14 @@ impl Params {
         }
         if self.reuse && (self.size.min < 8 || self.duration.is_some() || self.scarce_receives) {
             return Err("--reuse needs messages of 8 bytes and more, --messages, and all receives".to_owned());
+        }
+        if self.two_pollers && (self.signal_every != 1 || self.receiver_waits || self.may_fail) {
+            return Err(
+                "--two-pollers needs all work requests signalled, and ends that poll and do not fail".to_owned()
+            );
+        }
+        if self.retry_refused && self.may_fail {
+            return Err("--retry-refused and --may-fail do not go together".to_owned());
         }
         if self.may_fail && (self.receiver_waits || self.direction == Ways::Both) {
             return Err("--may-fail needs --direction one and a receiver that polls".to_owned());
@@ -413,6 +427,9 @@ mod tests {
         assert!(Params { duration: Some(1), ..waits.clone() }.check().is_err());
         assert!(Params { may_fail: true, ..waits.clone() }.check().is_err());
         assert!(Params { reuse: true, ..Params::for_tests() }.check().is_err());
+        assert!(Params { two_pollers: true, ..waits.clone() }.check().is_err());
+        assert!(Params { two_pollers: true, signal_every: 2, ..Params::for_tests() }.check().is_err());
+        assert!(Params { retry_refused: true, may_fail: true, ..Params::for_tests() }.check().is_err());
         assert!(Params { messages: 1 << 20, ..waits }.check().is_err());
         assert!(Params { pause_before_message: Some(1000), ..Params::for_tests() }.check().is_err());
     }

@@ -14,6 +14,7 @@ mod args;
 mod ground;
 mod judge;
 mod layout;
+mod pollers;
 mod predict;
 mod receiver;
 mod report;

@@ -64,6 +64,8 @@ pub struct Sender {
     told_fall: bool,
     /// Messages below were posted.
     posted: u64,
+    /// Requests that a post refused: they go before all others.
+    refused: Vec<SendRequest>,
     sabotage: Option<Sabotage>,
     slot: Vec<u8>,
 }
@@ -87,6 +89,7 @@ impl Sender {
             fell_at: None,
             told_fall: false,
             posted: 0,
+            refused: Vec::new(),
             sabotage,
             slot: Vec::new(),
         }
@@ -101,20 +104,19 @@ impl Sender {
         now_ns: u64,
         verdict: &mut Verdict,
     ) -> Result<bool, PostFailure> {
-        let mut any = false;
-        while self.fell_at.is_none() && self.may_start_chain(&ground.params) {
+        let mut any = !self.refused.is_empty();
+        if any {
+            let chain = std::mem::take(&mut self.refused);
+            self.hand_over(ground, qp, chain)?;
+        }
+        while self.refused.is_empty() && self.fell_at.is_none() && self.may_start_chain(&ground.params) {
             let mut chain = Vec::new();
-            let mut inline_slots = Vec::new();
             while chain.len() < ground.params.chain as usize && pacer.lets_through(now_ns) {
                 let Some(number) = self.take(ground, verdict) else {
                     break;
                 };
                 let message = self.plan.message(number);
-                let request = self.request(ground, qp, &message, verdict);
-                if request.flags & IBV_SEND_INLINE != 0 {
-                    inline_slots.push(request.at);
-                }
-                chain.push(request);
+                chain.push(self.request(ground, qp, &message, verdict));
                 pacer.bytes += u64::from(message.len);
                 verdict.sent += 1;
                 verdict.bytes += u64::from(message.len);
@@ -122,14 +124,25 @@ impl Sender {
             if chain.is_empty() {
                 break;
             }
-            qp.post_send(&ground.local, &chain).map_err(|(bad, e)| format!("qp {} wr {bad:?}: {e}", self.qp))?;
-            // An inline work request's memory is the program's again as soon as the call returns.
-            for at in inline_slots {
-                ground.poison(&ground.local, at);
-            }
+            self.hand_over(ground, qp, chain)?;
             any = true;
         }
         Ok(any)
+    }
+
+    /// Posts a chain; what is refused of it waits for the next attempt, if the run allows that.
+    fn hand_over(&mut self, ground: &Ground, qp: &mut Qp, mut chain: Vec<SendRequest>) -> Result<(), PostFailure> {
+        let posted = match qp.post_send(&ground.local, &chain) {
+            Ok(()) => chain.len(),
+            Err((Some(bad), e)) if ground.params.retry_refused && e.is_out_of_room() => bad,
+            Err((bad, e)) => return Err(format!("qp {} wr {bad:?}: {e}", self.qp)),
+        };
+        self.refused = chain.split_off(posted);
+        // An inline work request's memory is the program's again as soon as the call returns.
+        for request in chain.iter().filter(|request| request.flags & IBV_SEND_INLINE != 0) {
+            ground.poison(&ground.local, request.at);
+        }
+        Ok(())
     }
 
     /// Whether there is room for a whole chain, or nothing left to wait for that would make room.

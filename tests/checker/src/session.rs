@@ -3,6 +3,7 @@
 use crate::args::{Commit, Mode, Polling};
 use crate::ground::Ground;
 use crate::judge::Kind;
+use crate::pollers::Second;
 use crate::predict::{Queue, WrName};
 use crate::receiver::Receiver;
 use crate::report::{Ending, Verdict};
@@ -41,6 +42,7 @@ pub struct Session {
     pacer: Pacer,
     verdict: Verdict,
     wcs: Vec<ibv_wc>,
+    second: Option<Second>,
     phase: Phase,
     pause: Pause,
     stale_posted: bool,
@@ -97,6 +99,7 @@ impl Session {
         let now = monotonic_ns();
         Self {
             pacer: Pacer::new(parts.ground.params.rate, now),
+            second: second_of(&parts),
             parts,
             verdict: Verdict::default(),
             wcs: Vec::new(),
@@ -227,7 +230,11 @@ impl Session {
     fn handle_completions(&mut self, now: u64) -> Result<bool, String> {
         let mut wcs = std::mem::take(&mut self.wcs);
         wcs.clear();
-        let count = self.parts.verbs.poll(&mut wcs).map_err(|e| e.to_string())?;
+        let mut count = self.parts.verbs.poll(&mut wcs).map_err(|e| e.to_string())?;
+        if let Some(second) = &mut self.second {
+            wcs = second.sort(wcs)?;
+            count = wcs.len();
+        }
         for wc in &wcs {
             self.handle_completion(wc, now)?;
         }
@@ -456,10 +463,16 @@ impl Session {
 
     /// Closes all verbs objects, as a program does that ends normally.
     pub fn close(self) -> Result<(), VerbError> {
+        drop(self.second);
         let Parts { verbs, qps, ground, .. } = self.parts;
         let regions: Vec<Region> = vec![ground.local, ground.shared];
         verbs.close(qps, regions)
     }
+}
+
+fn second_of(parts: &Parts) -> Option<Second> {
+    let params = &parts.ground.params;
+    params.two_pollers.then(|| Second::start(parts.verbs.another_poller(), params.seed))
 }
 
 /// Prints a line at once. Whoever reads may be gone: that is no reason to stop.

@@ -9,11 +9,13 @@
 mod child;
 mod fences;
 mod memory;
+mod poller;
 mod queue;
 
 pub use child::fork_idle_child;
 pub use fences::{watch_fences, FenceSeen};
 pub use memory::{Region, Window};
+pub use poller::Poller;
 pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
 
 use crate::args::GidIndex;
@@ -69,6 +71,12 @@ impl VerbError {
         Self { verb, source: io::Error::from_raw_os_error(errno) }
     }
 
+    /// Whether a queue had no room.
+    #[must_use]
+    pub fn is_out_of_room(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::ENOMEM)
+    }
+
     fn says(verb: &'static str, why: String) -> Self {
         Self { verb, source: io::Error::other(why) }
     }
@@ -92,11 +100,8 @@ pub struct Verbs {
     pd: NonNull<ibv_pd>,
     cq: NonNull<ibv_cq>,
     port: u8,
-    wcs: Vec<ibv_wc>,
+    poller: Poller,
 }
-
-/// Completions fetched in one call.
-const POLL_BATCH: usize = 16;
 
 impl Verbs {
     /// Opens the named device, or the first one, with a completion queue of exactly `cqe` entries.
@@ -109,7 +114,7 @@ impl Verbs {
         // SAFETY: the context is open; no channel and no context pointer are wanted.
         let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), null_mut(), 0) };
         let cq = NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))?;
-        Ok(Self { context, pd, cq, port, wcs: vec![ibv_wc::zeroed(); POLL_BATCH] })
+        Ok(Self { context, pd, cq, port, poller: Poller::new(context, cq) })
     }
 
     /// How many READs and atomics a queue pair of this device may have outstanding, as requester and as responder.
@@ -159,17 +164,13 @@ impl Verbs {
 
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
     pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
-        // SAFETY: the context is open. `ops` is read anew each time, as the inline ibv_poll_cq reads it.
-        let poll_cq = unsafe { (*self.context.as_ptr()).ops.poll_cq };
-        let poll_cq = poll_cq.ok_or_else(|| VerbError::says("ibv_poll_cq", "no such operation".to_owned()))?;
-        // SAFETY: the CQ is of this context, and there is room for POLL_BATCH completions.
-        let count = unsafe { poll_cq(self.cq.as_ptr(), POLL_BATCH as c_int, self.wcs.as_mut_ptr()) };
-        let count = usize::try_from(count).map_err(|_| VerbError::with("ibv_poll_cq", count.saturating_neg()))?;
-        out.extend(self.wcs.iter().take(count));
-        for wc in self.wcs.iter_mut().take(count) {
-            *wc = ibv_wc { wr_id: !0, qp_num: !0, ..ibv_wc::zeroed() };
-        }
-        Ok(count)
+        self.poller.poll(out)
+    }
+
+    /// Another poller of the same completion queue, for another thread; to be dropped before [`Verbs::close`].
+    #[must_use]
+    pub fn another_poller(&self) -> Poller {
+        Poller::new(self.context, self.cq)
     }
 
     /// Closes everything, queue pairs first.

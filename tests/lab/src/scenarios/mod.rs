@@ -14,6 +14,7 @@ mod loss;
 mod non_rdma;
 mod plain;
 mod race;
+mod rough;
 mod shared_port;
 mod strangers;
 mod survive;
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Scenario> {
         loss::scenarios(),
         shared_port::scenarios(),
         race::scenarios(),
+        rough::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),
         strangers::scenarios(),
