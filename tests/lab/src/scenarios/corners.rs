@@ -31,6 +31,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             ends,
         ),
     ];
+    let about =
+        "a rail silent for good with atomics outstanding: moved once the hold deadline has passed, and not before";
+    scenarios.push(Scenario::guests("shim-hold-passes", about, hold_passes));
     let about = "the receive count alone, on real packets: SHIFT_PROOF=count at a cut of either side";
     scenarios.push(Scenario::guests("shim-count-proof", about, by_count));
     for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
@@ -117,6 +120,27 @@ fn by_count(lab: &mut Lab, seed: u64) -> Result<Figures> {
 
 fn decided_by_psn(migration: &Value) -> bool {
     migration.pointer("/proofs/psn").and_then(Value::as_u64).is_none_or(|count| count > 0)
+}
+
+/// The hold deadline of that run.
+const HOLD_MS: u64 = 1200;
+
+/// soft-RoCE retries for ever, so there is no error; what could end in one waits for the NIC, but no longer than that.
+fn hold_passes(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut checker = Checker::gated(format!("--mode fadd --messages 200 --depth 8 --seed {seed}"));
+    checker.env = vec![("SHIFT_HOLD_MS", "1200")];
+    let fault = Fault::Silence(Rail::Zero, None);
+    let (story, evidence) = run(lab, &checker.trial().fault(fault, Moment::Idle { qps: 1 }))?;
+    require_fault(&story)?;
+    story.require_success()?;
+    let phase = |record: &Value, name: &str| record.pointer(&format!("/phases_ns/{name}")).and_then(Value::as_u64);
+    let waits = evidence
+        .of(Host::A)
+        .filter_map(|record| Some(phase(record, "claim_sent")?.saturating_sub(phase(record, "trigger")?) / 1_000_000));
+    let waits: Vec<u64> = waits.collect();
+    require(!waits.is_empty(), || "the end with atomics outstanding did not claim: the run proves nothing".into())?;
+    require(waits.iter().all(|ms| *ms >= HOLD_MS), || format!("it claimed after {waits:?} ms"))?;
+    Ok(moved(Figures::new().with("fault_to_claim_ms", waits), &story, &evidence))
 }
 
 /// Both rails of a host die and one comes back. On the receiver's side there is no fatal completion (the sender's retries last); on the

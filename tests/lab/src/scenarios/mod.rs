@@ -7,11 +7,13 @@ use crate::trouble::Result;
 
 mod bad_input;
 mod checker;
+mod control_cuts;
 mod corners;
 mod fail_open;
 mod lab_itself;
 mod loss;
 mod non_rdma;
+mod partners;
 mod plain;
 mod race;
 mod rough;
@@ -88,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         shared_port::scenarios(),
         race::scenarios(),
         rough::scenarios(),
+        control_cuts::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),
         strangers::scenarios(),

@@ -8,14 +8,12 @@ use serde_json::{json, Value};
 use crate::clock::{monotonic_ns, ms, until};
 use crate::evidence::Evidence;
 use crate::figures::Figures;
-use crate::guest::{Program, Running};
 use crate::lab::Lab;
-use crate::place::{Host, Link, Rail};
+use crate::place::{Host, Rail};
 use crate::seed::Seed;
-use crate::trial::protected;
 use crate::trouble::{require, Result};
 
-use super::checker::{PORT, PROGRAM};
+use super::partners::{Partners, Plan, ARMING_LIMIT, GO_ON};
 use super::Scenario;
 
 /// Pairs of processes, without the one that holds the ports first.
@@ -28,42 +26,11 @@ const USERS: [u32; 2] = [1000, 1001];
 const WELL_KNOWN: u16 = shift_control::config::DEFAULT_PORT;
 /// A new holder has it within this.
 const TAKEN_OVER: Duration = Duration::from_secs(1);
-/// Arming under emulation, with some thirty programs starting.
-const ARMING_LIMIT: Duration = Duration::from_secs(60);
-/// A pair stops here until all are protected.
-const GO_ON: &str = "/tmp/shift-go-on";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let about =
         "16 processes per host, of two users; the holders of both ports killed, then rail 0 down: all pairs survive";
     vec![Scenario::guests("shim-shared-port", about, sixteen_pairs)]
-}
-
-struct Pair {
-    server: Running,
-    client: Running,
-}
-
-impl Pair {
-    fn start(lab: &Lab, number: u16, user: u32, (server, client): (&str, &str)) -> Result<Pair> {
-        let at = format!("{}:{}", Link::Management.address(Host::B), PORT + number);
-        let dress = |line: String| Program::words(&line).with_shim().as_uid(user);
-        let server = dress(format!("{PROGRAM} server --dev rxe0 --listen {at} {server}"));
-        let client = dress(format!("{PROGRAM} client --dev rxe0 --connect {at} {client}"));
-        // The client waits for its server by itself.
-        Ok(Pair { server: lab.b().spawn(&server)?, client: lab.a().spawn(&client)? })
-    }
-
-    fn sides(&self) -> [&Running; 2] {
-        [&self.client, &self.server]
-    }
-
-    fn wait_protected(&self) -> Result<()> {
-        for side in self.sides() {
-            side.wait_line(ARMING_LIMIT, |line| protected(line).is_some())?;
-        }
-        Ok(())
-    }
 }
 
 fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
@@ -79,11 +46,11 @@ fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
         let pause = format!("--pause-before-message 10 --idle-until-file {GO_ON}");
         // Its own seed: bytes that come to another process are damage there.
         let client = format!("{flow} {pause} --seed {}", seed.wrapping_mul(100) + u64::from(number));
-        Pair::start(lab, number, user, ("", &client))
+        Partners::start(lab, &Plan { number, user, client, ..Plan::default() })
     };
-    let mut pairs = (0..ARMED_FIRST).map(pair).collect::<Result<Vec<Pair>>>()?;
-    pairs.iter().try_for_each(Pair::wait_protected)?;
-    pairs.extend((ARMED_FIRST..PAIRS).map(pair).collect::<Result<Vec<Pair>>>()?);
+    let mut pairs = (0..ARMED_FIRST).map(pair).collect::<Result<Vec<Partners>>>()?;
+    pairs.iter().try_for_each(Partners::wait_protected)?;
+    pairs.extend((ARMED_FIRST..PAIRS).map(pair).collect::<Result<Vec<Partners>>>()?);
     // So many of the second half have got a device open when the holders die.
     let started = dice.within(1..u64::from(PAIRS - ARMED_FIRST)) as usize;
     for each in pairs.iter().skip(ARMED_FIRST.into()).take(started) {
@@ -94,11 +61,11 @@ fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
     for host in Host::ALL {
         figures.note(&format!("taken_over_ms_{}", host.name()), kill_holder(lab, &holders, host)?);
     }
-    pairs.iter().try_for_each(Pair::wait_protected)?;
+    pairs.iter().try_for_each(Partners::wait_protected)?;
     figures.note("kill_to_all_protected_ms", ms(monotonic_ns() - killed_ns));
 
     for each in &pairs {
-        each.client.wait_line(ARMING_LIMIT, |line| line.starts_with("IDLE"))?;
+        each.wait_idle()?;
     }
     lab.a().write(GO_ON, "", 0o644)?;
     lab.wait_traffic(Rail::Zero, dice.within(200..2000), ARMING_LIMIT, || false)?;
@@ -108,15 +75,16 @@ fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
     let judged = judge(lab, &pairs, &mut figures);
     figures.note("fault_to_end_ms", ms(monotonic_ns() - fault_ns));
     lab.mend(cut, Rail::Zero)?;
-    end_children(lab, &holders)?;
+    holders.end_children(lab)?;
     judged.map(|()| figures)
 }
 
 /// A pair of root's that is there before all others, so that its two processes hold the ports. Each has a child that lives on: what it
 /// inherited must not keep the port.
-fn start_holders(lab: &Lab) -> Result<Pair> {
+fn start_holders(lab: &Lab) -> Result<Partners> {
     let flow = "--mode send --duration 600 --size 64 --rate 640 --poll sleepy --fork-child";
-    let holders = Pair::start(lab, PAIRS, 0, ("--fork-child", flow))?;
+    let (client, server) = (flow.to_owned(), "--fork-child".to_owned());
+    let holders = Partners::start(lab, &Plan { number: PAIRS, client, server, ..Plan::default() })?;
     holders.wait_protected()?;
     for side in holders.sides() {
         require(lab.is_listening(side.host(), WELL_KNOWN)?, || {
@@ -127,19 +95,17 @@ fn start_holders(lab: &Lab) -> Result<Pair> {
 }
 
 /// Kills the holder, not its child, and waits for the next one; how long that took, in milliseconds.
-fn kill_holder(lab: &Lab, holders: &Pair, host: Host) -> Result<Value> {
-    let [client, server] = holders.sides();
-    let holder = if host == client.host() { client } else { server };
-    lab.guest(host).shell(&format!("kill -9 {}", holder.pid()))?;
+fn kill_holder(lab: &Lab, holders: &Partners, host: Host) -> Result<Value> {
+    holders.kill(lab, host)?;
     let killed_ns = monotonic_ns();
-    holder.wait(ARMING_LIMIT)?;
+    holders.on(host).wait(ARMING_LIMIT)?;
     until("another holder of the port", ARMING_LIMIT, || Ok(lab.is_listening(host, WELL_KNOWN)?.then_some(())))?;
     let took = Duration::from_nanos(monotonic_ns() - killed_ns);
     require(took <= TAKEN_OVER, || format!("the port of {} was taken over after {took:?}", host.name()))?;
     Ok(json!(ms(took.as_nanos() as u64)))
 }
 
-fn judge(lab: &Lab, pairs: &[Pair], figures: &mut Figures) -> Result<()> {
+fn judge(lab: &Lab, pairs: &[Partners], figures: &mut Figures) -> Result<()> {
     for (number, pair) in pairs.iter().enumerate() {
         for side in pair.sides() {
             let ended = side.wait(ARMING_LIMIT)?;
@@ -159,16 +125,6 @@ fn judge(lab: &Lab, pairs: &[Pair], figures: &mut Figures) -> Result<()> {
     figures.note("confirmed", told as u64);
     if let Some(gap) = evidence.error_to_success_ms() {
         figures.note("first_error_to_success_ms", gap);
-    }
-    Ok(())
-}
-
-fn end_children(lab: &Lab, holders: &Pair) -> Result<()> {
-    for side in holders.sides() {
-        let child = side.lines().into_iter().find_map(|line| Some(line.text.strip_prefix("CHILD pid=")?.to_owned()));
-        if let Some(child) = child {
-            lab.guest(side.host()).shell(&format!("kill -9 {child}"))?;
-        }
     }
     Ok(())
 }
