@@ -61,6 +61,8 @@ pub(crate) struct Line {
     pub link: LinkId,
     pub dialed: bool,
     pub remote: Option<IpAddr>,
+    /// Something came over it that is said to peers only: at the other end too it is a peer's, and no candidate's.
+    pub heard: bool,
 }
 
 pub(crate) struct Reach {
@@ -246,6 +248,11 @@ impl Peers {
         };
         if let Some(known) = self.processes.get_mut(&process) {
             known.suspected = None;
+            let line = known.lines.iter_mut().find(|l| l.link == link && !l.heard);
+            if let Some(line) = line.filter(|_| !matches!(frame, Frame::Pong { .. })) {
+                line.heard = true;
+                self.drop_spare(links, process);
+            }
         }
         if let Frame::Ping { stamp } = frame {
             links.send(link, &Frame::Pong { stamp });
@@ -340,7 +347,7 @@ impl Peers {
         };
         links.set_greeted(link);
         process.suspected = None;
-        process.lines.push(Line { link, dialed: dialed.is_some(), remote });
+        process.lines.push(Line { link, dialed: dialed.is_some(), remote, heard: false });
         if let Some(address) = dialed {
             self.located.insert(address, id);
             if !process.reaches.iter().any(|r| r.address == address) {
@@ -350,13 +357,17 @@ impl Peers {
                 (reach.dialing, reach.verify) = (false, false);
             }
         }
-        // One connection per network is enough; the lower id decides which, so that not each end closes another one.
-        let spare = if self.me < id { process.spare_line() } else { None };
         self.lines.insert(link, id);
         if let Some(address) = dialed {
             self.events.push(PeerEvent::Located(address, id));
         }
         self.events.push(PeerEvent::Joined(id, link));
+        self.drop_spare(links, id);
+    }
+
+    /// One connection per network is enough; the lower id decides which, so that not each end closes another one.
+    fn drop_spare(&mut self, links: &mut Links, id: ProcessId) {
+        let spare = self.processes.get_mut(&id).filter(|_| self.me < id).and_then(Process::spare_line);
         if let Some(spare) = spare {
             self.lines.remove(&spare);
             links.close(spare);
@@ -508,10 +519,11 @@ impl Process {
         at.is_some_and(|at| self.addresses.contains(&at))
     }
 
-    /// An accepted connection on a network for which there is a dialed one.
+    /// An accepted connection on a network for which there is a dialed one that is a peer's at both ends.
     fn spare_line(&mut self) -> Option<LinkId> {
         let spare = self.lines.iter().position(|accepted| {
-            !accepted.dialed && self.lines.iter().any(|other| other.dialed && other.remote == accepted.remote)
+            !accepted.dialed
+                && self.lines.iter().any(|other| other.dialed && other.heard && other.remote == accepted.remote)
         })?;
         Some(self.lines.swap_remove(spare).link)
     }

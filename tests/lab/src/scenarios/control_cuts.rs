@@ -188,7 +188,7 @@ fn run_batch(lab: &mut Lab, cases: &[(u16, &Case)], seed: u64) -> Result<Vec<Val
     }
     lab.a().write(GO_ON, "", 0o644)?;
     let first = cases.first().map_or(0, |(number, _)| u64::from(*number));
-    let packets = Seed::new(seed.wrapping_add(first), "moment").within(100..600);
+    let packets = Seed::new(seed.wrapping_add(first), "moment").within(20..200);
     lab.wait_traffic(Rail::Zero, packets, ARMING_LIMIT, || false)?;
     lab.cut(Host::A, Rail::Zero)?;
     let ended = drive(lab, &mut live);
@@ -218,7 +218,7 @@ fn start<'a>(lab: &Lab, number: u16, case: &'a Case, seed: u64) -> Result<Live<'
     }
     // A child that lives on keeps the side channel: what tells the survivor of the death is its shim.
     let forks = |host| if case.fate == Fate::Kill(host) { "--fork-child" } else { "" };
-    let flow = "--mode mixed --messages 250 --size 0..3000 --depth 8 --rate 150000 --poll sleepy --deadline 6";
+    let flow = "--mode mixed --messages 600 --size 0..3000 --depth 8 --rate 150000 --poll sleepy --deadline 6";
     let pause = format!("--pause-before-message 10 --idle-until-file {GO_ON}");
     let client = format!("{flow} {pause} --seed {} {}", seed.wrapping_mul(1000) + u64::from(number), forks(Host::A));
     let plan = Plan { number, client, server: forks(Host::B).to_owned(), env, ..Plan::default() };
