@@ -629,8 +629,8 @@ pub struct Incarnation {
 /// A fence under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Fence {
-    /// When it began.
-    pub began: Instant,
+    /// Then it goes on without the completions that are still missing.
+    pub drained_by: Instant,
     /// The provider accepted ERR.
     pub in_error: bool,
     /// Entries posted on the incarnation when it began.

@@ -153,7 +153,8 @@ pub trait DataPath: Send + Sync {
     /// Ends an exclusion before any fence: held posts go to the current path, in order.
     fn release(&self, qp: QpLife);
     /// Begins the fence of the current incarnation (excluded before). Errors that it causes are kept from the application.
-    fn fence(&self, qp: QpLife);
+    /// Work that is still out `drain` after ERR is not waited for.
+    fn fence(&self, qp: QpLife, drain: Micros);
     /// Drains; to be asked until it is not pending.
     fn poll_fence(&self, qp: QpLife) -> FenceProgress;
     /// Writes the outstanding send entries and the incarnations they were posted on into the ledger (those it does not have yet),
@@ -202,8 +203,15 @@ pub trait DataPath: Send + Sync {
 
     /// A probe QP on the device that is the given path of that QP. Both ends open one.
     fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno>;
-    /// (Re)connects a probe QP.
-    fn probe_connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno>;
+    /// (Re)connects a probe QP. Its NIC goes on trying for `patience` at least.
+    fn probe_connect(
+        &self,
+        probe: ProbeId,
+        peer: &PathEnd,
+        own_psn: Psn,
+        peer_psn: Psn,
+        patience: Micros,
+    ) -> Result<(), Errno>;
     /// Posts one probe: a zero-length WRITE on the shim's own QP.
     fn probe_start(&self, probe: ProbeId) -> Result<(), Errno>;
     /// Asks for the answer.

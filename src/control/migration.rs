@@ -85,7 +85,7 @@ impl Qp {
             Effect::Release => self.release(world),
             Effect::Fence => {
                 self.paused = None;
-                world.data.fence(self.life);
+                world.data.fence(self.life, world.config.deadlines.drain);
                 self.job = Job::Fencing;
             }
             Effect::Repost { tuple } => {

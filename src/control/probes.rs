@@ -93,13 +93,15 @@ pub struct Probes {
     own: BTreeMap<ProbeKey, Probe>,
     answering: BTreeMap<(ProcessId, u64), Answering>,
     next_id: u64,
+    /// How long a NIC goes on trying, at least.
+    patience: Micros,
     frames: Vec<(ProcessId, Frame)>,
 }
 
 impl Probes {
-    /// None yet.
-    pub fn new() -> Self {
-        Self { own: BTreeMap::new(), answering: BTreeMap::new(), next_id: 1, frames: Vec::new() }
+    /// None yet. `patience`: how long the NIC under a probe goes on trying, at least.
+    pub fn new(patience: Micros) -> Self {
+        Self { own: BTreeMap::new(), answering: BTreeMap::new(), next_id: 1, patience, frames: Vec::new() }
     }
 
     /// An answer is wanted. Of several wishes about one path the latest start, the quickest pace and the longest limit count.
@@ -183,6 +185,7 @@ impl Probes {
     }
 
     fn handle_accept(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame) {
+        let patience = self.patience;
         let Some(probe) = self.own_mut(peer, frame) else {
             return;
         };
@@ -191,7 +194,7 @@ impl Probes {
         };
         let peer_end = end_of(&frame.own);
         let (own_psn, peer_psn) = psns(&own_end, &peer_end, frame.generation);
-        if data.probe_connect(local, &peer_end, own_psn, peer_psn).is_ok() {
+        if data.probe_connect(local, &peer_end, own_psn, peer_psn, patience).is_ok() {
             probe.state = State::Idle;
         }
     }
@@ -267,7 +270,7 @@ impl Probes {
         self.answering.insert(key, Answering { local, end, generation: 0 });
         let peer_end = end_of(&frame.own);
         let (own_psn, peer_psn) = psns(&end, &peer_end, frame.generation);
-        data.probe_connect(local, &peer_end, own_psn, peer_psn).ok()?;
+        data.probe_connect(local, &peer_end, own_psn, peer_psn, self.patience).ok()?;
         self.answering.insert(key, Answering { local, end, generation: frame.generation });
         Some(())
     }

@@ -73,7 +73,7 @@ impl World {
         me: ProcessId,
     ) -> Self {
         let journal = Journal::new(config.event_file_of(std::process::id()));
-        let probes = Probes::new();
+        let probes = Probes::new(config.deadlines.probe);
         Self {
             config,
             data,

@@ -102,8 +102,8 @@ impl DataPath for Shim {
         Self::with(qp, (), replay::release);
     }
 
-    fn fence(&self, qp: QpLife) {
-        Self::with(qp, (), fence::begin);
+    fn fence(&self, qp: QpLife, drain: Micros) {
+        Self::with(qp, (), |qp| fence::begin(qp, drain));
     }
 
     fn poll_fence(&self, qp: QpLife) -> FenceProgress {
@@ -201,8 +201,15 @@ impl DataPath for Shim {
         as_agent(|| self.probes.open(device, like))
     }
 
-    fn probe_connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
-        as_agent(|| self.probes.connect(probe, peer, own_psn, peer_psn))
+    fn probe_connect(
+        &self,
+        probe: ProbeId,
+        peer: &PathEnd,
+        own_psn: Psn,
+        peer_psn: Psn,
+        patience: Micros,
+    ) -> Result<(), Errno> {
+        as_agent(|| self.probes.connect(probe, peer, (own_psn, peer_psn), patience))
     }
 
     fn probe_start(&self, probe: ProbeId) -> Result<(), Errno> {

@@ -12,17 +12,14 @@ use crate::shadow::*;
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
 use shift_control::datapath::FenceProgress;
-use shift_proto::id::{Epoch, PathId, Psn};
+use shift_proto::id::{Epoch, Micros, PathId, Psn};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::policy::ProofCap;
 use std::time::{Duration, Instant};
 
-/// How long work may stay out after ERR before the fence goes on without its completions: some never come (soft-RoCE, a fenced atomic
-/// whose ACK was lost). Of sends the peer's report decides; a receive that is missing voids every proof of this end.
-const GRACE: Duration = Duration::from_millis(200);
-
-/// Begins: the QP must be excluded.
-pub fn begin(qp: &QpShadow) {
+/// Begins: the QP must be excluded. Work that is still out `drain` after ERR is not waited for: some completions never come. Of sends the peer's report
+/// decides; a receive that is missing voids every proof of this end.
+pub fn begin(qp: &QpShadow, drain: Micros) {
     let mut cold = qp.cold();
     if cold.fence.is_some() || !cold.alive || is_fenced(&cold) {
         return;
@@ -32,7 +29,7 @@ pub fn begin(qp: &QpShadow) {
     hold_receives(qp);
     let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, |object| twin::to_state(object, IBV_QPS_ERR));
     cold.fence = Some(Fence {
-        began: Instant::now(),
+        drained_by: Instant::now() + Duration::from_micros(drain.0),
         in_error: errno == 0,
         send_tail: qp.sq.ring.tail(),
         recv_tail: posted_receives(qp),
@@ -83,8 +80,7 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
     }
     let sends_back = are_sends_back(qp, fence.send_tail);
     let receives_back = qp.rq.ring.head() + qp.rq.flushed.load(Relaxed) >= fence.recv_tail;
-    let waited = fence.began.elapsed();
-    if !(sends_back && receives_back) && waited <= GRACE {
+    if !(sends_back && receives_back) && !fence.is_over(Instant::now()) {
         return FenceProgress::Pending;
     }
     cold.fence = None;
@@ -95,6 +91,13 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
         FenceProgress::Fenced(cold.reports.clone())
     } else {
         FenceProgress::Failed(cold.reports.clone())
+    }
+}
+
+impl Fence {
+    /// What is still out is not waited for.
+    pub fn is_over(&self, now: Instant) -> bool {
+        now >= self.drained_by
     }
 }
 

@@ -8,12 +8,14 @@ use crate::shadow::Raw;
 use core::ffi::c_int;
 use shift_abi::*;
 use shift_control::datapath::{DeviceId, Errno, Gid, PathEnd, ProbeId, ProbeState};
-use shift_proto::id::{Mtu, Psn};
+use shift_proto::id::{Micros, Mtu, Psn};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// 4.096 us * 2^14 = 67 ms: the shortest that does not expire on a healthy loaded soft-RoCE guest.
-const TIMEOUT: u8 = 14;
+const LEAST_TIMEOUT: u8 = 14;
+/// The longest there is (IBA 9.9.2.4.1): hours.
+const MOST_TIMEOUT: u8 = 31;
 /// Retries: three more tries, so that one lost packet does not condemn a path.
 const RETRIES: u8 = 3;
 /// Requests a probe QP holds: one is out at a time, the rest is slack for a failed one that was not polled.
@@ -83,9 +85,9 @@ impl Probes {
         Ok((ProbeId(id), PathEnd { qpn, gid, mtu, psn_base: Psn::new(qpn << 8) }))
     }
 
-    /// (Re)connects one.
-    pub fn connect(&self, probe: ProbeId, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
-        self.with(probe, |probe| probe.connect(peer, own_psn, peer_psn)).unwrap_or(Err(Errno(libc::ENOENT)))
+    /// (Re)connects one, with the own and the peer's first packet number; its NIC goes on trying for `patience` at least.
+    pub fn connect(&self, probe: ProbeId, peer: &PathEnd, psns: (Psn, Psn), patience: Micros) -> Result<(), Errno> {
+        self.with(probe, |probe| probe.connect(peer, psns, patience)).unwrap_or(Err(Errno(libc::ENOENT)))
     }
 
     /// Asks the path.
@@ -112,8 +114,14 @@ fn last_errno() -> Errno {
     Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// The shortest timeout with which all tries together take that long.
+fn timeout_for(patience: Micros) -> u8 {
+    let all_tries_us = |timeout: u8| (4096_u64 << timeout) / 1000 * (u64::from(RETRIES) + 1);
+    (LEAST_TIMEOUT..MOST_TIMEOUT).find(|timeout| all_tries_us(*timeout) >= patience.0).unwrap_or(MOST_TIMEOUT)
+}
+
 impl Probe {
-    fn connect(&mut self, peer: &PathEnd, own_psn: Psn, peer_psn: Psn) -> Result<(), Errno> {
+    fn connect(&mut self, peer: &PathEnd, (own_psn, peer_psn): (Psn, Psn), patience: Micros) -> Result<(), Errno> {
         let entry = self.rail.gid_by_value(&self.gid.0).ok_or(Errno(libc::ENODEV))?;
         let mtu = self
             .rail
@@ -129,7 +137,7 @@ impl Probe {
         attr.rq_psn = peer_psn.value();
         attr.sq_psn = own_psn.value();
         attr.min_rnr_timer = 12;
-        attr.timeout = TIMEOUT;
+        attr.timeout = timeout_for(patience);
         attr.retry_cnt = RETRIES;
         attr.rnr_retry = RETRIES;
         attr.ah_attr.is_global = 1;
@@ -171,6 +179,19 @@ impl Probe {
                     ProbeState::Failed(wc.status.0)
                 };
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nic_of_a_probe_goes_on_for_as_long_as_the_probe_may_take() {
+        // 67, 134, 268 ms a try, four tries.
+        for (patience_ms, timeout) in [(0, 14), (200, 14), (268, 14), (269, 15), (1000, 16), (u64::MAX / 1000, 31)] {
+            assert_eq!(timeout_for(Micros::from_millis(patience_ms)), timeout, "{patience_ms} ms");
         }
     }
 }

@@ -285,6 +285,14 @@ fn the_fence_waits_for_signalled_sends_and_for_what_no_flush_vouches_for() {
 }
 
 #[test]
+fn a_fence_stops_waiting_for_completions_at_its_deadline() {
+    let began = std::time::Instant::now();
+    let drain = std::time::Duration::from_millis(200);
+    let fence = Fence { drained_by: began + drain, in_error: true, send_tail: 1, recv_tail: 0 };
+    assert!(!fence.is_over(began + drain / 2) && fence.is_over(began + drain));
+}
+
+#[test]
 fn a_completion_that_only_looks_like_one_of_ours_is_passed_on() {
     let bench = Bench::new();
     let mut raw = ibv_wc::zeroed();

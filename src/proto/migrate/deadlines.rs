@@ -75,9 +75,9 @@ deadlines! {
         "probe the path",
         "well above the tail of a loaded fabric's round trips, well below the first NIC time-out of common settings";
     probe, "SHIFT_PROBE_MS", 200,
-        "one probe of a path; the agent raises it to a multiple of the path's measured round trip",
+        "one probe of a path; of the current path, while it stands still, at least 500 ms",
         "the path counts as dead: trigger",
-        "a slow path is no dead one";
+        "three retries of a NIC fit in, and a slow path is no dead one";
     hold, "SHIFT_HOLD_MS", 2000,
         "waiting for the NIC's own retries while something outstanding could end in an error",
         "claim, or accept instead of waiting",
@@ -94,6 +94,10 @@ deadlines! {
         "the provider's recipe for a fence",
         "the other end fences, both wait the packet lifetime, no PSN proof from the end that could not; neither can: surface",
         "flushing a full queue takes milliseconds; a firmware that is busy takes some hundred";
+    drain, "SHIFT_DRAIN_MS", 200,
+        "work that is still out after ERR, within the fence",
+        "RESET without it: of a send the peer's report decides, one missing receive voids both proofs of this end",
+        "flushing a full queue takes milliseconds; some completions never come (soft-RoCE, a fenced atomic whose ACK was lost)";
     packet_lifetime, "SHIFT_PACKET_LIFETIME_MS", 500,
         "how long a packet of an incarnation that is not fenced may still arrive",
         "the end that could not fence drains once more and reports",
@@ -158,6 +162,7 @@ impl Deadlines {
         let two_trips = Micros(self.control_round_trip.0.saturating_mul(2));
         longer("SHIFT_CLAIM_MS", self.claim, "two round trips (2 * SHIFT_CONTROL_ROUND_TRIP_MS)", two_trips)?;
         longer("SHIFT_CLAIM_MS", self.claim, "SHIFT_EXCLUDE_MS", self.exclude)?;
+        longer("SHIFT_FENCE_MS", self.fence, "SHIFT_DRAIN_MS", self.drain)?;
         let fence_and_lifetime = self.fence + self.packet_lifetime;
         longer("SHIFT_EXCHANGE_MS", self.exchange, "SHIFT_FENCE_MS + SHIFT_PACKET_LIFETIME_MS", fence_and_lifetime)?;
         longer("SHIFT_PATIENCE_MS", self.patience, "SHIFT_HOLD_MS", self.hold)

@@ -403,7 +403,7 @@ impl DataPath for Path {
         });
     }
 
-    fn fence(&self, qp: QpLife) {
+    fn fence(&self, qp: QpLife, _drain: Micros) {
         self.with(qp, |q| {
             assert!(q.excluded, "nobody is fenced who was not excluded");
             q.fenced = true;
@@ -571,7 +571,14 @@ impl DataPath for Path {
         Ok((ProbeId(id), end))
     }
 
-    fn probe_connect(&self, probe: ProbeId, _peer: &PathEnd, _own: Psn, _peer_psn: Psn) -> Result<(), Errno> {
+    fn probe_connect(
+        &self,
+        probe: ProbeId,
+        _peer: &PathEnd,
+        _own: Psn,
+        _peer_psn: Psn,
+        _patience: Micros,
+    ) -> Result<(), Errno> {
         let mut state = self.fabric.lock();
         let probe = state.probes.get_mut(&probe.0).unwrap();
         (probe.connected, probe.failed, probe.started) = (true, false, false);
