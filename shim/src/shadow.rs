@@ -6,10 +6,11 @@
 
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
 use crate::spin::{SpinCell, SpinGuard};
-use core::cell::UnsafeCell;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
 use shift_proto::ledger::IncarnationReport;
+use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -386,7 +387,7 @@ pub struct Poster {
     /// MTU of the current incarnation, as a shift.
     pub mtu_shift: u32,
     /// Translations that were needed lately.
-    pub keys: crate::hot::post::KeyCache,
+    pub keys: crate::hot::keys::KeyCache,
     /// Room for the translated elements of one batch.
     pub sges: Vec<ibv_sge>,
 }
@@ -412,7 +413,7 @@ impl SendQueue {
                 unsignalled_run: 0,
                 signal_every: (depth / 2).max(1),
                 mtu_shift: 10,
-                keys: crate::hot::post::KeyCache::new(),
+                keys: crate::hot::keys::KeyCache::new(),
                 sges: Vec::new(),
             }),
             signals_seen: AtomicU32::new(0),
@@ -453,7 +454,7 @@ pub struct RecvPoster {
     /// First receive that was recorded while the queue was held, since it was held.
     pub held_from: u64,
     /// Translations that were needed lately.
-    pub keys: crate::hot::post::KeyCache,
+    pub keys: crate::hot::keys::KeyCache,
     /// Room for translated elements.
     pub sges: Vec<ibv_sge>,
 }
@@ -472,7 +473,7 @@ impl RecvQueue {
                 translate: false,
                 epoch: 0,
                 held_from: 0,
-                keys: crate::hot::post::KeyCache::new(),
+                keys: crate::hot::keys::KeyCache::new(),
                 sges: Vec::new(),
             }),
             received: AtomicU64::new(0),
@@ -513,10 +514,14 @@ impl MoreSges {
 }
 
 /// Copied payloads, `stride` bytes a slot. Written by the poster before the slot is published, as the slot is.
+///
+/// Pages of its own: they may be registered, and after `ibv_fork_init` a registered page is taken away from forked children (MADV_DONTFORK), with
+/// whatever else lies in it.
 pub struct Copies {
     /// Bytes per slot.
     pub stride: usize,
-    bytes: Box<[UnsafeCell<u8>]>,
+    bytes: NonNull<u8>,
+    layout: Layout,
     /// Its registrations on the primary and on the standby, made when a replay needs one.
     pub registrations: [AtomicPtr<ibv_mr>; 2],
 }
@@ -532,9 +537,16 @@ impl Copies {
     pub fn new(slots: u64, stride: u32) -> Self {
         let stride = (stride as usize).next_multiple_of(8);
         let count = stride * usize::try_from(slots).unwrap_or(0);
+        // SAFETY: asks for a constant of the system.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let layout = Layout::from_size_align(count.next_multiple_of(page).max(page), page);
+        let layout = layout.unwrap_or_else(|_| handle_alloc_error(Layout::new::<u64>()));
+        // SAFETY: the size is not 0.
+        let bytes = unsafe { alloc_zeroed(layout) };
         Self {
             stride,
-            bytes: (0..count).map(|_| UnsafeCell::new(0)).collect(),
+            bytes: NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout)),
+            layout,
             registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; 2],
         }
     }
@@ -558,7 +570,14 @@ impl Copies {
 
     /// The whole room, to be registered.
     pub fn whole(&self) -> (*mut u8, usize) {
-        (UnsafeCell::raw_get(self.bytes.as_ptr()), self.bytes.len())
+        (self.bytes.as_ptr(), self.layout.size())
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`; nobody has a slot when the queue is dropped.
+        unsafe { dealloc(self.bytes.as_ptr(), self.layout) };
     }
 }
 

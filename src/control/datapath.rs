@@ -113,12 +113,22 @@ pub trait RemoteKeys {
 pub enum ReplayProgress {
     /// Everything is posted; the QP posts directly on its new path.
     Done,
-    /// The queue of the new path is full, or the entry needs the key named here; call again when it is known.
-    NeedsKey(u32),
+    /// This entry needs the peer's standby key for this rkey; call again when it is known.
+    NeedsKey {
+        /// The entry.
+        seq: WrSeq,
+        /// The peer's key on its primary.
+        rkey: u32,
+    },
     /// The new path's queue is full; call again after completions.
     Full,
-    /// The provider refused (errno).
-    Refused(Errno),
+    /// This entry cannot be posted, now or later.
+    Refused {
+        /// The entry.
+        seq: WrSeq,
+        /// Why.
+        error: Errno,
+    },
 }
 
 /// What the agent asks of the shim. See the module's rules.

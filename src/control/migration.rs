@@ -12,7 +12,7 @@ use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, St
 use crate::clock;
 use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
 use crate::mirror::Mirror;
-use crate::qp::{Job, Qp};
+use crate::qp::{Job, Qp, Refusal};
 use crate::record::{Outcome, Record};
 use crate::verdicts::{self, Reported};
 use crate::world::World;
@@ -84,7 +84,7 @@ impl Qp {
             Effect::Exclude => self.exclude(world),
             Effect::Release => self.release(world),
             Effect::Fence => {
-                self.paused = None;
+                (self.paused, self.refusal) = (None, None);
                 world.data.fence(self.life, world.config.deadlines.drain);
                 self.job = Job::Fencing;
             }
@@ -245,26 +245,45 @@ impl Qp {
         let Job::Replaying { tuple, plan } = &self.job else {
             return None;
         };
+        if self.refusal.is_some() {
+            return self.poll_refusal(world, now);
+        }
         let (remote, process) = (self.remote?, self.process?);
         let keys = world.keys_of(process, remote.device);
         let progress = world.data.replay(self.life, tuple.target, tuple.epoch, plan, &mut self.ledger, &keys);
         match progress {
             ReplayProgress::Done => self.finish_replay(world),
             ReplayProgress::Full => None,
-            ReplayProgress::NeedsKey(rkey) => match self.ask_key(world, rkey, now) {
-                Ok(()) => None,
-                Err(status) => {
-                    self.status = status;
-                    self.note_why(&format!("the peer does not name a standby key for rkey {rkey:#x}"));
-                    Some(Input::ReplayFailed)
-                }
-            },
-            ReplayProgress::Refused(error) => {
+            ReplayProgress::NeedsKey { seq, rkey } => self.ask_key_for(world, seq, rkey, now),
+            ReplayProgress::Refused { seq, error } => {
                 log::warn!("qp {:#x}: the new path refuses the replay ({error})", self.facts.qpn);
-                self.status = status_of(error);
-                Some(Input::ReplayFailed)
+                self.end_at(world, seq, status_of(error), "the new path refused the replay".to_owned(), now)
             }
         }
+    }
+
+    fn ask_key_for(&mut self, world: &mut World, seq: WrSeq, rkey: u32, now: Micros) -> Option<Input> {
+        match self.ask_key(world, rkey, now) {
+            Ok(()) => None,
+            Err(status) => {
+                let why = format!("the peer does not name a standby key for rkey {rkey:#x}");
+                self.end_at(world, seq, status, why, now)
+            }
+        }
+    }
+
+    fn end_at(&mut self, world: &World, seq: WrSeq, status: Option<u32>, why: String, now: Micros) -> Option<Input> {
+        self.refusal = Some(Refusal { seq, status, why, due: now + world.config.deadlines.exchange });
+        self.poll_refusal(world, now)
+    }
+
+    /// The entry that the path refuses is the oldest: its time has come.
+    fn poll_refusal(&mut self, world: &World, now: Micros) -> Option<Input> {
+        let retired = world.data.retired_below(self.life);
+        let refusal = self.refusal.take_if(|refusal| retired >= refusal.seq || now >= refusal.due)?;
+        self.status = refusal.status;
+        self.note_why(&refusal.why);
+        Some(Input::ReplayFailed)
     }
 
     fn finish_replay(&mut self, world: &World) -> Option<Input> {
@@ -382,22 +401,26 @@ impl Qp {
             return;
         };
         let keys = world.keys_of(process, remote.device);
-        let failure = match world.data.post_held(self.life, &keys) {
-            ReplayProgress::Done => {
-                self.held = false;
-                None
-            }
-            ReplayProgress::Full => None,
-            ReplayProgress::NeedsKey(rkey) => self.ask_key(world, rkey, now).err(),
-            ReplayProgress::Refused(error) => {
-                log::warn!("qp {:#x}: a held post is refused ({error})", self.facts.qpn);
-                Some(status_of(error))
+        let failure = if self.refusal.is_some() {
+            self.poll_refusal(world, now)
+        } else {
+            match world.data.post_held(self.life, &keys) {
+                ReplayProgress::Done => {
+                    self.held = false;
+                    None
+                }
+                ReplayProgress::Full => None,
+                ReplayProgress::NeedsKey { seq, rkey } => self.ask_key_for(world, seq, rkey, now),
+                ReplayProgress::Refused { seq, error } => {
+                    log::warn!("qp {:#x}: a held post is refused ({error})", self.facts.qpn);
+                    let why = "a post that waited for the new path was refused".to_owned();
+                    self.end_at(world, seq, status_of(error), why, now)
+                }
             }
         };
-        if let Some(status) = failure {
-            (self.held, self.status) = (false, status);
-            self.note_why("a post that waited for the new path was refused");
-            self.feed(world, now, Input::ReplayFailed);
+        if let Some(failure) = failure {
+            self.held = false;
+            self.feed(world, now, failure);
         }
     }
 
@@ -485,7 +508,7 @@ impl Qp {
     }
 
     fn surface(&mut self, world: &mut World, why: Surfaced) {
-        (self.job, self.paused, self.seek, self.held) = (Job::Idle, None, None, false);
+        (self.job, self.paused, self.seek, self.held, self.refusal) = (Job::Idle, None, None, false, None);
         // Where the peer's application got the error, this one sees what its own hardware would show: flushes.
         let followed = (why == Surfaced::PeerSurfaced).then_some(crate::qp::WC_WR_FLUSH_ERR);
         world.data.surface(self.life, self.status.or(followed));

@@ -78,6 +78,17 @@ pub(crate) enum Job {
     Stopping { below: WrSeq },
 }
 
+/// An entry that the path refuses: it ends in an error once everything before it has ended, as on hardware.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub seq: WrSeq,
+    /// Its status, if it is not that of a path that failed.
+    pub status: Option<u32>,
+    pub why: String,
+    /// Until then; what is before it may be unsignalled, and never heard of.
+    pub due: Micros,
+}
+
 /// One queue pair.
 pub(crate) struct Qp {
     pub life: QpLife,
@@ -115,6 +126,8 @@ pub(crate) struct Qp {
     pub stall: Option<Stall>,
     /// Posts are held for a key or for room.
     pub held: bool,
+    /// An entry that the path refuses.
+    pub refusal: Option<Refusal>,
     /// Posters are kept out, or asked to leave: from an exclusion until its release or the end of the replay.
     pub excluded: bool,
     /// The status with which the first error is surfaced, if it is not the NIC's own.
@@ -159,6 +172,7 @@ impl Qp {
             seek: None,
             stall: None,
             held: false,
+            refusal: None,
             excluded: false,
             status: None,
             hold: false,
@@ -238,7 +252,7 @@ impl Qp {
 
     /// Entries wait for their completions on a new path.
     pub fn is_retiring(&self) -> bool {
-        matches!(self.job, Job::Retiring { .. } | Job::Stopping { .. })
+        matches!(self.job, Job::Retiring { .. } | Job::Stopping { .. }) || self.refusal.is_some()
     }
 
     /// A completion says that the incarnation is in ERR.

@@ -127,7 +127,9 @@ impl DataPath for Shim {
         ledger: &mut Ledger,
         keys: &dyn RemoteKeys,
     ) -> ReplayProgress {
-        Self::with(qp, ReplayProgress::Refused(GONE), |qp| replay::replay(qp, path.0, epoch.0, plan, ledger, keys))
+        Self::with(qp, ReplayProgress::Refused { seq: WrSeq(0), error: GONE }, |qp| {
+            replay::replay(qp, path.0, epoch.0, plan, ledger, keys)
+        })
     }
 
     fn post_held(&self, qp: QpLife, keys: &dyn RemoteKeys) -> ReplayProgress {

@@ -80,7 +80,8 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
     }
     let sends_back = are_sends_back(qp, fence.send_tail);
     let receives_back = qp.rq.ring.head() + qp.rq.flushed.load(Relaxed) >= fence.recv_tail;
-    if !(sends_back && receives_back) && !fence.is_over(Instant::now()) {
+    let is_all_back = sends_back && receives_back;
+    if !is_all_back && !fence.is_over(Instant::now()) {
         return FenceProgress::Pending;
     }
     cold.fence = None;

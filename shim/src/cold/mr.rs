@@ -1,7 +1,7 @@
 //! Registrations and their twins; the keys that a post has to translate.
 
 use crate::cold::{pd, tell};
-use crate::hot::post::LocalKey;
+use crate::hot::keys::LocalKey;
 use crate::lives;
 use crate::process;
 use crate::real;
@@ -156,8 +156,15 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
         twin,
         twin_lkey,
     });
-    by_lkey().insert((pd.device, lkey), Arc::clone(&shadow));
-    MRS.insert(mr, shadow);
+    if !MRS.insert(mr, Arc::clone(&shadow)) {
+        // Its end would not be noticed.
+        note_lack(pd, request.access);
+        if let Some(twin) = twin {
+            crate::cold::reaper::dereg_mr(twin);
+        }
+        return;
+    }
+    by_lkey().insert((pd.device, lkey), shadow);
     if twin.is_some() {
         process::tell(Event::KeyAdded { device: DeviceId(pd.device), rkey, standby_rkey: twin_rkey });
     }
@@ -283,8 +290,9 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
     note_lack(pd, access);
     let (device, length) = (pd.device, length as u64);
     let shadow = Arc::new(MrShadow { device, lkey, rkey, iova: 0, length, readable: false, twin: None, twin_lkey: 0 });
-    by_lkey().insert((device, lkey), Arc::clone(&shadow));
-    MRS.insert(region, shadow);
+    if MRS.insert(region, Arc::clone(&shadow)) {
+        by_lkey().insert((device, lkey), shadow);
+    }
 }
 
 /// `ibv_dereg_mr`: the twin goes first, so that nothing outlives the application's call.

@@ -145,7 +145,7 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         merge(&mut shadow.cold().attr, &unsafe { attr.read() }, bits);
         return 0;
     }
-    if state == Some(IBV_QPS_RTS) && has_moved(&shadow) {
+    if matches!(state, None | Some(IBV_QPS_RTS)) && has_moved(&shadow) {
         // SAFETY: as above.
         return twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
     }
@@ -163,7 +163,10 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
             connected(&shadow);
         }
         Some(IBV_QPS_RTS) => {
-            begin_sending(&shadow, &given);
+            // RTR to RTS. RTS to RTS and SQD to RTS change other things, and the NIC counts on.
+            if bits & IBV_QP_SQ_PSN != 0 {
+                begin_sending(&shadow, &given);
+            }
             let errno = twin::send_as_well(&shadow, &given, bits);
             if errno != 0 {
                 tell::unprotect(&shadow, format!("its standby refused RTS (errno {errno})"));
@@ -312,8 +315,13 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
     let errno = unsafe { real::ibv_query_qp(qp, attr, mask, init) };
     let Some(shadow) = QPS.get(qp).filter(|_| errno == 0) else { return errno };
     let moved = has_moved(shadow);
-    let surfaced = shadow.stance() == Stance::Surfaced;
-    if !moved && !surfaced {
+    // On the standby an error that the application got is not to be seen in its own object.
+    let ended = match shadow.stance() {
+        Stance::Surfaced => true,
+        Stance::Passing => moved,
+        Stance::Recording | Stance::Armed | Stance::Masking => false,
+    };
+    if !moved && !ended {
         return 0;
     }
     let known = shadow.cold().attr;
@@ -323,7 +331,7 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
     seen.path_mtu = known.path_mtu;
     seen.dest_qp_num = known.dest_qp_num;
     seen.qp_access_flags = known.qp_access_flags;
-    seen.qp_state = if surfaced { IBV_QPS_ERR } else { known.qp_state };
+    seen.qp_state = if ended { IBV_QPS_ERR } else { known.qp_state };
     seen.cur_qp_state = seen.qp_state;
     0
 }

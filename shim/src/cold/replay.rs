@@ -192,7 +192,7 @@ pub fn replay(
     keys: &dyn RemoteKeys,
 ) -> ReplayProgress {
     if !is_whole(qp) || !begin_incarnation(qp, path, epoch) {
-        return ReplayProgress::Refused(Errno(libc::ENODEV));
+        return Hindrance::Refused(Errno(libc::ENODEV)).of(qp.sq.ring.head());
     }
     for step in &plan.steps {
         let seq = step.seq.0;
@@ -206,7 +206,11 @@ pub fn replay(
                     report_refusal(qp, ledger.posted(step.seq, posting).err());
                     qp.sq.ring.slot(seq).mark(IN_LEDGER);
                 }
-                Err(progress) => return progress,
+                Err(hindrance) => {
+                    // What is proven before it does not wait for it.
+                    poll::retire_front(qp);
+                    return hindrance.of(seq);
+                }
             },
         }
         qp.cold().replay_next = seq + 1;
@@ -263,6 +267,31 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     true
 }
 
+/// Why an entry cannot be posted now.
+#[derive(Clone, Copy)]
+enum Hindrance {
+    /// The peer's standby key for this rkey is not known.
+    Key(u32),
+    /// The queue of the path is full.
+    Full,
+    /// It never can.
+    Refused(Errno),
+}
+
+/// There is nothing right to post.
+const REFUSED: Hindrance = Hindrance::Refused(Errno(libc::EINVAL));
+
+impl Hindrance {
+    fn of(self, seq: u64) -> ReplayProgress {
+        let seq = WrSeq(seq);
+        match self {
+            Self::Key(rkey) => ReplayProgress::NeedsKey { seq, rkey },
+            Self::Full => ReplayProgress::Full,
+            Self::Refused(error) => ReplayProgress::Refused { seq, error },
+        }
+    }
+}
+
 /// Posts entry `seq` from `offset` on, on the current path, signalled.
 fn post_recorded(
     qp: &QpShadow,
@@ -270,9 +299,9 @@ fn post_recorded(
     seq: u64,
     offset: u32,
     keys: &dyn RemoteKeys,
-) -> Result<Posting, ReplayProgress> {
+) -> Result<Posting, Hindrance> {
     if matches!(poster.mode, PostMode::Gone | PostMode::Flushing) {
-        return Err(ReplayProgress::Refused(Errno(libc::ENODEV)));
+        return Err(Hindrance::Refused(Errno(libc::ENODEV)));
     }
     let slot = qp.sq.ring.slot(seq);
     let mut wr = rebuild(qp, poster, seq, offset, keys)?;
@@ -296,7 +325,9 @@ fn post_recorded(
     let errno = unsafe { (poster.target.post_send)(poster.target.qp.0, &mut wr, &mut bad) };
     if errno != 0 {
         slot.mark(HELD);
-        return Err(if errno == libc::ENOMEM { ReplayProgress::Full } else { ReplayProgress::Refused(Errno(errno)) });
+        // Without a bad_wr it may be in the NIC's ring (soft-RoCE's doorbell failed): it is not posted again.
+        let is_full = errno == libc::ENOMEM && !bad.is_null();
+        return Err(if is_full { Hindrance::Full } else { Hindrance::Refused(Errno(errno)) });
     }
     poster.signals = poster.signals.wrapping_add(1);
     poster.psn_next += packets(slot.bytes.load(Relaxed).saturating_sub(offset), poster.mtu_shift);
@@ -311,7 +342,7 @@ fn rebuild(
     seq: u64,
     offset: u32,
     keys: &dyn RemoteKeys,
-) -> Result<ibv_send_wr, ReplayProgress> {
+) -> Result<ibv_send_wr, Hindrance> {
     let slot = qp.sq.ring.slot(seq);
     let mut wr = ibv_send_wr::zeroed();
     wr.opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
@@ -322,6 +353,9 @@ fn rebuild(
     if slot.has(SOLICITED) {
         wr.send_flags |= IBV_SEND_SOLICITED;
     }
+    if slot.has(INLINE) {
+        wr.send_flags |= IBV_SEND_INLINE;
+    }
     wr.imm.imm_data = slot.imm.load(Relaxed);
     let remote_addr = slot.remote_addr.load(Relaxed) + u64::from(offset);
     match wr.opcode {
@@ -330,7 +364,7 @@ fn rebuild(
         }
         opcode if post::is_atomic(opcode) => {
             let rkey = remote_key(poster, slot, keys)?;
-            let copies = qp.sq.copies.get().ok_or(ReplayProgress::Refused(Errno(libc::EINVAL)))?;
+            let copies = qp.sq.copies.get().ok_or(REFUSED)?;
             let [compare_add, swap] = copies.operands(qp.sq.ring.index(seq));
             wr.wr.atomic = ibv_wr_atomic { remote_addr, compare_add, swap, rkey };
         }
@@ -340,7 +374,7 @@ fn rebuild(
 }
 
 /// The key by which the peer knows the memory on the current path.
-fn remote_key(poster: &mut Poster, slot: &SendSlot, keys: &dyn RemoteKeys) -> Result<u32, ReplayProgress> {
+fn remote_key(poster: &mut Poster, slot: &SendSlot, keys: &dyn RemoteKeys) -> Result<u32, Hindrance> {
     let rkey = slot.rkey.load(Relaxed);
     if !poster.translate {
         return Ok(rkey);
@@ -354,22 +388,29 @@ fn remote_key(poster: &mut Poster, slot: &SendSlot, keys: &dyn RemoteKeys) -> Re
             poster.keys.learn_remote(rkey, twin);
             Ok(twin)
         }
-        RemoteKey::Unknown => poster.keys.known_remote(rkey).ok_or(ReplayProgress::NeedsKey(rkey)),
-        RemoteKey::Absent => Err(ReplayProgress::Refused(Errno(libc::EACCES))),
+        RemoteKey::Unknown => poster.keys.known_remote(rkey).ok_or(Hindrance::Key(rkey)),
+        RemoteKey::Absent => Err(Hindrance::Refused(Errno(libc::EACCES))),
     }
 }
 
 /// Its elements from `offset` on: out of the copies if the payload was copied at post.
-fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result<Vec<ibv_sge>, ReplayProgress> {
+fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result<Vec<ibv_sge>, Hindrance> {
     let slot = qp.sq.ring.slot(seq);
     let bytes = slot.bytes.load(Relaxed).saturating_sub(offset);
     if bytes == 0 {
         return Ok(Vec::new());
     }
+    if slot.has(INLINE) {
+        // The standby grants the same room, and inline data needs no key.
+        let copies = qp.sq.copies.get().filter(|_| slot.has(COPIED)).ok_or(REFUSED)?;
+        let addr = copies.at(qp.sq.ring.index(seq)) as u64 + u64::from(offset);
+        return Ok(vec![ibv_sge { addr, length: bytes, lkey: 0 }]);
+    }
     if slot.has(COPIED) {
         if let Some((addr, lkey)) = copied(qp, seq, poster.translate) {
             return Ok(vec![ibv_sge { addr: addr + u64::from(offset), length: bytes, lkey }]);
         }
+        // As the NIC's own retransmission would be.
         log::warn!("QP 0x{:06x}: the copies could not be registered; replaying from the application's buffer", qp.qpn);
     }
     let mut skip = offset;
@@ -379,12 +420,13 @@ fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result
         skip -= cut;
         sge.addr += u64::from(cut);
         sge.length -= cut;
+        if sge.length == 0 {
+            continue;
+        }
         if poster.translate {
-            sge.lkey = poster.keys.twin_of(qp.device, sge.lkey).ok_or(ReplayProgress::Refused(Errno(libc::EINVAL)))?;
+            sge.lkey = poster.keys.twin_of(qp.device, sge.lkey).ok_or(REFUSED)?;
         }
-        if sge.length != 0 {
-            sges.push(sge);
-        }
+        sges.push(sge);
     }
     Ok(sges)
 }
@@ -432,8 +474,8 @@ pub fn post_held(qp: &QpShadow, keys: &dyn RemoteKeys) -> ReplayProgress {
         }
         if ring.slot(seq).has(HELD) {
             mix(qp);
-            if let Err(progress) = post_recorded(qp, &mut poster, seq, 0, keys) {
-                return progress;
+            if let Err(hindrance) = post_recorded(qp, &mut poster, seq, 0, keys) {
+                return hindrance.of(seq);
             }
         }
         seq += 1;
@@ -453,7 +495,10 @@ fn mix(qp: &QpShadow) {
 pub fn surface(qp: &QpShadow, status: Option<u32>) {
     poll::sweep(&qp.send_cq);
     poll::sweep(&qp.recv_cq);
-    let first = qp.first_error.load(Relaxed).checked_sub(1).filter(|first| *first != IBV_WC_WR_FLUSH_ERR.0);
+    let first = match qp.first_error.load(Relaxed) {
+        tell::ERROR_GIVEN => Some(IBV_WC_WR_FLUSH_ERR.0),
+        first => first.checked_sub(1).filter(|first| *first != IBV_WC_WR_FLUSH_ERR.0),
+    };
     let status = ibv_wc_status(status.or(first).unwrap_or(IBV_WC_RETRY_EXC_ERR.0));
     {
         let cold = qp.cold();
@@ -494,6 +539,9 @@ pub fn could_end_in_error(qp: &QpShadow) -> bool {
     let ring = &qp.sq.ring;
     (ring.head()..ring.tail()).any(|seq| {
         let slot = ring.slot(seq);
-        post::is_atomic(ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)))) || slot.has(UNKNOWN_IS_ERROR)
+        let at_risk =
+            post::is_atomic(ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)))) || slot.has(UNKNOWN_IS_ERROR);
+        // What no NIC was given, or is proven, has a fate already.
+        at_risk && !slot.has(HELD | DONE)
     })
 }

@@ -25,6 +25,18 @@ pub fn fatal(qp: &QpShadow, status: ibv_wc_status, epoch: u32) {
     }
 }
 
+/// In `first_error`: the application has got its error, what is left are flushes.
+pub const ERROR_GIVEN: u32 = u32::MAX;
+
+/// Behind errors that are being masked comes one that is the application's: it gets it, and flushes for the rest.
+#[cold]
+pub fn application_error_behind(qp: &QpShadow, epoch: u32) {
+    if epoch == qp.rq.epoch.load(Ordering::Relaxed) {
+        qp.first_error.store(ERROR_GIVEN, Ordering::Relaxed);
+    }
+    application_error(qp);
+}
+
 /// An error that the application gets: no migration from now on.
 #[cold]
 pub fn application_error(qp: &QpShadow) {

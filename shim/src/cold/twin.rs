@@ -182,10 +182,12 @@ pub fn atomics_hold(qp: &QpShadow) -> bool {
     primary && standby_rail(qp).is_ok_and(|rail| rail.is_atomic_host_wide())
 }
 
-/// The application's RTR to RTS: the QPs that were brought to RTR for it follow. Returns errno.
+/// The application's RTR to RTS: the QPs that were brought to RTR for it follow. So they do with what it changes later. Returns errno.
 pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
     let mut cold = qp.cold();
+    let is_first = cold.attr.qp_state == IBV_QPS_RTR;
     crate::cold::qp::merge(&mut cold.attr, given, mask);
+    let bits = if is_first { TO_RTS } else { IBV_QP_STATE | mask & (IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER) };
     for path in [0, 1] {
         // The application's own object is its own as long as it was never fenced.
         let ours = path != 0 || qp.sq.epoch.load(Relaxed) != 0;
@@ -195,7 +197,7 @@ pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
         attr.sq_psn = connected.own_psn;
         attr.qp_state = IBV_QPS_RTS;
         // SAFETY: the QP is live under the cold lock; `attr` is readable.
-        let errno = unsafe { real::ibv_modify_qp(object.0, &mut attr, TO_RTS as c_int) };
+        let errno = unsafe { real::ibv_modify_qp(object.0, &mut attr, bits as c_int) };
         if errno != 0 {
             return errno;
         }

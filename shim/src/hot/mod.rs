@@ -3,6 +3,7 @@
 //! The paths that a fault opens (a first error completion, a full ring, an unknown key) leave through functions marked
 //! `#[cold]`; those may allocate and may wake the agent.
 
+pub mod keys;
 pub mod poll;
 pub mod post;
 pub mod ring;

@@ -292,8 +292,13 @@ enum Verdict {
     Drop,
 }
 
-/// A path's fault, or the application's own? RETRY_EXC is the path's; a flush with no error before it and no ERR of the
-/// application's is a port that went down (soft-RoCE gives only flushes then). Everything else is the application's.
+/// RETRY_EXC is the path's; a flush with no error before it and no ERR of the application's is a port that went down (soft-RoCE gives only flushes
+/// then). Everything else is the application's.
+const fn is_of_the_path(status: ibv_wc_status) -> bool {
+    matches!(status, IBV_WC_RETRY_EXC_ERR | IBV_WC_WR_FLUSH_ERR)
+}
+
+/// A path's fault, or the application's own?
 #[cold]
 fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict {
     match qp.stance() {
@@ -304,12 +309,17 @@ fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict {
             Verdict::Pass
         }
         Stance::Passing => Verdict::Pass,
-        Stance::Masking => {
+        Stance::Masking if is_of_the_path(status) => {
             tell::fatal(qp, status, epoch);
             Verdict::Keep
         }
+        // The flush of one queue was polled before the error of the other.
+        Stance::Masking => {
+            tell::application_error_behind(qp, epoch);
+            Verdict::Pass
+        }
         Stance::Surfaced => Verdict::Drop,
-        Stance::Armed if matches!(status, IBV_WC_RETRY_EXC_ERR | IBV_WC_WR_FLUSH_ERR) => {
+        Stance::Armed if is_of_the_path(status) => {
             if !qp.step(Stance::Armed, Stance::Masking) {
                 return judge(qp, status, epoch);
             }

@@ -2,6 +2,7 @@
 //!
 //! Ledger order is the provider's order, or every packet number is wrong: so record and post happen under one cell.
 
+use super::keys::KeyCache;
 use super::ring::*;
 use super::tag::{Queue, Tag};
 use crate::cold::{mr, tell};
@@ -15,90 +16,6 @@ use shift_abi::*;
 pub const BATCH: usize = 16;
 /// Payloads up to this many bytes are snapshotted: a cache line, NCCL's clear-to-send is 64.
 pub const SNAPSHOT_BYTES: u32 = 64;
-/// Keys a queue remembers the translation of: a power of two; NCCL uses a handful per connection.
-const KEYS: usize = 16;
-
-/// Translations of keys that this queue used lately, direct-mapped.
-///
-/// Valid as long as `generation` is the process's: any withdrawal of a key anywhere empties it.
-pub struct KeyCache {
-    generation: u64,
-    local: [LocalKey; KEYS],
-    remote: [(u32, u32); KEYS],
-}
-
-/// What is known of an lkey.
-#[derive(Clone, Copy)]
-pub struct LocalKey {
-    /// The application's key; 0 = no entry (no provider gives out key 0).
-    pub lkey: u32,
-    /// The twin's key; 0 = no twin.
-    pub twin: u32,
-    /// Memory that may be read: first address and bytes (0 bytes: none).
-    pub readable: (u64, u64),
-}
-
-const NO_KEY: LocalKey = LocalKey { lkey: 0, twin: 0, readable: (0, 0) };
-
-impl KeyCache {
-    /// An empty one.
-    pub const fn new() -> Self {
-        Self { generation: 0, local: [NO_KEY; KEYS], remote: [(0, 0); KEYS] }
-    }
-
-    #[inline]
-    fn refresh(&mut self) {
-        let generation = mr::generation();
-        if self.generation != generation {
-            self.local = [NO_KEY; KEYS];
-            self.remote = [(0, 0); KEYS];
-            self.generation = generation;
-        }
-    }
-
-    /// What is known of `lkey`; never waits.
-    #[inline]
-    fn local(&mut self, device: u16, lkey: u32) -> Option<LocalKey> {
-        let place = self.local.get_mut(key_index(lkey))?;
-        if place.lkey != lkey {
-            *place = mr::local_key(device, lkey)?;
-        }
-        Some(*place)
-    }
-
-    /// The peer's standby key for `rkey`, if this queue learned it.
-    #[inline]
-    fn remote(&self, rkey: u32) -> Option<u32> {
-        let (known, twin) = *self.remote.get(key_index(rkey))?;
-        (known == rkey && twin != 0).then_some(twin)
-    }
-
-    /// As `remote`, for the agent: an entry of another generation does not count.
-    pub fn known_remote(&mut self, rkey: u32) -> Option<u32> {
-        self.refresh();
-        self.remote(rkey)
-    }
-
-    /// Learns a translation from the agent.
-    pub fn learn_remote(&mut self, rkey: u32, twin: u32) {
-        self.refresh();
-        if let Some(place) = self.remote.get_mut(key_index(rkey)) {
-            *place = (rkey, twin);
-        }
-    }
-
-    /// The twin's key for `lkey`. May wait for a writer of the table, who is never out of the processor for long: a wrong "unknown" would be an error.
-    pub fn twin_of(&mut self, device: u16, lkey: u32) -> Option<u32> {
-        self.refresh();
-        let known = self.local(device, lkey).or_else(|| mr::local_key_waiting(device, lkey))?;
-        (known.twin != 0).then_some(known.twin)
-    }
-}
-
-#[inline]
-const fn key_index(key: u32) -> usize {
-    (key ^ key >> 8) as usize % KEYS
-}
 
 /// Does this opcode consume a receive at the peer?
 #[inline]
@@ -137,6 +54,12 @@ fn remote_key(wr: &mut ibv_send_wr) -> Option<&mut u32> {
         }
         _ => None,
     }
+}
+
+/// Its payload is taken at post.
+#[inline]
+const fn is_inline(wr: &ibv_send_wr) -> bool {
+    wr.send_flags & IBV_SEND_INLINE != 0 && carries_payload(wr.opcode)
 }
 
 const fn carries_payload(opcode: ibv_wr_opcode) -> bool {
@@ -288,6 +211,12 @@ fn fits(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
     u32::try_from(wr.num_sge).is_ok_and(|sges| sges <= qp.cap.max_send_sge)
 }
 
+/// Of inline data more than its room the provider would refuse, and so it is refused where there is none to ask.
+fn is_inline_in_room(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
+    // SAFETY: the application's request is valid as long as its post runs.
+    !is_inline(wr) || unsafe { SgeList::new(wr.sg_list, wr.num_sge) }.total_bytes() <= u64::from(qp.cap.max_inline_data)
+}
+
 /// Records `wr` as entry `seq` and makes the copy for the provider. `None`: a key of it is not known.
 #[inline]
 fn prepare(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64) -> Option<ibv_send_wr> {
@@ -338,7 +267,7 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
         }
         count = count.wrapping_add(1);
     }
-    if qp.pd.lacks_twins.load(Relaxed) && !(wr.send_flags & IBV_SEND_INLINE != 0 && carries_payload(wr.opcode)) {
+    if qp.pd.lacks_twins.load(Relaxed) && !is_inline(wr) {
         check_twins(qp, &mut poster.keys, sges);
     }
     if !is_recorded(wr.opcode) {
@@ -370,6 +299,9 @@ fn record(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, extra_
     if crate::process::unknown_is_error(wr.opcode, bytes) {
         marks |= UNKNOWN_IS_ERROR;
     }
+    if is_inline(wr) {
+        marks |= INLINE;
+    }
     if bytes != 0 && copy_payload(qp, poster, wr, seq, bytes) {
         marks |= COPIED;
     }
@@ -389,7 +321,7 @@ fn record_operands(qp: &QpShadow, wr: &ibv_send_wr, seq: u64) {
 /// Is all of this memory on the standby? If not, the QP is unprotected from here on.
 #[cold]
 fn check_twins(qp: &QpShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) {
-    if sges.any(|sge| sge.length != 0 && keys.local(qp.device, sge.lkey).is_some_and(|key| key.twin == 0)) {
+    if sges.any(|sge| sge.length != 0 && keys.twin_of(qp.device, sge.lkey).is_none()) {
         tell::unprotect(qp, mr::REFUSED.to_owned());
     }
 }
@@ -399,17 +331,18 @@ fn more_sges(place: &std::sync::OnceLock<MoreSges>, slots: u64, max_sge: u32) ->
     place.get_or_init(|| MoreSges::new(slots, max_sge))
 }
 
-/// Copies inline data, and small payloads that may be read; `true` if the copy was made.
+/// Copies inline data, and small payloads that may be read; `true` if the copy was made. A fenced payload is read when the READs and atomics before it
+/// have put theirs, not now: it may be what they return.
 #[inline]
 fn copy_payload(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64, bytes: u32) -> bool {
     if !carries_payload(wr.opcode) {
         return false;
     }
-    if wr.send_flags & IBV_SEND_INLINE != 0 {
+    if is_inline(wr) {
         if bytes > qp.cap.max_inline_data {
             return false;
         }
-    } else if bytes > SNAPSHOT_BYTES || !readable(qp, poster, wr) {
+    } else if bytes > SNAPSHOT_BYTES || wr.send_flags & IBV_SEND_FENCE != 0 || !readable(qp, poster, wr) {
         return false;
     }
     let copies = copies_of(qp);
@@ -451,19 +384,21 @@ fn translate(qp: &QpShadow, poster: &mut Poster, copy: &mut ibv_send_wr) -> bool
         let Some(twin) = twin else { return false };
         *rkey = twin;
     }
-    if copy.send_flags & IBV_SEND_INLINE != 0 && carries_payload(copy.opcode) {
+    if is_inline(copy) {
         return true;
     }
     // SAFETY: the application's request is valid as long as its post runs.
     let sges = unsafe { SgeList::new(copy.sg_list, copy.num_sge) };
     let begin = poster.sges.len();
-    for mut sge in sges {
+    // An element without a byte has no key that is checked, and is left out.
+    for mut sge in sges.filter(|sge| sge.length != 0) {
         let Some(twin) = poster.keys.twin_of(qp.device, sge.lkey) else { return false };
         sge.lkey = twin;
         poster.sges.push(sge);
     }
     // The room was reserved for a whole batch when the QP moved, so the elements stay where they are.
     copy.sg_list = poster.sges.as_mut_ptr().wrapping_add(begin);
+    copy.num_sge = (poster.sges.len() - begin) as c_int;
     true
 }
 
@@ -527,7 +462,7 @@ fn make_room(qp: &QpShadow, seq: u64) -> bool {
 fn hold(qp: &QpShadow, poster: &mut Poster, chain: SendChain<'_>) -> (c_int, *mut ibv_send_wr) {
     for wr in chain {
         let seq = qp.sq.ring.tail();
-        if !fits(qp, wr.raw()) {
+        if !fits(qp, wr.raw()) || !is_inline_in_room(qp, wr.raw()) {
             return (libc::EINVAL, wr.as_ptr());
         }
         // What has no full record cannot be posted later: better an error that the program sees than half a request.
@@ -641,6 +576,10 @@ pub fn give_recv(qp: &QpShadow, poster: &mut RecvPoster, seq: u64) -> c_int {
             qp.rq.more_sges.get().map_or(ibv_sge::zeroed(), |more| more.get(qp.rq.ring.index(seq), nth))
         };
         if poster.translate {
+            if sge.length == 0 {
+                // As for sends: it has no key that is checked.
+                continue;
+            }
             let Some(twin) = poster.keys.twin_of(qp.device, sge.lkey) else { return libc::EINVAL };
             sge.lkey = twin;
         }

@@ -29,6 +29,8 @@ pub const FENCED: u16 = 1 << 7;
 pub const SOLICITED: u16 = 1 << 8;
 /// Its latest posting is in the ledger already (it was replayed by a plan).
 pub const IN_LEDGER: u16 = 1 << 9;
+/// The application's buffer was its own again when post returned: only the copy may be sent.
+pub const INLINE: u16 = 1 << 10;
 
 /// One send work request, 64 bytes.
 #[derive(Default)]

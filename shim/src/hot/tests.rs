@@ -14,6 +14,9 @@ use std::sync::Arc;
 #[derive(Default)]
 struct Provider {
     posted: Vec<ibv_send_wr>,
+    /// What was inline, and how many elements each receive had.
+    inlined: Vec<Vec<u8>>,
+    received: Vec<c_int>,
     completions: VecDeque<ibv_wc>,
     /// How many requests it takes before it refuses one with ENOMEM.
     room: Option<usize>,
@@ -35,14 +38,31 @@ unsafe extern "C" fn take_send(_qp: *mut ibv_qp, mut wr: *mut ibv_send_wr, bad: 
             // SAFETY: the caller passes a chain of live requests.
             let request = unsafe { *wr };
             provider.posted.push(request);
+            if request.send_flags & IBV_SEND_INLINE != 0 {
+                provider.inlined.push(payload(&request));
+            }
             wr = request.next;
         }
         0
     })
 }
 
-unsafe extern "C" fn take_recv(_qp: *mut ibv_qp, _wr: *mut ibv_recv_wr, _bad: *mut *mut ibv_recv_wr) -> c_int {
+unsafe extern "C" fn take_recv(_qp: *mut ibv_qp, wr: *mut ibv_recv_wr, _bad: *mut *mut ibv_recv_wr) -> c_int {
+    // SAFETY: the caller passes a request.
+    let elements = unsafe { (*wr).num_sge };
+    PROVIDER.with_borrow_mut(|provider| provider.received.push(elements));
     0
+}
+
+/// The payload of a request of at most one element, as an inline one is read at post.
+fn payload(wr: &ibv_send_wr) -> Vec<u8> {
+    if wr.num_sge == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the list of a request that is being posted is readable.
+    let sge = unsafe { *wr.sg_list };
+    // SAFETY: so is the element of an inline one.
+    unsafe { std::slice::from_raw_parts(sge.addr as *const u8, sge.length as usize) }.to_vec()
 }
 
 unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mut ibv_wc) -> c_int {
@@ -290,6 +310,99 @@ fn a_fence_stops_waiting_for_completions_at_its_deadline() {
     let drain = std::time::Duration::from_millis(200);
     let fence = Fence { drained_by: began + drain, in_error: true, send_tail: 1, recv_tail: 0 };
     assert!(!fence.is_over(began + drain / 2) && fence.is_over(began + drain));
+}
+
+fn with_payload(mut wr: ibv_send_wr, sge: &mut ibv_sge) -> ibv_send_wr {
+    (wr.sg_list, wr.num_sge) = (sge, 1);
+    wr
+}
+
+#[test]
+fn small_payloads_are_snapshotted_but_not_behind_a_fence_that_they_wait_for() {
+    let buffer = [7_u8; 64];
+    let at = buffer.as_ptr() as u64;
+    let mut sge = ibv_sge { addr: at, length: 64, lkey: 0x30 };
+    let bench = Bench::new();
+    let key = super::keys::LocalKey { lkey: 0x30, twin: 0x31, readable: (at, 64) };
+    bench.qp.sq.poster.lock().keys.learn_local(key);
+    for (flags, copied) in [(0, true), (IBV_SEND_FENCE, false), (IBV_SEND_FENCE | IBV_SEND_INLINE, true)] {
+        let seq = bench.qp.sq.ring.tail();
+        assert_eq!(bench.post(&mut [with_payload(request(1, IBV_WR_SEND, flags), &mut sge)]), (0, None));
+        assert_eq!(bench.qp.sq.ring.slot(seq).has(COPIED), copied, "flags {flags}");
+    }
+}
+
+#[test]
+fn held_inline_data_is_posted_inline_from_its_copy_and_too_much_of_it_is_refused() {
+    let mut buffer = [7_u8; 65];
+    let mut sge = ibv_sge { addr: buffer.as_mut_ptr() as u64, length: 64, lkey: 0 };
+    let bench = Bench::new();
+    assert!(crate::cold::replay::exclude(&bench.qp));
+    let inline = request(1, IBV_WR_SEND, IBV_SEND_INLINE | IBV_SEND_SIGNALED);
+    assert_eq!(bench.post(&mut [with_payload(inline, &mut sge)]), (0, None));
+    sge.length = 65;
+    assert_eq!(bench.post(&mut [with_payload(inline, &mut sge)]), (libc::EINVAL, Some(0)));
+    // The application may use its buffer again.
+    buffer.fill(9);
+    crate::cold::replay::release(&bench.qp);
+    assert_eq!(PROVIDER.with_borrow(|provider| provider.inlined.clone()), [[7_u8; 64]]);
+}
+
+#[test]
+fn an_element_without_a_byte_needs_no_key_on_the_standby() {
+    let mut nothing = ibv_sge { addr: 0, length: 0, lkey: 0 };
+    let bench = Bench::new();
+    for (poster, sges) in [(true, 32), (false, 32)] {
+        if poster {
+            let mut poster = bench.qp.sq.poster.lock();
+            poster.translate = true;
+            poster.sges.reserve(sges);
+        } else {
+            let mut poster = bench.qp.rq.poster.lock();
+            poster.translate = true;
+            poster.sges.reserve(sges);
+        }
+    }
+    assert_eq!(bench.post(&mut [with_payload(request(1, IBV_WR_SEND, 0), &mut nothing)]), (0, None));
+    assert_eq!(bench.posted().iter().map(|wr| wr.num_sge).collect::<Vec<_>>(), [0]);
+    let mut receive = ibv_recv_wr { wr_id: 1, next: core::ptr::null_mut(), sg_list: &mut nothing, num_sge: 1 };
+    // SAFETY: one live request; `bad` may be NULL.
+    let errno = unsafe { super::post::post_recv(&bench.qp, &mut receive, core::ptr::null_mut()) };
+    assert_eq!((errno, PROVIDER.with_borrow(|provider| provider.received.clone())), (0, vec![0]));
+}
+
+#[test]
+fn an_error_of_the_application_s_behind_a_flush_of_the_other_queue_is_given_to_it() {
+    let bench = Bench::new();
+    bench.qp.stand(Stance::Armed);
+    bench.post(&mut [
+        request(10, IBV_WR_SEND, IBV_SEND_SIGNALED),
+        request(11, IBV_WR_SEND, IBV_SEND_SIGNALED),
+        request(12, IBV_WR_SEND, IBV_SEND_SIGNALED),
+    ]);
+    // The flush of the receive queue was polled first.
+    bench.qp.stand(Stance::Masking);
+    let seen = bench.complete(&[(0, IBV_WC_SUCCESS), (1, IBV_WC_REM_ACCESS_ERR), (2, IBV_WC_WR_FLUSH_ERR)]);
+    let seen: Vec<_> = seen.iter().map(|wc| (wc.wr_id, wc.status)).collect();
+    assert_eq!(seen, [(10, IBV_WC_SUCCESS), (11, IBV_WC_REM_ACCESS_ERR)]);
+    // The agent gives the application the rest.
+    crate::cold::replay::surface(&bench.qp, None);
+    let rest = bench.complete(&[]);
+    assert_eq!(rest.iter().map(|wc| (wc.wr_id, wc.status)).collect::<Vec<_>>(), [(12, IBV_WC_WR_FLUSH_ERR)]);
+}
+
+#[test]
+fn what_no_nic_was_given_and_what_is_proven_is_at_no_risk() {
+    let mut sge = ibv_sge { addr: 0, length: 8, lkey: 0x30 };
+    let bench = Bench::new();
+    bench.post(&mut [atomic(1, IBV_WR_ATOMIC_FETCH_AND_ADD, &mut sge)]);
+    let at_risk = || crate::cold::replay::could_end_in_error(&bench.qp);
+    assert!(at_risk());
+    bench.qp.sq.ring.slot(0).mark(DONE);
+    assert!(!at_risk());
+    assert!(crate::cold::replay::exclude(&bench.qp));
+    bench.post(&mut [atomic(2, IBV_WR_ATOMIC_FETCH_AND_ADD, &mut sge)]);
+    assert!(!at_risk());
 }
 
 #[test]

@@ -22,6 +22,9 @@ use shift_proto::frame::{Frame, Hello, Opening, SPOKEN};
 use shift_proto::id::{EndpointId, Epoch, PathId, ProcessId, Tuple};
 use shift_proto::migrate::Handshake;
 
+/// `IBV_WC_REM_ACCESS_ERR`.
+const REM_ACCESS_ERR: u32 = 10;
+
 fn armed_pair(net: u8) -> (Fabric, Process, Process) {
     let fabric = Fabric::new(net);
     let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
@@ -291,6 +294,20 @@ fn a_key_that_the_peer_does_not_have_ends_in_an_error() {
     a.fail(1);
     eventually("it is surfaced", || a.qp(1, |q| q.surfaced));
     assert!(b.qp(1, |q| q.written.is_empty()));
+}
+
+#[test]
+fn what_is_refused_ends_in_its_own_error_behind_what_is_before_it() {
+    let (fabric, a, b) = armed_pair(26);
+    fabric.set_rail(0, false);
+    for message in 1..=3 {
+        a.post(1, message, Kind::Send);
+    }
+    a.post(1, 4, Kind::Write { rkey: 9 });
+    a.fail(1);
+    eventually("it is surfaced", || a.qp(1, |q| q.surfaced));
+    assert_eq!(a.qp(1, |q| q.surfaced_at), (3, Some(REM_ACCESS_ERR)));
+    assert_eq!(b.received(1), [1, 2, 3]);
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub struct Qp {
     error_in: Option<u32>,
     pub armed: bool,
     pub surfaced: bool,
+    /// How many sends had ended then, and the status of the next one.
+    pub surfaced_at: (usize, Option<u32>),
     pub reposts: usize,
     held_event: bool,
 }
@@ -515,8 +517,9 @@ impl DataPath for Path {
         })
     }
 
-    fn surface(&self, qp: QpLife, _status: Option<u32>) {
-        self.with(qp, |q| q.surfaced = true);
+    fn surface(&self, qp: QpLife, status: Option<u32>) {
+        let ended = self.retired_below(qp).0 as usize;
+        self.with(qp, |q| (q.surfaced, q.surfaced_at) = (true, (ended, status)));
     }
 
     fn retired_below(&self, qp: QpLife) -> WrSeq {
@@ -625,7 +628,7 @@ impl Qp {
                 self.sent[at].kind = Kind::Write { rkey: standby };
                 None
             }
-            RemoteKey::Unknown | RemoteKey::Absent => Some(ReplayProgress::NeedsKey(rkey)),
+            RemoteKey::Unknown | RemoteKey::Absent => Some(ReplayProgress::NeedsKey { seq: WrSeq(at as u64), rkey }),
         }
     }
 

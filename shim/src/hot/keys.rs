@@ -1,0 +1,97 @@
+//! Translations of keys that a queue used lately, so that a post on a standby looks nothing up in a shared table.
+
+use crate::cold::mr;
+
+/// Keys a queue remembers the translation of: a power of two; NCCL uses a handful per connection.
+const KEYS: usize = 16;
+
+/// Translations of keys that this queue used lately, direct-mapped.
+///
+/// Valid as long as `generation` is the process's: any withdrawal of a key anywhere empties it.
+pub struct KeyCache {
+    generation: u64,
+    local: [LocalKey; KEYS],
+    remote: [(u32, u32); KEYS],
+}
+
+/// What is known of an lkey.
+#[derive(Clone, Copy)]
+pub struct LocalKey {
+    /// The application's key; 0 = no entry (no provider gives out key 0).
+    pub lkey: u32,
+    /// The twin's key; 0 = no twin.
+    pub twin: u32,
+    /// Memory that may be read: first address and bytes (0 bytes: none).
+    pub readable: (u64, u64),
+}
+
+const NO_KEY: LocalKey = LocalKey { lkey: 0, twin: 0, readable: (0, 0) };
+
+impl KeyCache {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self { generation: 0, local: [NO_KEY; KEYS], remote: [(0, 0); KEYS] }
+    }
+
+    #[inline]
+    pub fn refresh(&mut self) {
+        let generation = mr::generation();
+        if self.generation != generation {
+            self.local = [NO_KEY; KEYS];
+            self.remote = [(0, 0); KEYS];
+            self.generation = generation;
+        }
+    }
+
+    /// What is known of `lkey`; never waits.
+    #[inline]
+    pub fn local(&mut self, device: u16, lkey: u32) -> Option<LocalKey> {
+        let place = self.local.get_mut(key_index(lkey))?;
+        if place.lkey != lkey {
+            *place = mr::local_key(device, lkey)?;
+        }
+        Some(*place)
+    }
+
+    /// The peer's standby key for `rkey`, if this queue learned it.
+    #[inline]
+    pub fn remote(&self, rkey: u32) -> Option<u32> {
+        let (known, twin) = *self.remote.get(key_index(rkey))?;
+        (known == rkey && twin != 0).then_some(twin)
+    }
+
+    /// As if the key had been looked up.
+    #[cfg(test)]
+    pub fn learn_local(&mut self, key: LocalKey) {
+        self.refresh();
+        if let Some(place) = self.local.get_mut(key_index(key.lkey)) {
+            *place = key;
+        }
+    }
+
+    /// As `remote`, for the agent: an entry of another generation does not count.
+    pub fn known_remote(&mut self, rkey: u32) -> Option<u32> {
+        self.refresh();
+        self.remote(rkey)
+    }
+
+    /// Learns a translation from the agent.
+    pub fn learn_remote(&mut self, rkey: u32, twin: u32) {
+        self.refresh();
+        if let Some(place) = self.remote.get_mut(key_index(rkey)) {
+            *place = (rkey, twin);
+        }
+    }
+
+    /// The twin's key for `lkey`. May wait for a writer of the table, who is never out of the processor for long: a wrong "unknown" would be an error.
+    pub fn twin_of(&mut self, device: u16, lkey: u32) -> Option<u32> {
+        self.refresh();
+        let known = self.local(device, lkey).or_else(|| mr::local_key_waiting(device, lkey))?;
+        (known.twin != 0).then_some(known.twin)
+    }
+}
+
+#[inline]
+const fn key_index(key: u32) -> usize {
+    (key ^ key >> 8) as usize % KEYS
+}
