@@ -213,7 +213,8 @@ pub enum Phase {
 /// The caller gives an input, then performs the effects in the order in which [`Machine::poll_effect`] gives them until
 /// there is none, then gives the next input. Time only passes by [`Input::Tick`]: an input that comes late, but before the
 /// tick, is still in time. If an input comes later than the stall deadline after a tick was due, this process slept; every
-/// timer then has as long to go as it had at the input before.
+/// timer then has as long to go as it had at the input before. So it is for the first few sleeps; once there were more
+/// before the machine came to rest, time counts as it passes.
 ///
 /// An answer belongs to the newest effect of its kind: when [`Effect::Fence`], [`Effect::Repost`] or [`Effect::Replay`] is
 /// given again, the answer to the earlier one must not be given any more. [`Effect::Exclude`] is to be asked of the data
@@ -330,7 +331,7 @@ impl Machine {
     /// When [`Input::Tick`] is wanted at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Micros> {
-        self.timers.earliest()
+        self.tick_due()
     }
 
     /// Where it is.

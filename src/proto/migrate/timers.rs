@@ -1,10 +1,14 @@
-//! The timers of one machine. All are points in time; when the process slept they move on together.
+//! The timers of one machine. All are points in time; when the process slept they move on together, a few times at most.
 
 use super::{Machine, Stage, StateName, MAX_RESEND_DOUBLINGS};
 use crate::id::Micros;
 
 /// A tick that comes later than this may mean that the process slept; a shorter stall deadline says nothing about that.
 const LEAST_SLEEP: Micros = Micros::from_millis(200);
+/// A machine that waits for anything wants a tick that often, so that of a sleep not more is given back than it lasted and this.
+const WATCH: Micros = Micros::from_millis(100);
+/// So many sleeps are given back until the machine comes to rest. A process that is held up again and again would hide an error for ever.
+const MOST_SLEEPS: u32 = 8;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +41,13 @@ impl Timer {
 pub(super) struct Timers {
     due: [Option<Micros>; Timer::ALL.len()],
     resend_doublings: u32,
+    /// Sleeps that were given back since nothing was waited for.
+    sleeps: u32,
 }
 
 impl Timers {
     pub(super) const fn new() -> Self {
-        Self { due: [None; Timer::ALL.len()], resend_doublings: 0 }
+        Self { due: [None; Timer::ALL.len()], resend_doublings: 0, sleeps: 0 }
     }
 
     pub(super) fn set(&mut self, timer: Timer, at: Micros) {
@@ -81,19 +87,25 @@ impl Timers {
 }
 
 impl Machine {
-    /// Notes the time. If this comes later than the stall deadline after a timer was due, this process slept: nobody else is
+    /// Notes the time. If this comes later than the stall deadline after a tick was due, this process slept: nobody else is
     /// late, so every timer has as long to go as it had when the last input came.
     pub(super) fn wake(&mut self, now: Micros) {
-        let slept = now.since(self.now);
+        let (due, slept) = (self.tick_due(), now.since(self.now));
         self.now = self.now.max(now);
-        let Some(due) = self.timers.earliest() else { return };
-        if self.now.since(due) <= self.deadlines.stall.max(LEAST_SLEEP) {
+        let late = due.is_some_and(|due| self.now.since(due) > self.deadlines.stall.max(LEAST_SLEEP));
+        if !late || self.timers.sleeps >= MOST_SLEEPS {
             return;
         }
+        self.timers.sleeps += 1;
         let points = self.timers.due.iter_mut().flatten();
         for point in points.chain(&mut self.hold_until).chain(&mut self.patience_until) {
             *point = *point + slept;
         }
+    }
+
+    /// When a tick is wanted: at the next timer, and before it often enough to notice a sleep.
+    pub(super) fn tick_due(&self) -> Option<Micros> {
+        self.timers.earliest().map(|due| due.min(self.now + WATCH))
     }
 
     /// Sets the timers that follow from the state alone.
@@ -107,6 +119,9 @@ impl Machine {
         } else if before != self.state() || !self.timers.is_set(Timer::Resend) {
             self.timers.resend_doublings = 0;
             self.set(Timer::Resend, self.deadlines.resend);
+        }
+        if self.timers.earliest().is_none() {
+            self.timers.sleeps = 0;
         }
     }
 

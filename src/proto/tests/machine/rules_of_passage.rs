@@ -400,6 +400,64 @@ fn a_process_that_slept_gives_the_others_the_time_it_slept() {
     assert_eq!(surfaced(&bench.wait(MS)), Some(Surfaced::ExchangeOver));
 }
 
+/// Not more: what passed before the process slept counts.
+#[test]
+fn of_a_wait_that_was_slept_through_only_the_sleep_is_given_back() {
+    let mut bench = Bench::new(SMALLER);
+    bench.give(FATAL);
+    assert_eq!(surfaced(&bench.wait(Micros::from_millis(7_000))), None);
+    bench.now = bench.now + Micros::from_millis(20_000);
+    bench.give(Input::Tick);
+    assert_eq!(surfaced(&bench.wait(Micros::from_millis(2_900))), None);
+    assert_eq!(surfaced(&bench.wait(Micros::from_millis(200))), Some(Surfaced::PatienceOver));
+}
+
+#[test]
+fn a_process_that_is_held_up_at_every_tick_hides_no_error_for_ever() {
+    for late_ms in [150, 300, 1_000] {
+        let mut bench = Bench::new(SMALLER);
+        bench.give(FATAL);
+        let (since, late) = (bench.now, Micros::from_millis(late_ms));
+        let mut why = None;
+        while let Some(due) = bench.machine.deadline().filter(|_| why.is_none()) {
+            bench.now = due + late;
+            why = surfaced(&bench.give(Input::Tick));
+            assert!(bench.now.since(since) < Micros::from_millis(60_000), "{late_ms} ms late at each tick");
+        }
+        assert_eq!(why, Some(Surfaced::PatienceOver));
+        let took_ms = bench.now.since(since).as_millis();
+        let most_ms = deadlines().patience.as_millis() + 9 * (late_ms + 100);
+        assert!((deadlines().patience.as_millis()..=most_ms).contains(&took_ms), "{took_ms} ms, {late_ms} late");
+    }
+}
+
+#[test]
+fn a_machine_that_came_to_rest_is_given_its_next_sleeps_back() {
+    let mut bench = Bench::new(SMALLER);
+    for _ in 0..3 {
+        bench.give(FATAL);
+        for _ in 0..8 {
+            bench.now = bench.now + Micros::from_millis(20_000);
+            assert_eq!(surfaced(&bench.give(Input::Tick)), None);
+        }
+        let mut later = bench.clone();
+        later.now = later.now + Micros::from_millis(20_000);
+        assert_eq!(surfaced(&later.give(Input::Tick)), Some(Surfaced::PatienceOver), "one sleep too many");
+        bench.hear(bench.commit(bench.machine.epoch().0 + 1, 1));
+        bench.give(Input::Excluded);
+        bench.fenced(true);
+        let report = bench.peer_report(true);
+        bench.hear(report);
+        bench.give(Input::Reposted);
+        let tuple = bench.tuple();
+        bench.hear(Handshake::Ready { tuple });
+        bench.give(Input::Replayed);
+        bench.give(Input::Retired);
+        bench.hear(Handshake::Confirm { tuple, seen: true });
+        assert_eq!(bench.machine.deadline(), None);
+    }
+}
+
 #[test]
 fn migrations_without_any_confirmation_end_at_a_bound() {
     let mut bench = Bench::new(SMALLER);
