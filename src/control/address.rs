@@ -18,7 +18,7 @@ pub const MAX_ADDRESSES: usize = shift_proto::frame::MAX_ADDRESSES;
 pub trait Network: Send + Sync {
     /// The address of the process behind `gid`, port 0, as seen from the interface `netdev`; `None`: no address follows from it.
     fn peer_address(&self, gid: &Gid, netdev: &str) -> Option<SocketAddr>;
-    /// The addresses under which other hosts may reach this process.
+    /// The addresses under which other hosts may reach this process, and those from which it may come besides.
     fn own_addresses(&self) -> Vec<IpAddr>;
     /// The addresses to listen on, the preferred first; the first that can be bound is used.
     fn listen_on(&self) -> Vec<IpAddr>;
@@ -77,7 +77,7 @@ pub fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
     address
 }
 
-/// All addresses of interfaces that are up, without loopback and link-local ones (those mean nothing elsewhere).
+/// All addresses of interfaces that are up, without loopback.
 fn interface_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else {
         return Vec::new();
@@ -95,13 +95,27 @@ fn interface_addresses() -> Vec<IpAddr> {
             found.insert(IpAddr::V6(v6.ip()));
         }
     }
-    found.into_iter().filter(|a| is_routable(*a)).take(MAX_ADDRESSES).collect()
+    worth_telling(&found)
+}
+
+/// First those that mean something elsewhere. A link-local one leads nowhere from there, but a GID may be one.
+fn worth_telling(found: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let of = |wanted: fn(IpAddr) -> bool| found.iter().copied().filter(move |a| wanted(*a));
+    of(is_routable).chain(of(is_link_local)).take(MAX_ADDRESSES).collect()
+}
+
+/// Whether the address means something only together with an interface.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 fn is_routable(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified() && !is_link_local(address),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unspecified() && !is_link_local(address),
     }
 }
 
@@ -142,7 +156,16 @@ mod tests {
 
     #[test]
     fn addresses_of_this_host_hold_no_loopback() {
-        assert!(HostNetwork.own_addresses().iter().all(|a| is_routable(*a)));
+        assert!(HostNetwork.own_addresses().iter().all(|a| is_routable(*a) || is_link_local(*a)));
+    }
+
+    #[test]
+    fn link_local_addresses_are_told_where_there_is_room() {
+        let of = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut found = BTreeSet::from(["fe80::1", "::1", "169.254.0.1", "fd00::7", "127.0.0.1"].map(of));
+        assert_eq!(worth_telling(&found), ["fd00::7", "169.254.0.1", "fe80::1"].map(of));
+        found.extend((0..MAX_ADDRESSES).map(|at| of(&format!("10.0.0.{at}"))));
+        assert!(worth_telling(&found).into_iter().all(is_routable));
     }
 
     #[test]

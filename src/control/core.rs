@@ -577,11 +577,8 @@ impl Core {
             }
             return;
         }
-        if let Some(link) = candidate {
-            peers.admit(links, link, now);
-            if peers.process_of(link).is_none() && !peers.knows(process) {
-                return;
-            }
+        if candidate.is_some_and(|link| !peers.admit(links, link, now)) {
+            return;
         }
         peers.set_wanted(process);
         qp.handle_offer(&mut self.world, process, offer, now);

@@ -254,6 +254,7 @@ pub fn describe(ending: Ending) -> String {
             "what answers there speaks another protocol"
         }
         Ending::Slow => "it does not answer",
+        Ending::Posed => "what answers there calls itself a process that is another one",
         Ending::Mismatch(Mismatch::OtherKey) => {
             "it has another job key; both need the same SHIFT_JOB_KEY_FILE, jobs that share a host a SHIFT_PORT each"
         }

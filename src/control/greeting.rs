@@ -2,7 +2,8 @@
 //!
 //! With a job key whoever is heard at all is of this job and greets as a peer. Without one a connection that comes in is a
 //! candidate's, until it shows the token of a known process from an address of that process, or offers for a queue pair from
-//! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID led to it, or with the token.
+//! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID led to it, or with the token. Neither
+//! makes somebody a process that is known already: that one is asked for its token, or for an address that it told.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use shift_proto::frame::{Frame, Hello};
 use shift_proto::id::{Micros, ProcessId};
 
-use crate::address::{canonical, MAX_ADDRESSES};
+use crate::address::{canonical, is_link_local, MAX_ADDRESSES};
 use crate::links::{LinkId, Links};
 use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
 use crate::strangers::Refusal;
@@ -76,19 +77,25 @@ impl Peers {
     }
 
     /// The candidate's connection comes from the address of a queue pair's GID, and it offers for that queue pair: it is met.
-    pub fn admit(&mut self, links: &mut Links, link: LinkId, now: Micros) {
+    /// `false`: it is turned away.
+    pub fn admit(&mut self, links: &mut Links, link: LinkId, now: Micros) -> bool {
         let Some(candidate) = self.candidates.remove(&link) else {
-            return;
+            return false;
         };
-        if !self.has_room(candidate.process) {
-            return links.turn_away(link, Refusal::Crowded);
-        }
         let id = candidate.process;
+        if !self.has_room(id) {
+            links.turn_away(link, Refusal::Crowded);
+            return false;
+        }
+        if self.is_posed_as(id, candidate.token, candidate.remote) {
+            links.turn_away(link, Refusal::Address);
+            return false;
+        }
         self.meet(id, candidate.token, candidate.remote, &candidate.addresses, now);
         self.join(links, link, id, None, now);
         // It may have come over its other networks before.
         let Some(process) = self.processes.get(&id) else {
-            return;
+            return true;
         };
         let others =
             self.candidates.iter().filter(|(_, c)| c.process == id && c.shown && process.knows(c.token, c.remote));
@@ -97,6 +104,13 @@ impl Peers {
             self.candidates.remove(&link);
             self.join(links, link, id, None, now);
         }
+        true
+    }
+
+    /// The process is known, and this one shows neither a token of it nor comes from where it said that it may come from. At the
+    /// address of one peer there may be others who use the name of another.
+    fn is_posed_as(&self, id: ProcessId, token: Token, at: Option<IpAddr>) -> bool {
+        self.processes.get(&id).is_some_and(|known| !known.tokens.contains(&token) && !known.comes_from(at))
     }
 
     pub(crate) fn hello(&self, token: Token) -> Hello {
@@ -146,6 +160,9 @@ impl Peers {
         }
         if !self.has_room(hello.process) {
             return Err(Some(Refusal::Crowded));
+        }
+        if expects.is_none() && !links.is_keyed() && self.is_posed_as(hello.process, hello.token, ip) {
+            return Err(Some(Refusal::Address));
         }
         match self.processes.get(&hello.process).filter(|_| expects.is_some()) {
             Some(known) if !links.is_keyed() && !known.tokens.contains(&hello.token) => {
@@ -212,7 +229,8 @@ impl Peers {
         if token != NO_TOKEN && !process.tokens.contains(&token) && process.tokens.len() < MAX_TOKENS {
             process.tokens.push(token);
         }
-        for address in told.iter().take(MAX_ADDRESSES) {
+        // A link-local one is no way to it: the interface is not known. But it may come from there.
+        for address in told.iter().take(MAX_ADDRESSES).filter(|a| !is_link_local(a.ip())) {
             let known = process.reaches.iter().any(|r| r.address == *address);
             if !known && process.reaches.len() < 2 * MAX_ADDRESSES {
                 process.reaches.push(Reach::new(*address, now));

@@ -66,6 +66,8 @@ pub enum Ending {
     Malformed,
     /// The other end did not read, or did not greet, in time.
     Slow,
+    /// It called itself a process that is known, and is not that one.
+    Posed,
     /// It is none of this job: another key, a key at one end only, another wire version.
     Mismatch(Mismatch),
 }

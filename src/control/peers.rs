@@ -20,6 +20,7 @@ use crate::address::{canonical, Network};
 use crate::discovery::describe;
 use crate::greeting::Candidate;
 use crate::links::{Ending, LinkId, Links};
+use crate::strangers::Refusal;
 
 /// How often an address without a connection is dialed.
 const REDIAL_US: u64 = 1_000_000;
@@ -239,7 +240,8 @@ impl Peers {
                     Some(refusal) => links.turn_away(link, refusal),
                     None => links.close(link),
                 }
-                self.handle_closed(links, link, Ending::Malformed, now);
+                let posed = matches!(refusal, Some(Refusal::Token | Refusal::Address));
+                self.handle_closed(links, link, if posed { Ending::Posed } else { Ending::Malformed }, now);
             }
             return;
         }

@@ -12,7 +12,7 @@
 mod fabric;
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Mutex, Once};
 use std::time::Duration;
 
@@ -242,6 +242,74 @@ fn who_poses_as_a_known_process_is_not_believed() {
     poser.send(&Frame::Goodbye);
     assert_eq!(poser.next(), None);
     stays("armed", 100, || a.is_armed(1) && b.is_armed(1));
+    still_works(&fabric, &a, &b);
+}
+
+/// An offer from host 9 for the second queue pair of `host`.
+fn second_offer(process: u64, host: usize) -> Frame {
+    let (own, peer) = (QpAddress { gid: gid(9, 0).0, qpn: 0x101 }, QpAddress { gid: gid(host, 0).0, qpn: 0x102 });
+    Frame::Offer(Offer { from: end(process), device: 0, own, peer, standby: None })
+}
+
+/// It reads until there is an offer, or until the other end closes.
+fn is_met(speaker: &mut Speaker<TcpStream>) -> bool {
+    std::iter::from_fn(|| speaker.next()).any(|frame| matches!(frame, Frame::Offer(_)))
+}
+
+#[test]
+fn who_is_at_the_address_of_one_peer_does_not_become_another_one() {
+    let (fabric, a, b) = pair(80, &config());
+    let (peer, _) = process_behind(&mut speaker(&fabric, ELSEWHERE, 1, &Terms::default()));
+    let (victim, _) = process_behind(&mut speaker(&fabric, ELSEWHERE, 2, &Terms::default()));
+    connect_to(&b, 2, 9, 1);
+    let mut poser = speaker(&fabric, 9, 2, &Terms::default());
+    poser.send(&hello(peer.0, [0; 16]));
+    assert!(matches!(poser.next(), Some(Frame::Hello(_))));
+    poser.send(&second_offer(peer.0, 2));
+    for frame in attacks(victim, peer.0) {
+        poser.send(&frame);
+    }
+    poser.send(&Frame::Goodbye);
+    assert!(!is_met(&mut poser), "the name is that of a process elsewhere");
+    stays("armed", 100, || a.is_armed(1) && b.is_armed(1));
+    assert_eq!(told(&["from an address that it had not told", &fabric.address(9).to_string()]), 1);
+    // Under a name of its own it is the peer.
+    let mut honest = speaker(&fabric, 9, 2, &Terms::default());
+    honest.send(&hello(STRANGER, [0; 16]));
+    honest.send(&second_offer(STRANGER, 2));
+    assert!(is_met(&mut honest));
+    still_works(&fabric, &a, &b);
+}
+
+#[test]
+fn who_answers_at_the_address_of_one_peer_does_not_become_another_one() {
+    let (fabric, a, b) = pair(81, &config());
+    let (peer, _) = process_behind(&mut speaker(&fabric, ELSEWHERE, 1, &Terms::default()));
+    let listen = |port| TcpListener::bind((fabric.address(9), port)).unwrap();
+    let (holder, process) = (listen(DEFAULT_PORT), listen(0));
+    let port = process.local_addr().unwrap().port();
+    let accept = |listener: &TcpListener| {
+        let stream = listener.accept().unwrap().0;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        Speaker::answering(stream, &Terms::default())
+    };
+    connect_to(&b, 2, 9, 1);
+    let mut site = accept(&holder);
+    let mut answer = |name: u64| {
+        let Some(Frame::Ask(address)) = site.next() else { panic!("it is not asked") };
+        site.send(&Frame::Owner { address, port: Some(port) });
+        let mut owner = accept(&process);
+        assert!(matches!(owner.next(), Some(Frame::Hello(_))));
+        owner.send(&hello(name, [9; 16]));
+        if name == peer.0 {
+            owner.send(&Frame::Goodbye);
+        }
+        owner
+    };
+    assert!(!is_met(&mut answer(peer.0)), "the name is that of a process elsewhere");
+    stays("armed", 100, || a.is_armed(1) && b.is_armed(1));
+    assert_eq!(told(&["from an address that it had not told", &fabric.address(9).to_string()]), 1);
+    assert!(is_met(&mut answer(STRANGER)), "under a name of its own it is the peer");
     still_works(&fabric, &a, &b);
 }
 

@@ -57,6 +57,12 @@ impl<S: Read + Write> Speaker<S> {
         speaker
     }
 
+    /// The end of a stream that was accepted: the other says the first word.
+    pub fn answering(stream: S, terms: &Terms) -> Self {
+        let (channel, frames) = (Channel::new(terms, false, rand()), VecDeque::new());
+        Self { stream, channel, input: Vec::new(), frames, tape: Vec::new(), mismatch: None }
+    }
+
     /// Says it, once the other end has opened.
     pub fn send(&mut self, frame: &Frame) {
         while !self.channel.is_open() && self.hear() {}
