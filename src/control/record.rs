@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use serde::Serialize;
 use shift_proto::ledger::{Action, Basis, Plan, StopReason};
 use shift_proto::migrate::{Cause, Phase};
@@ -269,16 +271,60 @@ impl Journal {
             return;
         };
         if let Err(error) = append_line(path, record) {
-            log::error!("SHIFT_EVENT_FILE={}: {error}; name a file that this process may write", path.display());
+            log::error!(
+                "SHIFT_EVENT_FILE={}: {error}; name a regular file that this process may write",
+                path.display()
+            );
             self.file = None;
         }
     }
 }
 
-/// One write per record: lines of several processes in one file do not mix.
+/// One write per record: lines of several processes in one file do not mix. Neither a pipe nor a device may keep the agent waiting.
 fn append_line(path: &PathBuf, record: &Record) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(record)?;
     line.push(b'\n');
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = OpenOptions::new().create(true).append(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
     file.write_all(&line)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Appends once, in a thread of its own: whether the file is still used then.
+    fn keeps_on(path: &Path) -> bool {
+        let (done, wait) = mpsc::channel();
+        let mut journal = Journal::new(Some(path.to_owned()));
+        std::thread::spawn(move || {
+            journal.append(&Record::new(7, "end".to_owned(), PathName::default()));
+            done.send(journal.file.is_some()).unwrap();
+        });
+        wait.recv_timeout(Duration::from_secs(10)).expect("the agent does not wait for a file")
+    }
+
+    #[test]
+    fn records_go_to_a_regular_file_and_nothing_else_is_waited_for() {
+        let place = std::env::temp_dir().join(format!("shift-records-{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        let (file, pipe) = (place.join("file"), place.join("pipe"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(keeps_on(&file) && keeps_on(&file));
+        assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+        assert!(!keeps_on(&pipe), "nobody reads it");
+        // With a reader it could be written, until that one stops reading.
+        let reader = fs::File::options().read(true).custom_flags(O_NONBLOCK).open(&pipe).unwrap();
+        assert!(!keeps_on(&pipe) && !keeps_on(&place) && !keeps_on(Path::new("/dev/null")));
+        drop(reader);
+        fs::remove_dir_all(&place).unwrap();
+    }
 }

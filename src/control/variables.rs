@@ -67,7 +67,7 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "SHIFT_EVENT_FILE",
         "none",
         "path",
-        "The record of each migration is appended there, one JSON object a line; {pid} stands for the process id.",
+        "The record of each migration is appended to this regular file, one JSON object a line; {pid} stands for the process id.",
     ),
 ];
 

@@ -115,7 +115,7 @@ fn event_file(lab: &mut Lab, seed: u64) -> Result<Figures> {
     for (host, path) in NOWHERE {
         let named: Vec<_> =
             story.said.iter().filter(|line| line.contains(&format!("SHIFT_EVENT_FILE={path}: "))).collect();
-        require(named.len() == 1 && named.iter().all(|line| line.contains("name a file")), || {
+        require(named.len() == 1 && named.iter().all(|line| line.contains("name a regular file")), || {
             format!("{}: {:?} say what to change about {path}", host.name(), named)
         })?;
         figures.note(path, json!(named));
