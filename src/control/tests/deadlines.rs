@@ -76,10 +76,20 @@ fn silence_beyond_the_heartbeat_deadline_is_a_peer_out_of_reach() {
     fabric.set_rail(0, false);
     a.post(1, 1, Kind::Send);
     a.fail(1);
-    eventually("the commit", || cable.moment().is_some());
-    let since = Instant::now();
-    eventually("both ends surface, long before the exchange deadline", || {
-        a.qp(1, |q| q.surfaced) && b.qp(1, |q| q.surfaced)
+    let mut cut = None;
+    eventually("the commit", || {
+        cut = cable.moment();
+        cut.is_some()
     });
-    assert!(since.elapsed() < Duration::from_millis(400) + SLACK, "after {:?}", since.elapsed());
+    let (cut, mut first) = (cut.unwrap(), None);
+    eventually("both ends surface, long before the exchange deadline", || {
+        let ends = [&a, &b].map(|end| end.qp(1, |q| q.surfaced));
+        if ends.contains(&true) {
+            first.get_or_insert(cut.elapsed());
+        }
+        ends == [true, true]
+    });
+    // The last word came a moment before the cut.
+    assert!(first.unwrap() > Duration::from_millis(300), "silent after {first:?} already");
+    assert!(cut.elapsed() < Duration::from_millis(400) + SLACK, "after {:?}", cut.elapsed());
 }
