@@ -138,7 +138,8 @@ fn listen(config: &Config, network: &dyn Network) -> io::Result<Listener> {
     let Some((first, last)) = config.port_range else {
         return Listener::bind(&addresses, 0);
     };
-    let mut ports = first..=last;
+    // Who takes the well-known port for itself keeps everybody of the host from being found there.
+    let mut ports = (first..=last).filter(|port| *port != config.port);
     ports.find_map(|port| Listener::bind(&addresses, port).ok()).ok_or_else(|| {
         let text = format!("SHIFT_PORT_RANGE={first}-{last}: none of these ports is free; name more");
         io::Error::new(io::ErrorKind::AddrInUse, text)

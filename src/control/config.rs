@@ -38,7 +38,7 @@ pub struct Config {
     pub log: String,
     /// Well-known port of the control connection.
     pub port: u16,
-    /// Ports for the other listeners, both ends included; `None`: the kernel chooses.
+    /// Ports for the other listeners, both ends included, without [`Self::port`]; `None`: the kernel chooses.
     pub port_range: Option<(u16, u16)>,
     /// The secret that the processes of the job share; `None`: the job runs open.
     pub job_key: Option<JobKey>,
@@ -103,6 +103,13 @@ impl Config {
             } else if let Err(wanted) = config.set(&name, &value) {
                 errors.push(ConfigError { variable: name, value, wanted });
             }
+        }
+        if let Some((first, _)) = config.port_range.filter(|range| *range == (config.port, config.port)) {
+            errors.push(ConfigError {
+                variable: "SHIFT_PORT_RANGE".to_owned(),
+                value: format!("{first}-{first}"),
+                wanted: format!("{first} is SHIFT_PORT, which is left out of the range; name a port beside it"),
+            });
         }
         if errors.is_empty() {
             if let Err(violation) = config.deadlines.check() {
@@ -296,6 +303,16 @@ mod tests {
         for wrong in ["20000", "20999-20000", "0-5", "1-70000"] {
             bad("SHIFT_PORT_RANGE", wrong);
         }
+    }
+
+    #[test]
+    fn port_range_may_hold_the_well_known_port_and_has_another_one() {
+        assert_eq!(good("SHIFT_PORT_RANGE", "17471-17472").port_range, Some((17_471, 17_472)));
+        assert_eq!(good("SHIFT_PORT_RANGE", "21000-21000").port_range, Some((21_000, 21_000)));
+        assert!(bad("SHIFT_PORT_RANGE", "17471-17471").contains("17471 is SHIFT_PORT"));
+        assert!(from(&[("SHIFT_PORT_RANGE", "17471-17471"), ("SHIFT_PORT", "17470")]).is_ok());
+        let errors = from(&[("SHIFT_PORT_RANGE", "17470-17470"), ("SHIFT_PORT", "17470")]).unwrap_err();
+        assert!(errors[0].to_string().starts_with("SHIFT_PORT_RANGE=17470-17470: "), "{}", errors[0]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "SHIFT_PORT_RANGE",
         "the kernel chooses",
         "FIRST-LAST",
-        "Ports on which each process listens beside the well-known one, for firewalls.",
+        "Ports on which each process listens beside the well-known one, for firewalls; SHIFT_PORT, if it lies there, is left out.",
     ),
     (
         "SHIFT_JOB_KEY_FILE",

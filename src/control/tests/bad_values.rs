@@ -76,6 +76,7 @@ const ROWS: &[Row] = &[
             ("0-9", "FIRST-LAST"),
             ("1-70000", "FIRST-LAST"),
             ("a-b", "FIRST-LAST"),
+            ("17471-17471", "name a port beside it"),
         ],
     ),
     ("SHIFT_JOB_KEY_FILE", &[("/", "name the file"), ("/no/such/file", "cannot be opened")]),

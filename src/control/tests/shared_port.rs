@@ -176,6 +176,22 @@ fn a_wrong_answer_of_the_directory_is_mended_by_the_owners_own_offer() {
     drop((holder, wrong));
 }
 
+/// The operator opened one range in the firewall for all.
+#[test]
+fn the_well_known_port_within_the_range_is_left_to_all() {
+    let fabric = Fabric::new(51);
+    let variables = [("SHIFT_PORT", "17475"), ("SHIFT_PORT_RANGE", "17475-17477")];
+    let config = || Config::from_env(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap();
+    let on = |host: usize| [0, 1].map(|id| fabric.process_with(10 * host + id, host, config(), Ok(())));
+    let (left, right) = (on(1), on(2));
+    for (life, (a, b)) in (1..).zip(left.iter().zip(&right)) {
+        connect_hosts(a, 1, life, b, 2, life);
+    }
+    eventually("all are armed", || {
+        (1..).zip(left.iter().zip(&right)).all(|(life, (a, b))| a.is_armed(life) && b.is_armed(life))
+    });
+}
+
 /// What the directory says of a queue pair.
 fn asked(site: &mut Speaker<TcpStream>, gid: &Gid, qpn: u32) -> Option<u16> {
     site.send(&Frame::Ask(QpAddress { gid: gid.0, qpn }));

@@ -21,7 +21,7 @@ use super::Scenario;
 /// Bad for every variable that can be bad, all of them at once.
 const FOR_ALL: [&str; 5] = ["!bad!", "-1", "99999999999999999999", "=,=", "a=b=c"];
 /// Bad for one.
-const FOR_ONE: [(&str, &str); 12] = [
+const FOR_ONE: [(&str, &str); 13] = [
     ("SHIFT_POLICY", "send=replay"),
     ("SHIFT_POLICY", "write_imm=error"),
     ("SHIFT_POLICY", "atomic=replay"),
@@ -30,6 +30,7 @@ const FOR_ONE: [(&str, &str); 12] = [
     ("SHIFT_STANDBY", "rxe0=rxe1,rxe0=rxe2"),
     ("SHIFT_PORT", "40000"),
     ("SHIFT_PORT_RANGE", "20999-20000"),
+    ("SHIFT_PORT_RANGE", "17471-17471"),
     ("SHIFT_PATIENCE_MS", "3600001"),
     ("SHIFT_CLAIM_MS", "150"),
     ("SHIFT_HOLD_MS", "20000"),
