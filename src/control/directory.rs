@@ -15,6 +15,7 @@ use crate::discovery::describe;
 use crate::links::{Ending, LinkId, Links};
 use crate::registry::{Claimed, Owned, Registry};
 use crate::sockets::Listener;
+use crate::strangers::Refusal;
 
 /// How long until the port, or its holder, is tried again.
 const RETRY_US: u64 = 200_000;
@@ -28,8 +29,8 @@ enum Role {
     Seeking(Micros),
     /// This process answers. Until it has the local socket too, others cannot register; that is tried again then.
     Holder(Option<Micros>),
-    /// Another one answers, and is told over this connection.
-    Member(LinkId),
+    /// Another one answers, and is told over this connection since then.
+    Member(LinkId, Micros),
 }
 
 /// This process's part in the directory.
@@ -44,6 +45,8 @@ pub struct Directory {
     members: BTreeSet<LinkId>,
     local_tries: u32,
     seek_tries: u32,
+    /// So often in a row a holder ended the connection as soon as it stood.
+    brief_stays: u32,
     told_mismatch: bool,
 }
 
@@ -61,6 +64,7 @@ impl Directory {
             members: BTreeSet::new(),
             local_tries: 0,
             seek_tries: 0,
+            brief_stays: 0,
             told_mismatch: false,
         }
     }
@@ -78,7 +82,7 @@ impl Directory {
     }
 
     fn register(&self, links: &mut Links, gid: Gid, qpn: u32, port: Option<u16>) {
-        if let Role::Member(link) = self.role {
+        if let Role::Member(link, _) = self.role {
             links.send(link, &Frame::Owner { address: QpAddress { gid: gid.0, qpn }, port });
         }
     }
@@ -102,7 +106,7 @@ impl Directory {
 
     /// Whether the connection belongs to the directory.
     pub fn knows(&self, link: LinkId) -> bool {
-        self.members.contains(&link) || matches!(self.role, Role::Member(holder) if holder == link)
+        self.members.contains(&link) || matches!(self.role, Role::Member(holder, _) if holder == link)
     }
 
     /// A local process registers or withdraws a queue pair.
@@ -113,9 +117,16 @@ impl Directory {
         if !self.members.contains(&link) {
             return;
         }
+        let Some(user) = links.local_user(link) else {
+            return;
+        };
+        if !self.registered.admit(link, user) {
+            self.members.remove(&link);
+            return links.turn_away(link, Refusal::Crowded);
+        }
         links.set_greeted(link);
         let key = (Gid(address.gid), address.qpn);
-        let (Some(port), Some(user)) = (*port, links.local_user(link)) else {
+        let Some(port) = *port else {
             return self.registered.withdraw(key, link);
         };
         match self.registered.claim(key, link, user, port) {
@@ -133,16 +144,29 @@ impl Directory {
         if self.members.remove(&link) {
             self.registered.forget(link);
         }
-        if matches!(self.role, Role::Member(holder) if holder == link) {
-            let refused = matches!(ending, Ending::Mismatch(_));
-            if refused && !std::mem::replace(&mut self.told_mismatch, true) {
-                let port = self.well_known;
-                let why = describe(ending);
-                log::warn!("SHIFT_PORT={port}: the process that answers there for this host is of another job: {why}");
-            }
-            // Who left is replaced at once; who is of another job may stay.
-            self.role = Role::Seeking(if refused { now + Micros(RETRY_US) } else { now });
+        let Role::Member(holder, since) = self.role else {
+            return;
+        };
+        if holder != link {
+            return;
         }
+        let port = self.well_known;
+        let refused = matches!(ending, Ending::Mismatch(_));
+        if refused && !std::mem::replace(&mut self.told_mismatch, true) {
+            let why = describe(ending);
+            log::warn!("SHIFT_PORT={port}: the process that answers there for this host is of another job: {why}");
+        }
+        let brief = !refused && now.since(since).0 < RETRY_US;
+        self.brief_stays = if brief { self.brief_stays.saturating_add(1) } else { 0 };
+        if self.brief_stays == SEEK_TRIES {
+            log::warn!(
+                "SHIFT_PORT={port}: the process that answers there for this host takes no further one: peers cannot find the \
+                 queue pairs of this process"
+            );
+        }
+        // Who left is replaced at once; who is of another job, or takes no further process, may stay.
+        let may_stay = refused || self.brief_stays > 1;
+        self.role = Role::Seeking(if may_stay { now + Micros(RETRY_US) } else { now });
     }
 
     /// Takes the port, or finds who has it, if that is due.
@@ -161,7 +185,7 @@ impl Directory {
                 Role::Holder((!self.listen_local(links)).then_some(retry))
             }
             Err(error) => match self.join(links) {
-                Some(holder) => Role::Member(holder),
+                Some(holder) => Role::Member(holder, now),
                 None => {
                     self.sought_in_vain(&error);
                     Role::Seeking(retry)
@@ -190,7 +214,7 @@ impl Directory {
         match self.role {
             Role::Seeking(due) => (due == Micros(0) || !self.own.is_empty()).then_some(due),
             Role::Holder(due) => due,
-            Role::Member(_) => None,
+            Role::Member(..) => None,
         }
     }
 
@@ -221,5 +245,49 @@ impl Directory {
             links.send(holder, &Frame::Owner { address, port: Some(self.own_port) });
         }
         Some(holder)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::channel::Terms;
+    use crate::links::LinkEvent;
+
+    #[test]
+    fn processes_of_one_user_do_not_take_all_connections_of_the_holder() {
+        let name = format!("shift-members-{}", std::process::id());
+        let (mut links, _waker) = Links::new(Terms::default(), || [7; 16]).unwrap();
+        let mut directory = Directory::new(1, 2, Vec::new(), name.clone());
+        links.listen(Listener::bind_local(&name).unwrap()).unwrap();
+        let mut member = || {
+            let dialed = links.dial_local(&name).unwrap();
+            let accepted = loop {
+                let events = links.poll(Some(Duration::from_secs(5))).unwrap();
+                if let Some(link) =
+                    events.iter().find_map(|e| if let LinkEvent::Accepted(l) = e { Some(*l) } else { None })
+                {
+                    break link;
+                }
+            };
+            assert!(directory.accepted(&mut links, accepted));
+            let user = links.local_user(accepted).unwrap();
+            let address = QpAddress { gid: [7; 16], qpn: 17 };
+            directory.handle(&mut links, accepted, &Frame::Owner { address, port: Some(3) });
+            let known = directory.knows(accepted);
+            assert_eq!(known, links.is_open(accepted));
+            // The others of that user are as many as it may have with this one.
+            let mut number = 1_000_000;
+            while known && directory.registered.admit(LinkId::of(number), user) {
+                number += 1;
+            }
+            links.close(dialed);
+            (known, links.strangers.count(Refusal::Crowded))
+        };
+        assert_eq!(member(), (true, 0));
+        assert_eq!(member(), (false, 1));
     }
 }

@@ -15,6 +15,9 @@ use crate::links::LinkId;
 const MAX_CLAIMS: usize = 65_536;
 /// Those of one user: nobody fills the table alone.
 const MAX_CLAIMS_OF_USER: usize = MAX_CLAIMS / 2;
+/// Processes that may register, and those of one user. Each has a connection of the holder's, whose own peers need the others.
+const MAX_MEMBERS: usize = 512;
+const MAX_MEMBERS_OF_USER: usize = 384;
 /// Claims of one queue pair: the owner's, and one or two that outlived their process by a moment.
 const MAX_CLAIMS_OF_QP: usize = 4;
 /// Users of whom it is told that a claim of theirs was refused.
@@ -51,10 +54,25 @@ struct Claim {
 pub struct Registry {
     claims: BTreeMap<Owned, Vec<Claim>>,
     of_user: BTreeMap<u32, usize>,
+    /// The users of those who registered anything.
+    members: BTreeMap<LinkId, u32>,
     told: BTreeSet<u32>,
 }
 
 impl Registry {
+    /// The process of `user` behind `link` wants to register. `false`: there are too many.
+    pub fn admit(&mut self, link: LinkId, user: u32) -> bool {
+        if self.members.contains_key(&link) {
+            return true;
+        }
+        let of_user = self.members.values().filter(|other| **other == user).count();
+        let has_room = self.members.len() < MAX_MEMBERS && of_user < MAX_MEMBERS_OF_USER;
+        if has_room {
+            self.members.insert(link, user);
+        }
+        has_room
+    }
+
     /// The process of `user` behind `link`, listening on `port`, says that the queue pair is its own.
     pub fn claim(&mut self, key: Owned, link: LinkId, user: u32, port: u16) -> Claimed {
         self.withdraw(key, link);
@@ -91,6 +109,7 @@ impl Registry {
 
     /// The process behind `link` ended.
     pub fn forget(&mut self, link: LinkId) {
+        self.members.remove(&link);
         let of_link = |(key, waiting): (&Owned, &Vec<Claim>)| waiting.iter().any(|c| c.link == link).then_some(*key);
         let keys: Vec<Owned> = self.claims.iter().filter_map(of_link).collect();
         for key in keys {
@@ -147,6 +166,19 @@ mod tests {
         registry.forget(link(2));
         assert_eq!(registry.owner(KEY), None);
         assert!(registry.claims.is_empty() && registry.of_user.is_empty(), "nothing is left of those that ended");
+    }
+
+    #[test]
+    fn nobody_takes_all_places_alone_and_who_leaves_makes_room() {
+        let mut registry = Registry::default();
+        let admitted = |registry: &mut Registry, from: usize, user| {
+            (from..from + 1000).filter(|number| registry.admit(link(*number), user)).count()
+        };
+        assert_eq!(admitted(&mut registry, 0, ALICE), MAX_MEMBERS_OF_USER);
+        assert_eq!(admitted(&mut registry, 0, ALICE), MAX_MEMBERS_OF_USER, "who is in stays in");
+        assert_eq!(admitted(&mut registry, 1000, BOB), MAX_MEMBERS - MAX_MEMBERS_OF_USER);
+        registry.forget(link(0));
+        assert_eq!(admitted(&mut registry, 2000, BOB), 1);
     }
 
     #[test]

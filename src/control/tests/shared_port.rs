@@ -11,9 +11,9 @@
 
 mod fabric;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -190,6 +190,24 @@ fn the_well_known_port_within_the_range_is_left_to_all() {
     eventually("all are armed", || {
         (1..).zip(left.iter().zip(&right)).all(|(life, (a, b))| a.is_armed(life) && b.is_armed(life))
     });
+}
+
+/// Somebody has the port and the local socket, and closes whoever registers.
+#[test]
+fn a_holder_that_takes_nobody_is_not_asked_in_a_storm() {
+    let fabric = Fabric::new(52);
+    let _port = TcpListener::bind((fabric.address(2), DEFAULT_PORT)).unwrap();
+    let name = UnixAddr::from_abstract_name(format!("{}-{DEFAULT_PORT}", fabric.directory(2))).unwrap();
+    let local = UnixListener::bind_addr(&name).unwrap();
+    local.set_nonblocking(true).unwrap();
+    let member = fabric.process_with(20, 2, config(), Ok(()));
+    fabric::connect_to(&member, 1, 9, 1);
+    let mut tries = 0;
+    stays("a few tries", 1_000, || {
+        tries += usize::from(local.accept().is_ok());
+        tries < 10
+    });
+    assert!(tries > 2, "it goes on trying: {tries}");
 }
 
 /// What the directory says of a queue pair.
