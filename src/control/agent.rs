@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::datapath::{DataPath, Event};
 use crate::directory::Directory;
-use crate::links::Links;
+use crate::links::{Draw, Links};
 use crate::peers::Peers;
 use crate::sockets::Listener;
 use crate::world::World;
@@ -92,7 +92,7 @@ impl Agent {
     /// Starts the agent on this host's networks.
     ///
     /// # Errors
-    /// It got no poller, no port or no thread: the caller leaves everything unprotected.
+    /// It got no random numbers, no poller, no port or no thread: the caller leaves everything unprotected.
     pub fn start(config: Config, data: Arc<dyn DataPath>) -> io::Result<EventSender> {
         Self::start_on(config, data, Box::new(HostNetwork))
     }
@@ -106,13 +106,8 @@ impl Agent {
             log::warn!("{name} is no variable of the shim and has no effect; is it misspelt?");
         }
         let network: Arc<dyn Network> = Arc::from(network);
-        let terms = Terms { key: config.job_key.clone(), versions: config.versions };
-        let (mut links, waker) = Links::new(terms, random)?;
-        let listener = listen(&config, &*network)?;
-        let port = listener.port();
-        links.listen(listener)?;
-        let me = ProcessId(u64::from_ne_bytes(random()));
-        let peers = Peers::new(me, Arc::clone(&network), port, config.deadlines.heartbeat, random);
+        let Ground { me, links, waker, port } = prepare(&config, &*network, random)?;
+        let peers = Peers::new(me, Arc::clone(&network), port, config.deadlines.heartbeat, drawn);
         let local_name = network.directory_name(config.port);
         let directory = Directory::new(config.port, port, network.listen_on(), local_name);
         let core = Core::new(World::new(config, data, network, links, peers, me), directory);
@@ -124,13 +119,41 @@ impl Agent {
     }
 }
 
-/// Random bytes: for ids and tokens, so that two instances never have the same.
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    if getrandom::fill(&mut bytes).is_err() {
-        log::error!("the system gives no random numbers");
-    }
-    bytes
+/// What the agent stands on.
+struct Ground {
+    me: ProcessId,
+    links: Links,
+    waker: Arc<Waker>,
+    port: u16,
+}
+
+/// The id comes first: a process without one of its own is nobody's peer, and opens nothing.
+fn prepare(config: &Config, network: &dyn Network, draw: Draw) -> io::Result<Ground> {
+    let me = ProcessId(u128::from_ne_bytes(draw()?) as u64);
+    let terms = Terms { key: config.job_key.clone(), versions: config.versions };
+    let (mut links, waker) = Links::new(terms, drawn)?;
+    let listener = listen(config, network)?;
+    let port = listener.port();
+    links.listen(listener)?;
+    Ok(Ground { me, links, waker, port })
+}
+
+/// Random bytes: for ids, tokens and nonces, so that two instances never have the same.
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let filled = getrandom::fill(&mut bytes);
+    filled.map_err(|error| io::Error::other(format!("the system gives no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+/// The same, for connections: that there are none is told once.
+fn drawn() -> io::Result<[u8; 16]> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    random().inspect_err(|error| {
+        if !TOLD.swap(true, Ordering::Relaxed) {
+            log::error!("{error}; no connection is made without, and queue pairs that need one are unprotected");
+        }
+    })
 }
 
 fn listen(config: &Config, network: &dyn Network) -> io::Result<Listener> {
@@ -197,5 +220,18 @@ fn run(mut core: Core, messages: &Receiver<Message>, shared: &Shared) {
 fn give_up(core: &mut Core) {
     if catch_unwind(AssertUnwindSafe(|| core.give_up())).is_err() {
         log::error!("some connections could not be released");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_random_numbers_there_is_no_agent() {
+        let config = Config::default();
+        assert!(prepare(&config, &HostNetwork, random).is_ok());
+        let refused = prepare(&config, &HostNetwork, || Err(io::Error::other("none")));
+        assert_eq!(refused.err().map(|error| error.to_string()).as_deref(), Some("none"));
     }
 }

@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn processes_of_one_user_do_not_take_all_connections_of_the_holder() {
         let name = format!("shift-members-{}", std::process::id());
-        let (mut links, _waker) = Links::new(Terms::default(), || [7; 16]).unwrap();
+        let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
         let mut directory = Directory::new(1, 2, Vec::new(), name.clone());
         links.listen(Listener::bind_local(&name).unwrap()).unwrap();
         let mut member = || {

@@ -185,7 +185,8 @@ impl Peers {
     ) -> Result<(), Option<Refusal>> {
         let shown = hello.token != NO_TOKEN;
         let remote = links.remote(link).map(|a| canonical(a.ip()));
-        let token = if shown { hello.token } else { (self.draw_token)() };
+        // A token that everybody knows is worse than no peer.
+        let token = if shown { hello.token } else { (self.draw_token)().map_err(|_| None)? };
         let known = self.processes.get(&hello.process);
         let is_peer = match known {
             _ if links.is_keyed() => true,
@@ -242,5 +243,46 @@ impl Peers {
                 process.addresses.insert(place);
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::address::HostNetwork;
+    use crate::channel::Terms;
+    use crate::links::Draw;
+
+    fn greeted(draw_token: Draw) -> (Result<(), Option<Refusal>>, Peers) {
+        let mut peers = Peers::new(ProcessId(1), Arc::new(HostNetwork), 1, Micros(1), draw_token);
+        let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
+        let hello =
+            Hello { process: ProcessId(2), token: NO_TOKEN, addresses: Vec::new(), version: "a test".to_owned() };
+        let greeted = peers.handle_hello(&mut links, LinkId::of(1), hello, Micros(1));
+        (greeted, peers)
+    }
+
+    #[test]
+    fn without_random_bytes_nobody_becomes_a_candidate_with_a_token_that_everybody_knows() {
+        let (greeted_well, peers) = greeted(|| Ok([9; 16]));
+        assert!(greeted_well == Ok(()) && peers.candidates.values().all(|c| c.token == [9; 16]));
+        let (refused, peers) = greeted(|| Err(io::Error::other("none")));
+        assert!(refused == Err(None) && peers.candidates.is_empty());
+    }
+
+    #[test]
+    fn a_peer_may_come_from_a_link_local_address_that_it_told_but_is_not_sought_there() {
+        let (_, mut peers) = greeted(|| Ok([9; 16]));
+        let told = ["[fe80::7]:7", "10.0.0.7:7"].map(|address| address.parse::<SocketAddr>().unwrap());
+        peers.meet(ProcessId(3), [3; 16], None, &told, Micros(1));
+        let known = peers.processes.get(&ProcessId(3)).unwrap();
+        assert!(told.iter().all(|address| known.comes_from(Some(address.ip()))));
+        assert_eq!(known.reaches.iter().map(|reach| reach.address).collect::<Vec<_>>(), told.get(1..).unwrap());
+        assert!(!peers.is_posed_as(ProcessId(3), NO_TOKEN, Some(told[0].ip())));
+        assert!(peers.is_posed_as(ProcessId(3), NO_TOKEN, None) && !peers.is_posed_as(ProcessId(3), [3; 16], None));
     }
 }

@@ -41,6 +41,9 @@ const READ_TURN: usize = 256 << 10;
 
 const WAKE: Token = Token(0);
 
+/// Where random bytes come from. Without them there is no connection: what was recorded of another one could be said again on it.
+pub type Draw = fn() -> io::Result<[u8; 16]>;
+
 /// A connection; the number is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(usize);
@@ -106,7 +109,7 @@ struct Link {
 /// All sockets of the agent.
 pub struct Links {
     terms: Terms,
-    draw_nonce: fn() -> [u8; 16],
+    draw_nonce: Draw,
     /// Who was turned away.
     pub strangers: Strangers,
     poll: Poll,
@@ -121,7 +124,7 @@ pub struct Links {
 
 impl Links {
     /// An empty set, and the handle that wakes its poller from other threads.
-    pub fn new(terms: Terms, draw_nonce: fn() -> [u8; 16]) -> io::Result<(Self, Arc<Waker>)> {
+    pub fn new(terms: Terms, draw_nonce: Draw) -> io::Result<(Self, Arc<Waker>)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let links = Self {
@@ -375,12 +378,13 @@ impl Links {
     }
 
     fn adopt(&mut self, mut stream: Stream, remote: Option<SocketAddr>, dialed: bool) -> io::Result<LinkId> {
+        let nonce = (self.draw_nonce)()?;
         let id = self.fresh_id();
         stream.register(self.poll.registry(), Token(id))?;
         let now = clock::now();
         let link = Link {
             stream,
-            channel: Channel::new(&self.terms, dialed, (self.draw_nonce)()),
+            channel: Channel::new(&self.terms, dialed, nonce),
             standing: false,
             dialed,
             spoke: false,
@@ -501,5 +505,24 @@ fn ending_of(error: &io::Error) -> Ending {
         Ending::Ended
     } else {
         Ending::Unreachable
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_random_bytes_there_is_no_connection() {
+        let name = format!("shift-links-{}", std::process::id());
+        let (mut heard, _waker) = Links::new(Terms::default(), || Err(io::Error::other("none"))).unwrap();
+        heard.listen(Listener::bind_local(&name).unwrap()).unwrap();
+        assert!(heard.dial_local(&name).is_err());
+        let mut other = Stream::dial_local(&name).unwrap();
+        let poll = |links: &mut Links| links.poll(Some(Duration::from_secs(5))).unwrap();
+        // Both attempts wait in the listener.
+        assert!(poll(&mut heard).is_empty() && heard.links.is_empty());
+        assert_eq!(other.read(&mut [0]).unwrap(), 0, "it is closed without a word");
     }
 }

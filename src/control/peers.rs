@@ -19,7 +19,7 @@ use shift_proto::id::{Micros, ProcessId};
 use crate::address::{canonical, Network};
 use crate::discovery::describe;
 use crate::greeting::Candidate;
-use crate::links::{Ending, LinkId, Links};
+use crate::links::{Draw, Ending, LinkId, Links};
 use crate::strangers::Refusal;
 
 /// How often an address without a connection is dialed.
@@ -99,7 +99,7 @@ pub struct Peers {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) own_addresses: Vec<SocketAddr>,
     pub(crate) heartbeat: Micros,
-    pub(crate) draw_token: fn() -> Token,
+    pub(crate) draw_token: Draw,
     pub(crate) processes: BTreeMap<ProcessId, Process>,
     pub(crate) candidates: BTreeMap<LinkId, Candidate>,
     pub(crate) dials: BTreeMap<LinkId, Dial>,
@@ -110,13 +110,7 @@ pub struct Peers {
 
 impl Peers {
     /// Nobody is known. `port`: where this process listens.
-    pub fn new(
-        me: ProcessId,
-        network: Arc<dyn Network>,
-        port: u16,
-        heartbeat: Micros,
-        draw_token: fn() -> Token,
-    ) -> Self {
+    pub fn new(me: ProcessId, network: Arc<dyn Network>, port: u16, heartbeat: Micros, draw_token: Draw) -> Self {
         let own_addresses = network.own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         Self {
             me,
