@@ -249,6 +249,7 @@ impl Core {
                 self.own_peer_keys().handle_add(key, standby_rkey);
                 self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
             }
+            Event::KeyUnprotected { device, rkey } => self.world.own_keys.add_unprotected(device, rkey),
             Event::KeyRemoved { device, rkey } => {
                 let key = self.world.own_keys.remove(device, rkey, self.told_keys.clone());
                 if let Some(key) = key {

@@ -287,7 +287,14 @@ pub enum Event {
         /// rkey on the standby.
         standby_rkey: u32,
     },
-    /// A memory region is gone (its standby registration already is).
+    /// A memory region exists on the primary only: a peer that asks is told so, instead of that there is none.
+    KeyUnprotected {
+        /// Device of the application's registration.
+        device: DeviceId,
+        /// rkey there.
+        rkey: u32,
+    },
+    /// A memory region is gone (its standby registration, if it had one, already is).
     KeyRemoved {
         /// Device of the application's registration.
         device: DeviceId,

@@ -20,7 +20,8 @@ const REASK_US: u64 = 50_000;
 /// The registrations of this process.
 #[derive(Debug, Default)]
 pub struct OwnKeys {
-    keys: BTreeMap<(u16, u32), (u32, u32)>,
+    /// Generation, and rkey on the standby; without one there is none.
+    keys: BTreeMap<(u16, u32), (u32, Option<u32>)>,
     generation: u32,
     unconfirmed: BTreeMap<(u16, u32, u32), BTreeSet<ProcessId>>,
 }
@@ -28,9 +29,18 @@ pub struct OwnKeys {
 impl OwnKeys {
     /// A registration; its name, which the peers have to be told.
     pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkey: u32) -> Key {
+        self.enter(device, rkey, Some(standby_rkey));
+        Key { device: device.0, rkey, generation: self.generation }
+    }
+
+    /// A registration that the standby does not have. Nobody needs to know before he asks.
+    pub fn add_unprotected(&mut self, device: DeviceId, rkey: u32) {
+        self.enter(device, rkey, None);
+    }
+
+    fn enter(&mut self, device: DeviceId, rkey: u32, standby_rkey: Option<u32>) {
         self.generation = self.generation.saturating_add(1);
         self.keys.insert((device.0, rkey), (self.generation, standby_rkey));
-        Key { device: device.0, rkey, generation: self.generation }
     }
 
     /// A registration is gone; its name, which `peers` have to be told and to confirm.
@@ -74,9 +84,9 @@ impl OwnKeys {
 
     /// Everything, as a peer that is met has to be told.
     pub fn frames(&self) -> impl Iterator<Item = Frame> + '_ {
-        let added = self.keys.iter().map(|((device, rkey), (generation, standby_rkey))| Frame::KeyAdd {
-            key: Key { device: *device, rkey: *rkey, generation: *generation },
-            standby_rkey: *standby_rkey,
+        let added = self.keys.iter().filter_map(|((device, rkey), (generation, standby_rkey))| {
+            let key = Key { device: *device, rkey: *rkey, generation: *generation };
+            standby_rkey.map(|standby_rkey| Frame::KeyAdd { key, standby_rkey })
         });
         let withdrawn = self.unconfirmed.keys().map(|(device, rkey, generation)| {
             Frame::KeyDel(Key { device: *device, rkey: *rkey, generation: *generation })
@@ -87,9 +97,10 @@ impl OwnKeys {
     /// What a key is, for a peer that asks.
     pub fn state(&self, device: u16, rkey: u32) -> KeyState {
         match self.keys.get(&(device, rkey)) {
-            Some((generation, standby_rkey)) => {
+            Some((generation, Some(standby_rkey))) => {
                 KeyState::Known { generation: *generation, standby_rkey: *standby_rkey }
             }
+            Some((_, None)) => KeyState::Unprotected,
             None => KeyState::Absent,
         }
     }
@@ -288,6 +299,24 @@ mod tests {
         assert_eq!(remote(&peer, 9), RemoteKey::Absent);
         peer.handle_add(key(9, 1), 90);
         assert_eq!(remote(&peer, 9), RemoteKey::Known(90));
+    }
+
+    #[test]
+    fn a_registration_without_a_standby_is_not_told_and_not_denied() {
+        let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
+        let asked = |own: &OwnKeys, peer: &mut PeerKeys, at: u64| {
+            assert!(peer.ask(0, 7, Micros(at), Micros(1_000)).is_ok());
+            peer.handle_answer(0, 7, own.state(0, 7));
+            (remote(peer, 7), peer.ask(0, 7, Micros(at), Micros(1_000)).is_ok())
+        };
+        own.add_unprotected(DeviceId(0), 7);
+        assert_eq!(own.frames().count(), 0);
+        // Neither a key nor the word that there is none: the request ends as one of which nobody knows.
+        assert_eq!(asked(&own, &mut peer, 1), (RemoteKey::Unknown, false));
+        peer.handle_del(own.remove(DeviceId(0), 7, BTreeSet::new()).unwrap());
+        assert_eq!(asked(&own, &mut peer, 2).0, RemoteKey::Absent, "it is gone, and asked for anew");
+        peer.handle_add(own.add(DeviceId(0), 7, 70), 70);
+        assert_eq!(remote(&peer, 7), RemoteKey::Known(70));
     }
 
     #[test]

@@ -294,6 +294,19 @@ fn a_key_that_the_peer_does_not_have_ends_in_an_error() {
     a.fail(1);
     eventually("it is surfaced", || a.qp(1, |q| q.surfaced));
     assert!(b.qp(1, |q| q.written.is_empty()));
+    assert_eq!(a.qp(1, |q| q.surfaced_at.1), Some(10), "REM_ACCESS_ERR, as on hardware");
+}
+
+#[test]
+fn a_key_that_the_peers_standby_does_not_have_is_no_access_error() {
+    let (fabric, a, b) = armed_pair(30);
+    b.events.send(Event::KeyUnprotected { device: DeviceId(0), rkey: 9 });
+    fabric.set_rail(0, false);
+    a.post(1, 1, Kind::Write { rkey: 9 });
+    a.fail(1);
+    eventually("it is surfaced", || a.qp(1, |q| q.surfaced));
+    assert!(b.qp(1, |q| q.written.is_empty()));
+    assert_eq!(a.qp(1, |q| q.surfaced_at.1), None, "the error that the NIC gave, or RETRY_EXC_ERR");
 }
 
 #[test]
