@@ -530,6 +530,7 @@ impl Core {
         }
         self.with_end(from.process, to, |q, world| {
             if q.remote.is_some_and(|r| r.end == from) {
+                q.note_report(&msg, now);
                 q.handle_message(world, msg, now);
             }
         });

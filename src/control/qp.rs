@@ -46,7 +46,7 @@ pub(crate) struct PathState {
     pub confirm_due: Micros,
     /// When the peer last said its own.
     pub heard: Micros,
-    /// When an incarnation on it was fenced last: packets of it may still be on their way.
+    /// When an incarnation on it was fenced last, here or, as far as it is known, there: packets of it may still be on their way.
     pub fenced: Option<Micros>,
 }
 
@@ -274,6 +274,19 @@ impl Qp {
         self.cause = Some(cause);
         self.update_hold(world, now);
         self.feed(world, now, Input::Fault { cause, fatal: true });
+    }
+
+    /// The peer has fenced too: until then it may have sent on the path that is left.
+    pub fn note_report(&mut self, msg: &Handshake, now: Micros) {
+        let (Handshake::Report { tuple, .. }, Some(machine)) = (msg, &self.machine) else {
+            return;
+        };
+        let leaves = matches!(machine.state().stage, Stage::Fencing | Stage::Fenced | Stage::Settling);
+        if leaves || tuple.epoch > machine.epoch() {
+            if let Some(left) = self.path_mut(self.at) {
+                left.fenced = left.fenced.max(Some(now));
+            }
+        }
     }
 
     /// The port of a device went down or came up.

@@ -107,6 +107,23 @@ fn both_rails_gone_for_a_while_surface_nothing() {
     assert!(a.qp(1, |q| q.path == 0 && q.reposts == 1));
 }
 
+/// Until its fence the peer may send on it.
+#[test]
+fn a_path_is_connected_again_a_packet_lifetime_after_the_later_fence() {
+    let (fabric, a, b) = armed_pair(31);
+    fabric.lock().slow_fence = Some((2, Duration::from_millis(600)));
+    fabric.set_rail(0, false);
+    fabric.set_rail(1, false);
+    send(&a, 0..4);
+    a.fail(1);
+    stays("no path", 100, || !a.is_done(1));
+    fabric.set_rail(0, true);
+    eventually("all is delivered on the rail that is back", || a.is_done(1));
+    let (fenced, reposted) = (b.qp(1, |q| q.fenced_at.unwrap()), a.qp(1, |q| q.reposted_at.unwrap()));
+    assert!(a.qp(1, |q| q.path == 0) && reposted > fenced);
+    assert!(reposted - fenced >= Duration::from_millis(500), "{:?} after the peer's fence", reposted - fenced);
+}
+
 #[test]
 fn a_rail_that_is_back_takes_the_next_fault() {
     let (fabric, a, b) = armed_pair(5);
