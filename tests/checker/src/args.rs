@@ -94,7 +94,7 @@ impl Mode {
     #[must_use]
     pub const fn takes_receives(self) -> bool {
         match self {
-            Mode::WriteImm | Mode::Send | Mode::Mixed | Mode::MixedAtomic => true,
+            Mode::WriteImm | Mode::Send | Mode::Mixed | Mode::MixedAtomic | Mode::Relay => true,
             Mode::Write | Mode::Read | Mode::Fadd | Mode::Cas => false,
         }
     }
@@ -104,7 +104,7 @@ impl Mode {
     pub const fn has_atomics(self) -> bool {
         match self {
             Mode::Fadd | Mode::Cas | Mode::MixedAtomic => true,
-            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed => false,
+            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Relay => false,
         }
     }
 }
@@ -137,6 +137,8 @@ pub enum Mode {
     Mixed,
     /// The same and FETCH_AND_ADD.
     MixedAtomic,
+    /// READ, and a fenced SEND of what it brought, out of the memory where it landed.
+    Relay,
     /// FETCH_AND_ADD, each result checked.
     Fadd,
     /// COMPARE_AND_SWAP, each result checked.

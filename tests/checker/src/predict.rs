@@ -76,17 +76,26 @@ impl WrName {
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: u64,
+    /// Where its byte 0 lies in the stream of that key.
+    begins: u64,
 }
 
 impl Stream {
     /// The stream with this key.
     #[must_use]
     pub const fn new(key: u64) -> Self {
-        Self { key }
+        Self { key, begins: 0 }
+    }
+
+    /// The same from its byte `at` on.
+    #[must_use]
+    pub const fn skip(self, at: u64) -> Self {
+        Self { key: self.key, begins: self.begins + at }
     }
 
     /// The bytes of the stream from its byte `from` on.
     fn bytes(self, from: u64) -> impl Iterator<Item = u8> {
+        let from = self.begins + from;
         let first_word = from / 8;
         let skip = (from % 8) as usize;
         let words = first_word..;
@@ -95,8 +104,9 @@ impl Stream {
 
     /// Fills `out` with the stream from its byte `from` on.
     pub fn fill(self, from: u64, out: &mut [u8]) {
-        if from % 8 == 0 {
-            for (word, chunk) in (from / 8..).zip(out.chunks_mut(8)) {
+        let begins = self.begins + from;
+        if begins % 8 == 0 {
+            for (word, chunk) in (begins / 8..).zip(out.chunks_mut(8)) {
                 let bytes = mix(self.key.wrapping_add(word.wrapping_mul(2))).to_le_bytes();
                 for (to, byte) in chunk.iter_mut().zip(bytes) {
                     *to = byte;
@@ -228,10 +238,14 @@ impl Plan {
     /// Message `number`.
     #[must_use]
     pub fn message(&self, number: u64) -> Message {
-        let dice = self.dice(number);
-        let op = self.op(dice);
+        let dice = self.dice(self.pair_of(number));
+        let op = self.op(number, dice);
         let len = match op {
             Op::FetchAdd | Op::CompareSwap => 8,
+            // As often small enough to be snapshotted, if the shim took it for a payload that is there already.
+            Op::Read | Op::Send if self.mode == Mode::Relay && dice >> 20 & 1 == 0 => {
+                ((dice >> 24 & 63) as u32 + 1).clamp(self.size_min, self.size_max)
+            }
             Op::Write | Op::WriteImm | Op::Send | Op::SendImm | Op::Read => self.len(mix(dice)),
         };
         let source_room = u64::from(self.source_bytes - len) + 1;
@@ -252,9 +266,27 @@ impl Plan {
         near.wrapping_add_signed(i64::from(offset))
     }
 
+    /// The READ whose result message `number` sends on, if it does.
+    #[must_use]
+    pub fn relayed(&self, number: u64) -> Option<Message> {
+        (self.mode == Mode::Relay && number % 2 == 1).then(|| self.message(number - 1))
+    }
+
+    /// Relaying, the READ of a pair has its number; all other messages are alone.
+    fn pair_of(&self, number: u64) -> u64 {
+        if self.mode == Mode::Relay {
+            number & !1
+        } else {
+            number
+        }
+    }
+
     /// The bytes of message `number`.
     #[must_use]
-    pub const fn payload(&self, number: u64) -> Stream {
+    pub fn payload(&self, number: u64) -> Stream {
+        if let Some(read) = self.relayed(number) {
+            return self.source().skip(read.source_at.into());
+        }
         Stream::new(mix(self.key ^ mix(number ^ (1 << 62))))
     }
 
@@ -271,7 +303,7 @@ impl Plan {
             Mode::Cas if number == 0 => 0,
             Mode::Cas => mix(self.key ^ number),
             Mode::MixedAtomic => self.addend().wrapping_mul(self.atomics_below(number)),
-            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Fadd => {
+            Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Relay | Mode::Fadd => {
                 self.addend().wrapping_mul(number)
             }
         }
@@ -279,7 +311,7 @@ impl Plan {
 
     /// Messages below `number` that are atomics.
     fn atomics_below(&self, number: u64) -> u64 {
-        (0..number).filter(|&each| self.op(self.dice(each)) == Op::FetchAdd).count() as u64
+        (0..number).filter(|&each| self.op(each, self.dice(each)) == Op::FetchAdd).count() as u64
     }
 
     /// What every FETCH_AND_ADD of this flow adds; odd, so that 2^64 of them differ.
@@ -296,7 +328,7 @@ impl Plan {
         mix(self.key ^ 0x1111) as u32
     }
 
-    fn op(&self, dice: u64) -> Op {
+    fn op(&self, number: u64, dice: u64) -> Op {
         let coin = dice >> 8 & 1 == 0;
         match self.mode {
             Mode::Write => Op::Write,
@@ -304,6 +336,8 @@ impl Plan {
             Mode::Send if coin => Op::SendImm,
             Mode::Send => Op::Send,
             Mode::Read => Op::Read,
+            Mode::Relay if number % 2 == 0 => Op::Read,
+            Mode::Relay => Op::Send,
             Mode::Fadd => Op::FetchAdd,
             Mode::Cas => Op::CompareSwap,
             Mode::MixedAtomic if dice >> 16 & 3 == 0 => Op::FetchAdd,
@@ -393,6 +427,23 @@ mod tests {
             assert!(messages.iter().any(|m| m.len == len), "{len}");
         }
         assert!(messages.iter().all(|m| m.source_at + m.len <= 18_000 + 128 && m.len <= 9000));
+    }
+
+    #[test]
+    fn a_relayed_message_is_what_was_read() {
+        let plan = plan(Mode::Relay);
+        let mut small = 0;
+        for read in (0..200).step_by(2).map(|number| plan.message(number)) {
+            let sent = plan.message(read.number + 1);
+            assert_eq!((read.op, sent.op, sent.len), (Op::Read, Op::Send, read.len));
+            assert_eq!(plan.relayed(sent.number), Some(read));
+            let (mut bytes, mut due) = (vec![0; sent.len as usize], vec![0; sent.len as usize]);
+            plan.payload(sent.number).fill(0, &mut bytes);
+            plan.source().fill(read.source_at.into(), &mut due);
+            assert_eq!(bytes, due);
+            small += u32::from(sent.len <= 64);
+        }
+        assert!((20..80).contains(&small), "{small}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One queue pair's sender: posts the planned messages, accounts for their completions, and checks what lands here.
 
-use crate::args::{Commit, Params};
+use crate::args::{Commit, Mode, Params};
 use crate::ground::Ground;
 use crate::judge::{content, first_unpoisoned, Completions, Content, Kind, Posted};
 use crate::predict::{Message, Op, Plan, Queue};
@@ -184,7 +184,9 @@ impl Sender {
         let last = if two && depth > 1 { number + 1 } else { number };
         let last = self.limit.map_or(last, |limit| last.min(limit - 1));
         let oldest = self.completions.oldest_message().unwrap_or(number);
-        last >= self.released + ground.layout.ring() || last >= oldest + depth
+        // Relaying, a landing slot is still in use when the message behind it is under way.
+        let in_use = last + u64::from(depth > 1 && ground.params.mode(self.qp) == Mode::Relay);
+        last >= self.released + ground.layout.ring() || in_use >= oldest + depth
     }
 
     /// Takes the next message from the plan, or what an error on purpose makes of it.
@@ -220,7 +222,10 @@ impl Sender {
     /// Writes a message's bytes to its slot and describes its work request.
     fn request(&mut self, ground: &Ground, qp: &Qp, message: &Message, verdict: &mut Verdict) -> SendRequest {
         let number = message.number;
-        let at = if message.op.lands_here() {
+        let relayed = self.plan.relayed(number);
+        let at = if let Some(read) = relayed {
+            ground.layout.landing_slot(self.qp, read.number)
+        } else if message.op.lands_here() {
             self.expect_quiet_landing(ground, number, verdict);
             ground.layout.landing_slot(self.qp, number)
         } else {
@@ -232,8 +237,10 @@ impl Sender {
         self.completions.posted(Posted { message: number, signalled, len: message.len });
         self.posted = self.posted.max(number + 1);
         let params = &ground.params;
-        let inline = !message.op.lands_here() && message.wants_inline && message.len <= qp.inline_room();
-        let fence = params.fence_every != 0 && (counter + 1) % u64::from(params.fence_every) == 0;
+        let is_here = relayed.is_none() && !message.op.lands_here();
+        let inline = is_here && message.wants_inline && message.len <= qp.inline_room();
+        let by_turns = params.fence_every != 0 && (counter + 1) % u64::from(params.fence_every) == 0;
+        let fence = relayed.is_some() || by_turns;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         SendRequest {
             wr_id: ground.wr_id(Queue::Send, self.qp, counter),
@@ -307,7 +314,9 @@ impl Sender {
             self.retired = self.retired.max(posted.message + 1);
             verdict.acked += 1;
             let message = self.plan.message(posted.message);
-            if message.op.lands_here() {
+            if let Some(read) = self.plan.relayed(posted.message) {
+                self.check_landing(ground, &read, verdict);
+            } else if message.op.lands_here() && ground.params.mode(self.qp) != Mode::Relay {
                 self.check_landing(ground, &message, verdict);
             }
         }
@@ -508,6 +517,11 @@ impl Sender {
         let depth = u64::from(ground.params.depth);
         for counter in self.completions.never() {
             verdict.tally.count(Kind::CompletionNever, || format!("qp {} send wr {counter}", self.qp));
+        }
+        if ground.params.mode(self.qp) == Mode::Relay && self.retired % 2 == 1 {
+            // The last one, which nothing was to follow, or nothing did.
+            let read = self.plan.message(self.retired - 1);
+            self.check_landing(ground, &read, verdict);
         }
         // What is still under way may land at any time.
         let unknown = self.fell_at.map_or(0..0, |fell| fell..self.posted);

@@ -233,9 +233,14 @@ impl Witness {
         let slot = match flow.mode {
             // Every message takes a receive, so the counters of both are the same.
             Mode::Send => self.layout.receive_slot(number, message),
-            Mode::Write | Mode::WriteImm | Mode::Read | Mode::Mixed | Mode::MixedAtomic | Mode::Fadd | Mode::Cas => {
-                self.layout.ring_slot(number, message)
-            }
+            Mode::Write
+            | Mode::WriteImm
+            | Mode::Read
+            | Mode::Mixed
+            | Mode::MixedAtomic
+            | Mode::Relay
+            | Mode::Fadd
+            | Mode::Cas => self.layout.ring_slot(number, message),
         };
         let (mut there, mut due) = (vec![0; bytes], vec![0; bytes]);
         self.shared.read(slot + from, &mut there);

@@ -3,6 +3,8 @@
 //! One run has a queue pair of every mode, all under the same fault. Whatever is lost, every message arrives once, in order and undamaged;
 //! only an atomic whose result is lost ends its queue pair, with an error and flushes, and is not done again.
 
+use std::collections::BTreeSet;
+
 use serde_json::{json, Value};
 
 use crate::agreement;
@@ -107,7 +109,9 @@ fn judge(checker: &Checker, story: &Story, evidence: &Evidence) -> Result<Figure
     require(dropped > 0, || "nothing was lost: the run proves nothing".into())?;
     told.note("dropped", dropped);
     let agreement = agreement::judge(&story.records, evidence, MTU)?;
-    require(agreement.queue_pairs > 0, || "no record to be compared with the wire".into())?;
+    let left = reported_to(evidence, Host::A);
+    let not_all = || format!("of {left} senders' records not all were compared with the wire: {agreement:?}");
+    require(left > 0 && agreement.queue_pairs >= left, not_all)?;
     told.note("agreement", agreement.in_words());
     let (sent, received) = (fallen(story, Host::A)?, fallen(story, Host::B)?);
     for fallen in sent.iter().chain(&received) {
@@ -119,6 +123,13 @@ fn judge(checker: &Checker, story: &Story, evidence: &Evidence) -> Result<Figure
     }
     told.note("fallen", received);
     Ok(told)
+}
+
+/// Queue pairs of the sender to which the other end reported: all that moved.
+fn reported_to(evidence: &Evidence, host: Host) -> u64 {
+    let heard = |record: &&Value| record["reported"].as_array().is_some_and(|reports| !reports.is_empty());
+    let left: BTreeSet<Option<u64>> = evidence.of(host).filter(heard).map(|record| record["qpn"].as_u64()).collect();
+    left.len() as u64
 }
 
 fn was_dropped(record: &Record) -> bool {
