@@ -101,8 +101,6 @@ impl Qp {
             primary_mtu: primary.mtu,
             primary_psn_base: primary.psn_base,
             // Depths as on the primary: each end makes its standby by the values of its own primary.
-            max_rd_atomic: 0,
-            max_dest_rd_atomic: 0,
             access: if world.data.atomics_hold(self.life) { REMOTE_ATOMIC } else { 0 },
         });
         let (own, peer) = (self.own_address(), self.peer_address());

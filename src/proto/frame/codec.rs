@@ -177,8 +177,6 @@ impl Writer {
             self.path_offer(standby.standby);
             self.u32(standby.primary_mtu.bytes());
             self.psn(standby.primary_psn_base);
-            self.u8(standby.max_rd_atomic);
-            self.u8(standby.max_dest_rd_atomic);
             self.u32(standby.access);
         }
     }
@@ -360,8 +358,6 @@ impl Reader<'_> {
             standby: self.path_offer()?,
             primary_mtu: self.mtu()?,
             primary_psn_base: self.psn()?,
-            max_rd_atomic: self.u8()?,
-            max_dest_rd_atomic: self.u8()?,
             access: self.u32()?,
         })
     }

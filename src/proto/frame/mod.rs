@@ -78,10 +78,6 @@ pub struct StandbyOffer {
     pub primary_mtu: Mtu,
     /// The PSN that the sender expects first of the receiver on the primary path: the base of the receiver's PSNs there, for epochs after the first.
     pub primary_psn_base: Psn,
-    /// READs and atomics that this end starts at once.
-    pub max_rd_atomic: u8,
-    /// READs and atomics that this end answers at once.
-    pub max_dest_rd_atomic: u8,
     /// What the sender's standby permits as its primary does, in the bits of `qp_access_flags`: so far only IBV_ACCESS_REMOTE_ATOMIC, if
     /// atomics that arrive over the two paths exclude one another.
     pub access: u32,

@@ -116,12 +116,10 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn offer() -> impl Strategy<Value = Offer> {
-    let standby = (path_offer(), mtu(), psn(), any::<(u8, u8, u32)>()).prop_map(
-        |(standby, primary_mtu, primary_psn_base, rest)| {
-            let (max_rd_atomic, max_dest_rd_atomic, access) = rest;
-            StandbyOffer { standby, primary_mtu, primary_psn_base, max_rd_atomic, max_dest_rd_atomic, access }
-        },
-    );
+    let standby =
+        (path_offer(), mtu(), psn(), any::<u32>()).prop_map(|(standby, primary_mtu, primary_psn_base, access)| {
+            StandbyOffer { standby, primary_mtu, primary_psn_base, access }
+        });
     (endpoint(), any::<u16>(), address(), address(), option::of(standby))
         .prop_map(|(from, device, own, peer, standby)| Offer { from, device, own, peer, standby })
 }

@@ -228,14 +228,7 @@ impl Stranger {
         let own = PathOffer { address: QpAddress { gid: gid(0), qpn: 1 }, mtu, psn_base: Psn::new(1) };
         frames.push(Frame::Probe(Probe { pair: 1, generation: 1, step: ProbeStep::Offer, own, peer_gid: gid(1) }));
         frames.push(Frame::KeyAsk { device: 0, rkey: 1 });
-        let standby = StandbyOffer {
-            standby: own,
-            primary_mtu: mtu,
-            primary_psn_base: Psn::new(1),
-            max_rd_atomic: 1,
-            max_dest_rd_atomic: 1,
-            access: 0,
-        };
+        let standby = StandbyOffer { standby: own, primary_mtu: mtu, primary_psn_base: Psn::new(1), access: 0 };
         let numbers = &self.arguments.qpns;
         for (qpn, peer) in numbers.iter().flat_map(|own| numbers.iter().map(move |peer| (*own, *peer))) {
             let (own, peer) = (QpAddress { gid: gid(0), qpn }, QpAddress { gid: gid(1), qpn: peer });
