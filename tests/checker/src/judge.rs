@@ -6,7 +6,7 @@
 use crate::predict::{Plan, Stream, POISON};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,12 +270,14 @@ pub fn content(
     }
 }
 
-/// How many bytes of a message that may have been begun lie in its slot, with poison behind them; else the first wrong one.
-pub fn begun(expected: Stream, len: usize, seen: &[u8]) -> Result<usize, usize> {
+/// How many bytes of a message that may have been begun lie in its slot, with poison behind them, at least and at most: a byte of the message
+/// may be what poison is. Else the first wrong one.
+pub fn begun(expected: Stream, len: usize, seen: &[u8]) -> Result<RangeInclusive<usize>, usize> {
     let (message, _) = seen.split_at(len.min(seen.len()));
-    let placed = expected.first_difference(0, message).unwrap_or(message.len());
-    let behind = seen.get(placed..).unwrap_or(&[]);
-    first_unpoisoned(behind).map_or(Ok(placed), |at| Err(placed + at))
+    let most = expected.first_difference(0, message).unwrap_or(message.len());
+    let (placed, behind) = seen.split_at(most);
+    let least = placed.iter().rposition(|&byte| byte != POISON).map_or(0, |last| last + 1);
+    first_unpoisoned(behind).map_or(Ok(least..=most), |at| Err(most + at))
 }
 
 /// Where memory that had to be poison is not, if anywhere.
@@ -456,15 +458,32 @@ mod tests {
     fn a_message_may_be_begun_but_not_damaged() {
         let (plan, slot) = slot(40, 300);
         let begun = |slot: &[u8]| begun(plan.payload(40), 300, slot);
-        assert_eq!(begun(&slot), Ok(300));
+        assert_eq!(begun(&slot).map(|placed| *placed.end()), Ok(300));
         let mut part = slot.clone();
         part[256..].fill(POISON);
         let placed = begun(&part);
         // The first byte that is missing may be the poison's own value.
-        assert!(matches!(placed, Ok(256..=258)), "{placed:?}");
-        assert_eq!(begun(&[POISON; 600]).map(|placed| placed < 4), Ok(true));
+        assert!(placed.is_ok_and(|placed| placed.contains(&256)));
+        assert_eq!(begun(&[POISON; 600]).map(|placed| *placed.start()), Ok(0));
         part[299] = slot[299] ^ 1;
         assert!(begun(&part).is_err());
+    }
+
+    #[test]
+    fn a_message_that_begins_like_poison_is_not_taken_for_begun_and_one_that_ends_like_it_not_for_cut_off() {
+        let (plan, _) = slot(0, 0);
+        let of = |wanted: usize| {
+            let byte = |number: u64| {
+                let mut bytes = [0; 300];
+                plan.payload(number).fill(0, &mut bytes);
+                bytes[wanted]
+            };
+            (0..100_000).find(|number| byte(*number) == POISON).expect("one in 256")
+        };
+        assert_eq!(begun(plan.payload(of(0)), 300, &[POISON; 600]).map(|placed| *placed.start()), Ok(0));
+        let number = of(299);
+        let (plan, whole) = slot(number, 300);
+        assert_eq!(begun(plan.payload(number), 300, &whole).map(|placed| *placed.end()), Ok(300));
     }
 
     #[test]

@@ -367,12 +367,12 @@ impl Receiver {
                     return;
                 }
             };
-            if let Some(before) = ended_at.filter(|_| placed > 0) {
+            if let Some(before) = ended_at.filter(|_| *placed.start() > 0) {
                 verdict.tally.count(Kind::Reorder, || {
                     format!("qp {} {message:?} (unknown) was begun, {before} before it was not done", self.qp)
                 });
             }
-            if placed < message.len as usize {
+            if *placed.end() < message.len as usize {
                 ended_at = ended_at.or(Some(message.number));
             }
         }
