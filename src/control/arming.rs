@@ -308,7 +308,9 @@ impl Qp {
 
     fn arm(&mut self, world: &mut World, path: PathId, now: Micros) {
         // The path that it is on counts as armed with any other; by itself it protects nothing.
-        if self.refused.is_some() || path == self.current() {
+        // A peer that gave up since it said that the path is good would not follow.
+        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        if self.refused.is_some() || given_up || path == self.current() {
             return;
         }
         let Some(state) = self.path_mut(path).filter(|s| s.own_ready && s.peer_ready && !s.armed) else {
