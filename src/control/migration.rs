@@ -210,8 +210,8 @@ impl Qp {
         let plan = self.ledger.decide();
         self.log_plan(&plan);
         let last = world.data.next_seq(self.life).0;
-        let peer_qpn = |path| self.path(path).and_then(|s| s.ends).map_or(0, |(_, peer)| peer.qpn);
-        let reported = reports.iter().map(|report| Reported::new(report, peer_qpn(report.path))).collect();
+        let qpns = |path| self.path(path).and_then(|s| s.ends).map_or((0, 0), |(own, peer)| (own.qpn, peer.qpn));
+        let reported = reports.iter().map(|report| Reported::new(report, qpns(report.path))).collect();
         if let Some(record) = &mut self.record {
             record.count(&plan, last);
             record.reported = reported;
@@ -449,7 +449,9 @@ impl Qp {
     }
 
     fn stamp(&mut self, world: &mut World, phase: Phase, now: Micros) {
-        if phase == Phase::Trigger && self.record.as_ref().is_some_and(|r| r.has(Phase::Committed)) {
+        // An end that follows its peer sees no fault of its own before the next migration.
+        let begins = matches!(phase, Phase::Trigger | Phase::Committed);
+        if begins && self.record.as_ref().is_some_and(|r| r.has(Phase::Committed)) {
             self.finish_record(world, Outcome::Overtaken);
         }
         let first_error_ns = self.first_error_ns;

@@ -235,6 +235,7 @@ impl Qp {
             device: state.device.map(|d| world.data.device_name(d)).unwrap_or_default(),
             gid: state.ends.map(|(own, _)| show(own.gid)).unwrap_or_default(),
             peer_gid: state.ends.map(|(_, peer)| show(peer.gid)).unwrap_or_default(),
+            mtu: state.ends.map_or(0, |(own, peer)| own.mtu.min(peer.mtu).bytes()),
         }
     }
 

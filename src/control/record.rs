@@ -27,6 +27,8 @@ pub struct PathName {
     pub gid: String,
     /// GID of the other end.
     pub peer_gid: String,
+    /// Path MTU that both ends agreed on, bytes; 0 if none yet.
+    pub mtu: u32,
 }
 
 /// How a migration ended.

@@ -16,6 +16,8 @@ pub struct Reported {
     pub epoch: u32,
     /// Its path.
     pub path: u8,
+    /// The QP number of this end there: what the other end's packets are addressed to.
+    pub own_qpn: u32,
     /// The QP number of the other end there: what this end's packets are addressed to.
     pub peer_qpn: u32,
     /// `psn`, `count` or `none`.
@@ -29,15 +31,16 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// A report, and whom it is of.
-    pub fn new(report: &IncarnationReport, peer_qpn: u32) -> Self {
+    /// A report, and the QP numbers of this end and of the one that it is of.
+    pub fn new(report: &IncarnationReport, (own_qpn, peer_qpn): (u32, u32)) -> Self {
         let (proof, rq_psn) = match report.proof {
             Proof::Psn(psn) => ("psn", Some(psn.value())),
             Proof::Count => ("count", None),
             Proof::None => ("none", None),
         };
         let PathId(path) = report.path;
-        Self { epoch: report.epoch.0, path, peer_qpn, proof, rq_psn, receives: report.receives, fenced: report.fenced }
+        let (epoch, receives, fenced) = (report.epoch.0, report.receives, report.fenced);
+        Self { epoch, path, own_qpn, peer_qpn, proof, rq_psn, receives, fenced }
     }
 }
 
@@ -54,6 +57,8 @@ pub struct Judged {
     pub fenced: bool,
     /// The incarnation that it was last posted on, and its first PSN there; none if it was never given to a NIC.
     pub posted: Option<(u32, u32)>,
+    /// The byte from which it was posted there.
+    pub posted_from: u32,
     /// `executed`, `partial`, `not_executed` or `unknown`.
     pub state: &'static str,
     /// Of a READ or atomic: its result is in memory.
@@ -89,6 +94,7 @@ fn judged(view: &EntryView, action: Option<Action>) -> Judged {
         bytes: view.entry.bytes,
         fenced: view.entry.fenced,
         posted: view.newest.map(|posting| (posting.epoch.0, posting.first_psn.wire().value())),
+        posted_from: view.newest.map_or(0, |posting| posting.offset),
         state: match view.evidence.state {
             State::Executed => "executed",
             State::Partial => "partial",
@@ -149,7 +155,7 @@ mod tests {
             ]
         );
         assert_eq!((listed.len(), more), (LISTED, 5));
-        let said = Reported::new(&report, 17);
-        assert_eq!((said.proof, said.rq_psn, said.peer_qpn), ("psn", Some(103), 17));
+        let said = Reported::new(&report, (5, 17));
+        assert_eq!((said.proof, said.rq_psn, said.own_qpn, said.peer_qpn), ("psn", Some(103), 5, 17));
     }
 }
