@@ -69,7 +69,7 @@ impl Device {
             Kind::Sge(count) if cap.max_send_sge.max(cap.max_recv_sge) > count => Some((libc::EINVAL, "too many SGEs")),
             Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) => None,
             Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => None,
-            Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => None,
+            Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => None,
         };
         let (errno, why) = self.kinds().find_map(refusal)?;
         self.say(why);
@@ -86,7 +86,7 @@ impl Device {
                     cap.max_recv_sge = cap.max_recv_sge.min(count);
                 }
                 Kind::NoRc | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => {}
-                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
             }
         }
     }
@@ -134,7 +134,7 @@ impl Device {
                 }
                 Kind::NoVendor => attr.vendor_id = 0,
                 Kind::NoRc | Kind::Inline(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => {}
-                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
             }
         }
     }
@@ -153,7 +153,7 @@ impl Device {
                     *mtu = ibv_mtu::from_bytes(bytes).map_or(*mtu, |most| most.min(*mtu));
                 }
                 Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::NoVendor => {}
-                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn => {}
+                Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
             }
         }
     }

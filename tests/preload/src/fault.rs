@@ -44,6 +44,8 @@ pub enum Kind {
     WatchFences,
     /// `early-psn=DEV`: after RESET `ibv_query_qp` gives the packet number that was the expected one right after ERR.
     EarlyPsn,
+    /// `void-psn=DEV`: after RESET `ibv_query_qp` gives a packet number far away from all that were posted: it proves nothing.
+    VoidPsn,
 }
 
 /// An item that is none of the known ones.
@@ -53,7 +55,8 @@ pub struct BadItem(String);
 impl fmt::Display for BadItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = "no-rc=DEV inline=DEV:BYTES sge=DEV:N rd-atom=DEV:N no-mr=DEV[:N] port-down=DEV mtu=DEV:BYTES \
-                     no-vendor=DEV break=DEV:N post-refused=DEV:N watch-fences=DEV early-psn=DEV";
+                     no-vendor=DEV break=DEV:N post-refused=DEV:N watch-fences=DEV early-psn=DEV \
+                     void-psn=DEV";
         write!(f, "{VARIABLE}: cannot read {:?}; items are {known}, joined by commas", self.0)
     }
 }
@@ -82,6 +85,7 @@ fn parse_item(item: &str) -> Option<Fault> {
         ("post-refused", Some(count)) => Kind::PostRefused(count.max(1)),
         ("watch-fences", None) => Kind::WatchFences,
         ("early-psn", None) => Kind::EarlyPsn,
+        ("void-psn", None) => Kind::VoidPsn,
         ("mtu", Some(bytes)) => Kind::Mtu(u32::try_from(bytes).ok().filter(|bytes| is_mtu(*bytes))?),
         _ => return None,
     };
@@ -115,6 +119,7 @@ mod tests {
         assert_eq!(one("post-refused=rxe0:7").kind, Kind::PostRefused(7));
         assert_eq!(one("watch-fences=rxe0").kind, Kind::WatchFences);
         assert_eq!(one("early-psn=rxe0").kind, Kind::EarlyPsn);
+        assert_eq!(one("void-psn=rxe1").kind, Kind::VoidPsn);
         assert_eq!(parse("").map(|faults| faults.len()), Ok(0));
         assert_eq!(parse(" no-rc=a , no-rc=b,").map(|faults| faults.len()), Ok(2));
     }

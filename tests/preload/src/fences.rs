@@ -40,6 +40,9 @@ struct Stage {
     reset: bool,
 }
 
+/// Half of all packet numbers.
+const FAR: u32 = 1 << 23;
+
 static STAGES: Mutex<Option<HashMap<(usize, u32), Stage>>> = Mutex::new(None);
 static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
 
@@ -50,7 +53,7 @@ pub extern "C" fn shift_preload_watch_fences(watcher: Watcher) {
 }
 
 fn is_watched(device: &Device) -> bool {
-    device.kinds().any(|kind| matches!(kind, Kind::WatchFences | Kind::EarlyPsn))
+    device.kinds().any(|kind| matches!(kind, Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn))
 }
 
 /// # Safety
@@ -130,7 +133,9 @@ pub(crate) unsafe fn after_query(device: &Device, qp: *mut ibv_qp, attr: &mut ib
     let Some(stage) = stages.as_mut().and_then(|stages| stages.get_mut(&name)).filter(|stage| stage.reset) else {
         return;
     };
-    let told = if device.kinds().any(|kind| kind == Kind::EarlyPsn) { stage.seen.early } else { attr.rq_psn };
+    let is = |wanted| device.kinds().any(|kind| kind == wanted);
+    let told =
+        if is(Kind::EarlyPsn) { stage.seen.early } else { attr.rq_psn ^ if is(Kind::VoidPsn) { FAR } else { 0 } };
     let seen = FenceSeen { last: attr.rq_psn, told, ..stage.seen };
     *stage = Stage { seen: stage.seen, ..Stage::default() };
     drop(stages);
