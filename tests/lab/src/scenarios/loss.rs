@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{json, Value};
 
-use crate::agreement;
+use crate::agreement::{self, Path};
 use crate::evidence::Evidence;
 use crate::figures::Figures;
 use crate::lab::Lab;
@@ -44,8 +44,8 @@ const PATIENT: &str = "--timeout 16 --retry-cnt 7";
 /// waits for, and the path answers probes, so that nothing is wrong as far as anybody can tell.
 const FENCED: &str = "--fence-every 5 --timeout 16 --retry-cnt 3";
 
-/// The checking application's path MTU.
-const MTU: u32 = 1024;
+/// The checking application's path MTU, and what the standby's ports carry.
+const PATHS: [Path; 2] = [Path { mtu: 1024, is_exact: true }, Path { mtu: 4096, is_exact: true }];
 
 /// A loss: its name, what the run needs beside, and the rule by how many packets it spares.
 type Loss = (&'static str, &'static str, fn(u64) -> Rule);
@@ -108,7 +108,7 @@ fn judge(checker: &Checker, story: &Story, evidence: &Evidence) -> Result<Figure
     let dropped = story.records.iter().filter(|record| was_dropped(record)).count();
     require(dropped > 0, || "nothing was lost: the run proves nothing".into())?;
     told.note("dropped", dropped);
-    let agreement = agreement::judge(&story.records, evidence, MTU)?;
+    let agreement = agreement::judge(&story.records, evidence, PATHS)?;
     let left = reported_to(evidence, Host::A);
     let not_all = || format!("of {left} senders' records not all were compared with the wire: {agreement:?}");
     require(left > 0 && agreement.queue_pairs >= left, not_all)?;
@@ -241,7 +241,7 @@ fn reuse(lab: &mut Lab, seed: u64) -> Result<Figures> {
             require(ghosts > 0, || format!("no old value came back: the other runs prove nothing: {server}"))?;
             Figures::new().with("ghost_writes", ghosts).with("received", number(&server, "received")?)
         };
-        let agreement = agreement::judge(&story.records, &evidence, MTU)?;
+        let agreement = agreement::judge(&story.records, &evidence, PATHS)?;
         let in_doubt =
             || format!("a queue pair without a message that was executed and not acknowledged: {agreement:?}");
         require(proof != "psn" || agreement.with_executed == qps, in_doubt)?;

@@ -11,12 +11,14 @@ mod control_cuts;
 mod corners;
 mod fail_open;
 mod lab_itself;
+mod lesser;
 mod loss;
 mod non_rdma;
 mod partners;
 mod plain;
 mod race;
 mod rough;
+mod second_fault;
 mod shared_port;
 mod strangers;
 mod survive;
@@ -91,6 +93,8 @@ pub fn all() -> Vec<Scenario> {
         race::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
+        second_fault::scenarios(),
+        lesser::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),
         strangers::scenarios(),

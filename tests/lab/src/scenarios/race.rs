@@ -212,7 +212,7 @@ fn fell_in_stream(fallen: &Value) -> bool {
 }
 
 /// The JSON object with which a program ended.
-fn report(ended: &Ended) -> Value {
+pub(super) fn report(ended: &Ended) -> Value {
     let line = ended.out.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
     serde_json::from_str(line).unwrap_or_default()
 }

@@ -48,6 +48,8 @@ pub struct Rule {
     pub psn: Option<(u32, u32)>,
     /// Only RoCE packets to this queue pair.
     pub qpn: Option<u32>,
+    /// No RoCE packets to one of these queue pairs.
+    pub spared: Vec<u32>,
     /// Only answers that say "receiver not ready".
     pub receiver_not_ready: bool,
     /// Lets so many matching frames pass first.
@@ -90,6 +92,7 @@ impl Rule {
             opcodes: Vec::new(),
             psn: None,
             qpn: None,
+            spared: Vec::new(),
             receiver_not_ready: false,
             skip: 0,
             skip_each: None,
@@ -121,6 +124,12 @@ impl Rule {
     /// Only packets to the queue pair `qpn`.
     pub fn qpn(mut self, qpn: u32) -> Rule {
         self.qpn = Some(qpn);
+        self
+    }
+
+    /// No packets to the queue pairs `qpns`.
+    pub fn sparing(mut self, qpns: impl IntoIterator<Item = u32>) -> Rule {
+        self.spared.extend(qpns);
         self
     }
 
@@ -162,6 +171,9 @@ impl Rule {
 
     fn matches(&self, link: Link, from: Host, packet: &Packet) -> bool {
         if self.link.is_some_and(|wanted| wanted != link) || self.from.is_some_and(|wanted| wanted != from) {
+            return false;
+        }
+        if packet.roce.is_some_and(|bth| self.spared.contains(&bth.qpn)) {
             return false;
         }
         if self.opcodes.is_empty() && self.psn.is_none() && self.qpn.is_none() && !self.receiver_not_ready {
@@ -325,6 +337,14 @@ mod tests {
             assert_eq!(rules.decide(Link::Rail0, Host::B, &other, 5), None);
         }
         assert_eq!(rules.hits(id), Some(Hits { matched: 1, acted: 1, first_ns: Some(5), last_ns: Some(5) }));
+    }
+
+    #[test]
+    fn a_rule_spares_the_queue_pairs_that_it_is_told_to() {
+        let mut rules = Rules::default();
+        let id = rules.add(Rule::on(Link::Rail1, Action::Drop).opcodes(&[opcode::ACK]).sparing([17, 19]));
+        let fates = [16, 17, 18, 19].map(|qpn| rules.decide(Link::Rail1, Host::B, &packet(opcode::ACK, qpn, 0), 5));
+        assert_eq!(fates, [Some((id, Action::Drop)), None, Some((id, Action::Drop)), None]);
     }
 
     #[test]
