@@ -165,9 +165,11 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
         return;
     }
     by_lkey().insert((pd.device, lkey), shadow);
-    if twin.is_some() {
-        process::tell(Event::KeyAdded { device: DeviceId(pd.device), rkey, standby_rkey: twin_rkey });
-    }
+    let device = DeviceId(pd.device);
+    process::tell(match twin {
+        Some(_) => Event::KeyAdded { device, rkey, standby_rkey: twin_rkey },
+        None => Event::KeyUnprotected { device, rkey },
+    });
 }
 
 fn twin_of(pd: &PdShadow, request: &Request) -> Option<Raw<ibv_mr>> {
@@ -292,6 +294,7 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
     let shadow = Arc::new(MrShadow { device, lkey, rkey, iova: 0, length, readable: false, twin: None, twin_lkey: 0 });
     if MRS.insert(region, Arc::clone(&shadow)) {
         by_lkey().insert((device, lkey), shadow);
+        process::tell(Event::KeyUnprotected { device: DeviceId(device), rkey });
     }
 }
 
@@ -311,13 +314,13 @@ pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
     unsafe { real::ibv_dereg_mr(mr) }
 }
 
-/// Withdraws the registration on the standby, and tells the peers. The shadow was taken out of the tables before.
+/// Withdraws the registration on the standby, if there is one, and tells the peers. The shadow was taken out of the tables before.
 fn withdraw_twin(shadow: &MrShadow) {
+    if process::get().is_some() {
+        *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
+    }
+    process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
     if let Some(twin) = shadow.twin {
-        if process::get().is_some() {
-            *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
-        }
-        process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
         // SAFETY: the twin is this library's own and was taken out of the tables above.
         let errno = unsafe { real::ibv_dereg_mr(twin.0) };
         if errno != 0 {
