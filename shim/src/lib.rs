@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "this crate is the border to C; every block states what it relies on")]
 
 mod cold;
+mod copies;
 pub mod exports;
 mod hot;
 mod lives;

@@ -30,8 +30,11 @@ fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
     cold.gids = [Some(primary_gid), Some(gid)];
     let primary_mtu = cold.attr.path_mtu.bytes().and_then(Mtu::new).ok_or("its path MTU is unknown")?;
     let port = standby.port_attr().ok_or_else(|| format!("{} does not say what its port is", standby.name))?;
-    let standby_mtu =
+    let active =
         port.active_mtu.bytes().and_then(Mtu::new).ok_or_else(|| format!("the MTU of {} is unknown", standby.name))?;
+    // Never more than the program asked for: it may know of a fabric that carries less than the ports say, and a probe has no payload.
+    let standby_mtu = active.min(primary_mtu);
+    cold.mtus = [Some(primary_mtu), Some(standby_mtu)];
     // SAFETY: the twin is this library's own and lives as long as the cold part names it.
     let twin_qpn = unsafe { (*twin.0).qp_num };
     let started = (cold.attr.max_rd_atomic, standby.attr.max_qp_init_rd_atom);
@@ -117,17 +120,17 @@ struct Local {
 }
 
 fn local_of(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Local> {
-    let (rail, port, mtu) = if path == 0 {
-        let mtu = cold.attr.path_mtu.bytes();
-        (rail::by_id(qp.device)?, cold.attr.ah_attr.port_num, mtu)
+    let (rail, port) = if path == 0 {
+        (rail::by_id(qp.device)?, cold.attr.ah_attr.port_num)
     } else {
         let standby = standby_rail(qp).ok()?;
-        let mtu = standby.port_attr()?.active_mtu.bytes();
-        (Arc::clone(&standby), standby.port, mtu)
+        (Arc::clone(&standby), standby.port)
     };
+    // As offered, whatever the port says by now: both ends count packets by it.
+    let mtu = cold.mtus.get(usize::from(path)).copied().flatten()?;
     let chosen = cold.gids.get(usize::from(path)).copied().flatten()?;
     let gid = rail.gid_again(&chosen, port)?;
-    Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port, mtu: mtu.and_then(Mtu::new)? })
+    Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port, mtu })
 }
 
 /// RESET, INIT, RTR, RTS.

@@ -6,6 +6,7 @@ use super::keys::KeyCache;
 use super::ring::*;
 use super::tag::{Queue, Tag};
 use crate::cold::{mr, tell};
+use crate::copies::{Copies, MoreSges};
 use crate::shadow::*;
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
