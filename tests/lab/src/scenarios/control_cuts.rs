@@ -205,7 +205,9 @@ fn run_batch(lab: &mut Lab, cases: &[(u16, &Case)], seed: u64) -> Result<Vec<Val
 fn start<'a>(lab: &Lab, number: u16, case: &'a Case, seed: u64) -> Result<Live<'a>> {
     let ports = (FIRST_PORT + 2 * number, FIRST_PORT + 2 * number + 1);
     let Case { step, sender, edge, from, .. } = *case;
-    let trap = lab.wire().trap(Trap { ports, step, sender, edge, from })?;
+    // The wire ends it by itself: what is done for the other cases takes time.
+    let lasts = (case.fate == Fate::Flap).then_some(FLAP);
+    let trap = lab.wire().trap(Trap { ports, step, sender, edge, from, lasts })?;
     let mut env = vec![("SHIFT_PORT_RANGE".to_owned(), format!("{}-{}", ports.0, ports.1))];
     let heartbeat_ms = match case.fate {
         Fate::Flap => None,
@@ -304,9 +306,18 @@ fn judge(live: &Live<'_>, evidence: &Evidence) -> Result<Value> {
             && record.get("duration_ms").and_then(Value::as_f64).is_none_or(|ms| ms > SURFACED_MS);
         require(!late, || format!("it was surfaced late: {record}"))?;
     }
-    // The owner has an error that it keeps: unless it went on, it was given out, with its reason. With the peer's READY in it goes on, and
-    // the death after that is no fault of a path: its program ends by its own deadline.
-    let may_go_on = case.fate == Fate::Kill(Host::B) && matches!(case.step, Step::Ready | Step::Confirm);
+    // The owner has an error that it keeps: unless it went on, it was given out, with its reason. With the peer's READY in it goes on; what the
+    // peer does after that, dying or surfacing because it hears nothing, is no fault of a path, and its word of it may not arrive: the
+    // owner's program ends by its own deadline.
+    let ready_came = match case.fate {
+        Fate::Flap | Fate::Kill(Host::A) => false,
+        Fate::Kill(Host::B) => matches!(case.step, Step::Ready | Step::Confirm),
+        Fate::Lasts(_) => {
+            let only_own_are_lost = case.from == Some(Host::A) && case.step == Step::Report;
+            only_own_are_lost || matches!(case.step, Step::Ready | Step::Confirm)
+        }
+    };
+    let may_go_on = ready_came && outcome(Host::B) != json!("confirmed");
     let kept = !a && case.fate != Fate::Kill(Host::A) && !may_go_on;
     require(!kept || outcome(Host::A) != Value::Null, || format!("the owner gave nothing out: {told}"))?;
     if let Some(why) = case.why {

@@ -5,6 +5,7 @@
 //! nothing that was seen is taken for the beginning of a frame; what cannot be read is carried.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shift_proto::frame::{split_prefixed, Frame, Opening, MAX_FRAME, OPENING};
@@ -56,6 +57,8 @@ pub struct Trap {
     pub edge: Edge,
     /// From then on nothing that this host sends is carried; none: what both send.
     pub from: Option<Host>,
+    /// For so long; none: until it is taken away.
+    pub lasts: Option<Duration>,
 }
 
 /// Name of a trap.
@@ -128,8 +131,9 @@ impl Set {
             return false;
         }
         let lost = self.trap.from.is_none_or(|host| host == from);
-        if self.sprung_ns.is_some() {
-            return lost;
+        if let Some(sprung_ns) = self.sprung_ns {
+            let is_over = |lasts: Duration| u128::from(now_ns.saturating_sub(sprung_ns)) >= lasts.as_nanos();
+            return lost && !self.trap.lasts.is_some_and(is_over);
         }
         let stream = self.streams.entry((link, from, segment.source, segment.target)).or_default();
         let (step, sender) = (self.trap.step, self.trap.sender);
@@ -287,7 +291,7 @@ mod tests {
 
     fn set(step: Step, edge: Edge, from: Option<Host>) -> (Traps, TrapId) {
         let mut traps = Traps::default();
-        let id = traps.add(Trap { ports: PORTS, step, sender: Host::A, edge, from });
+        let id = traps.add(Trap { ports: PORTS, step, sender: Host::A, edge, from, lasts: None });
         (traps, id)
     }
 
@@ -314,6 +318,19 @@ mod tests {
         assert!(!traps.catches(Link::Management, Host::A, &frame, 1));
         assert!(traps.catches(Link::Rail1, Host::A, &frame, 2), "its copy on the other network");
         assert!(!traps.catches(Link::Rail1, Host::B, &tcp(21_000, 40_000, 1, 0x10, &[1]), 3), "one way only");
+    }
+
+    #[test]
+    fn a_trap_that_lasts_for_a_while_lets_everything_through_after_it() {
+        let mut traps = Traps::default();
+        let lasts = Some(Duration::from_millis(300));
+        let trap = Trap { ports: PORTS, step: Step::Claim, sender: Host::A, edge: Edge::Before, from: None, lasts };
+        traps.add(trap);
+        let frame = tcp(40_000, PORTS.0, 1, 0, &claim());
+        let at = |ms: u64| ms * 1_000_000;
+        let caught: Vec<bool> =
+            [5, 200, 304, 305, 900].map(|ms| traps.catches(Link::Rail1, Host::A, &frame, at(ms))).to_vec();
+        assert_eq!(caught, [true, true, true, false, false]);
     }
 
     #[test]
