@@ -454,13 +454,16 @@ impl Qp {
         if begins && self.record.as_ref().is_some_and(|r| r.has(Phase::Committed)) {
             self.finish_record(world, Outcome::Overtaken);
         }
-        let first_error_ns = self.first_error_ns;
-        let cause = self.cause.filter(|_| phase == Phase::Trigger);
-        let record = self.open_record(world);
-        record.stamp(phase, clock::now_ns());
-        record.first_error_ns = record.first_error_ns.or(first_error_ns);
-        if let Some(cause) = cause {
-            record.set_cause(cause);
+        // What comes later of a migration whose record is closed belongs to no record: a fault that healed closed it.
+        if self.record.is_some() || begins || matches!(phase, Phase::ClaimSent | Phase::Accepted) {
+            let first_error_ns = self.first_error_ns;
+            let cause = self.cause.filter(|_| phase == Phase::Trigger);
+            let record = self.open_record(world);
+            record.stamp(phase, clock::now_ns());
+            record.first_error_ns = record.first_error_ns.or(first_error_ns);
+            if let Some(cause) = cause {
+                record.set_cause(cause);
+            }
         }
         match phase {
             Phase::Committed => self.handle_committed(world, now),
@@ -506,7 +509,9 @@ impl Qp {
 
     fn handle_confirmed(&mut self, world: &mut World, epoch: Epoch) {
         log::debug!("qp {:#x}: {epoch} confirmed", self.facts.qpn);
-        self.finish_record(world, Outcome::Confirmed);
+        if self.record.as_ref().is_some_and(|record| record.has(Phase::Committed)) {
+            self.finish_record(world, Outcome::Confirmed);
+        }
     }
 
     fn surface(&mut self, world: &mut World, why: Surfaced) {

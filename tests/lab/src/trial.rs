@@ -70,6 +70,22 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The interface that it takes down for good.
+    fn stays_down(&self) -> Option<(Host, Rail)> {
+        match self {
+            Fault::Cut(host, rail) => Some((*host, *rail)),
+            Fault::AllCut { host, back: Rail::One, .. } => Some((*host, Rail::Zero)),
+            Fault::AllCut { host, back: Rail::Zero, .. } => Some((*host, Rail::One)),
+            Fault::None
+            | Fault::Carrier(..)
+            | Fault::TornOut(..)
+            | Fault::Silence(..)
+            | Fault::Rule(_)
+            | Fault::Rules(_)
+            | Fault::Flap { .. } => None,
+        }
+    }
+
     /// Makes it; returns when, host-monotonic.
     ///
     /// # Errors
@@ -169,7 +185,7 @@ pub struct Trial {
     pub fault: Fault,
     /// When.
     pub moment: Moment,
-    /// The client is idle until this file is there; it is made after the fault at [`Moment::Idle`].
+    /// The client is idle until this file is there; it is made after the fault at [`Moment::Idle`], and once all is protected at [`Moment::Armed`].
     pub go_on: Option<&'static str>,
     /// How long nothing may move.
     pub stall_limit: Duration,
@@ -233,8 +249,8 @@ impl Trial {
         if due && self.fault != Fault::None {
             fault_ns = Some(self.fault.make(lab)?);
         }
-        if let Some(file) = self.go_on.filter(|_| due) {
-            lab.guest(client.host()).write(file, "", 0o644)?;
+        if due {
+            self.let_go(lab)?;
         }
         let still = self.wait_for_end(lab, &client, &server);
         let ends = [client.ended(), server.ended()];
@@ -261,6 +277,12 @@ pub fn protected(line: &str) -> Option<u64> {
 }
 
 impl Trial {
+    /// An idle client goes on.
+    fn let_go(&self, lab: &Lab) -> Result<()> {
+        let Some(file) = self.go_on else { return Ok(()) };
+        lab.guest(self.server_host.peer()).write(file, "", 0o644)
+    }
+
     /// Waits for the moment of the fault; false if there is none, or the run is over first.
     fn wait_moment(&self, lab: &Lab, client: &Running, server: &Running) -> Result<bool> {
         let over = || client.ended().is_some() || server.ended().is_some();
@@ -272,6 +294,7 @@ impl Trial {
                 if !Trial::wait_armed(qps, client, server, over)? {
                     return Ok(false);
                 }
+                self.let_go(lab)?;
                 packets
             }
         };
@@ -307,10 +330,10 @@ impl Trial {
                 moved_at = Instant::now();
             }
             let one_is_done = [client, server].iter().any(|side| side.ended().is_some_and(|ended| ended.succeeded()));
-            if let (Fault::Cut(host, rail), true, false) =
-                (&self.fault, one_is_done && moved_at.elapsed() > TEARDOWN_PATIENCE, mended)
+            if let (Some((host, rail)), true, false) =
+                (self.fault.stays_down(), one_is_done && moved_at.elapsed() > TEARDOWN_PATIENCE, mended)
             {
-                lab.mend(*host, *rail)?;
+                lab.mend(host, rail)?;
                 mended = true;
             }
             if moved_at.elapsed() > self.stall_limit {
