@@ -113,6 +113,11 @@ impl Peers {
         self.processes.get(&id).is_some_and(|known| !known.tokens.contains(&token) && !known.comes_from(at))
     }
 
+    /// The token was drawn here for a connection of this process that has yet to show itself.
+    fn drew(&self, id: ProcessId, token: Token) -> bool {
+        self.candidates.values().any(|c| c.process == id && c.token == token && !c.shown)
+    }
+
     pub(crate) fn hello(&self, token: Token) -> Hello {
         Hello {
             process: self.me,
@@ -190,6 +195,8 @@ impl Peers {
         let known = self.processes.get(&hello.process);
         let is_peer = match known {
             _ if links.is_keyed() => true,
+            // Two that dialed each other at once: what was drawn for it here is known only once its offer has come.
+            Some(known) if shown && !known.tokens.contains(&token) && self.drew(hello.process, token) => false,
             Some(known) if shown && !known.tokens.contains(&token) => return Err(Some(Refusal::Token)),
             Some(known) if shown && !known.knows(token, remote) => return Err(Some(Refusal::Address)),
             Some(_) => shown,
@@ -260,10 +267,24 @@ mod tests {
     fn greeted(draw_token: Draw) -> (Result<(), Option<Refusal>>, Peers) {
         let mut peers = Peers::new(ProcessId(1), Arc::new(HostNetwork), 1, Micros(1), draw_token);
         let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
-        let hello =
-            Hello { process: ProcessId(2), token: NO_TOKEN, addresses: Vec::new(), version: "a test".to_owned() };
-        let greeted = peers.handle_hello(&mut links, LinkId::of(1), hello, Micros(1));
+        let greeted = greet(&mut peers, &mut links, 1, NO_TOKEN);
         (greeted, peers)
+    }
+
+    /// Process 2 greets over a connection of this number.
+    fn greet(peers: &mut Peers, links: &mut Links, link: usize, token: Token) -> Result<(), Option<Refusal>> {
+        let hello = Hello { process: ProcessId(2), token, addresses: Vec::new(), version: "a test".to_owned() };
+        peers.handle_hello(links, LinkId::of(link), hello, Micros(1))
+    }
+
+    #[test]
+    fn a_known_process_that_shows_what_was_drawn_for_it_and_is_not_told_yet_waits_and_is_not_refused() {
+        let (greeted, mut peers) = greeted(|| Ok([9; 16]));
+        let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
+        peers.meet(ProcessId(2), [5; 16], None, &[], Micros(1));
+        assert!(greeted == Ok(()) && greet(&mut peers, &mut links, 2, [9; 16]) == Ok(()));
+        assert!(peers.candidates.get(&LinkId::of(2)).is_some_and(|c| c.shown) && peers.lines.is_empty());
+        assert!(greet(&mut peers, &mut links, 3, [8; 16]) == Err(Some(Refusal::Token)));
     }
 
     #[test]
