@@ -78,6 +78,7 @@ impl Writer {
             Cause::PeerNotice => 6,
             Cause::Operator => 7,
             Cause::Planned => 8,
+            Cause::Group => 9,
         });
     }
 
@@ -137,6 +138,7 @@ impl Reader<'_> {
             6 => Cause::PeerNotice,
             7 => Cause::Operator,
             8 => Cause::Planned,
+            9 => Cause::Group,
             _ => return Err(FrameError::Value("cause")),
         })
     }

@@ -93,6 +93,19 @@ impl Machine {
         self.claim_now();
     }
 
+    /// The receives of this end are on that path, or about to be. Its own path may be as good as it was: that it answers ends nothing.
+    pub(super) fn follow_group(&mut self, path: PathId) {
+        if self.path == path || self.peer_gone || (self.follow == Some(path) && self.fault.is_some()) {
+            return;
+        }
+        self.follow = Some(path);
+        if self.claimed.own().is_some_and(|own| own.target != path) {
+            self.give_up();
+        }
+        self.candidate = None;
+        self.note_fault(Cause::Group, false);
+    }
+
     pub(super) fn note_risk(&mut self, risk: bool) {
         self.risk = risk;
         self.claim_now();
@@ -102,7 +115,7 @@ impl Machine {
     pub(super) fn target(&mut self, path: PathId) {
         if self.is_healed_by(path) {
             self.clear_fault();
-        } else if self.can_use(path) && !self.is_second_choice(path) {
+        } else if self.can_use(path) && self.follow.is_none_or(|group| group == path) && !self.is_second_choice(path) {
             self.candidate = Some(path);
             self.claim_now();
         }
@@ -122,7 +135,7 @@ impl Machine {
     }
 
     fn is_healed_by(&self, path: PathId) -> bool {
-        !self.fatal && self.fault.is_some() && path == self.path
+        !self.fatal && self.follow.is_none() && self.fault.is_some() && path == self.path
     }
 
     fn clear_fault(&mut self) {
@@ -156,6 +169,10 @@ impl Machine {
         };
         if earliest > self.now {
             self.timers.set(Timer::Pause, earliest);
+            if self.follow.is_some() && self.stage == Stage::Running {
+                // On a path that is good, what is outstanding ends by itself once nothing is added to it.
+                self.exclude();
+            }
             return;
         }
         self.timers.clear(Timer::Pause);

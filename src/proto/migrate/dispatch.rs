@@ -58,6 +58,8 @@ impl Machine {
                 Some((Event::Fault, Cue { cause: Some(cause), holds: fatal, ..Cue::default() }))
             }
             Input::PathAnswered(path) => Some((Event::PathAnswered, Cue { path: Some(path), ..Cue::default() })),
+            Input::Follow(path) => Some((Event::Follow, Cue { path: Some(path), ..Cue::default() })),
+            Input::LeftBehind => plain(Event::LeftBehind),
             Input::Hold(risk) => Some((Event::Hold, Cue { holds: risk, ..Cue::default() })),
             Input::Fenced { reports, complete } => {
                 Some((Event::Fenced, Cue { reports, holds: complete, ..Cue::default() }))
@@ -174,6 +176,8 @@ impl Machine {
             Rule::SurfaceExchange => self.surface(Surfaced::ExchangeOver),
             Rule::SurfacePatience => self.surface(Surfaced::PatienceOver),
             Rule::SurfaceApplication => self.surface(Surfaced::ApplicationError),
+            Rule::FollowGroup => path.into_iter().for_each(|path| self.follow_group(path)),
+            Rule::SurfaceLeftBehind => self.surface(Surfaced::LeftBehind),
             Rule::Arm => self.armed.extend(path),
             Rule::Disarm => self.armed.retain(|armed| Some(*armed) != path),
             Rule::NoteFault => cause.into_iter().for_each(|cause| self.note_fault(cause, holds)),

@@ -25,6 +25,8 @@ pub enum Cause {
     Operator,
     /// A planned move of a healthy connection. Not taken up yet: such a claim is refused.
     Planned,
+    /// Another queue pair of the same shared receive queue has moved there.
+    Group,
 }
 
 impl fmt::Display for Cause {
@@ -38,6 +40,7 @@ impl fmt::Display for Cause {
             Self::PeerNotice => "peer notice",
             Self::Operator => "operator",
             Self::Planned => "planned",
+            Self::Group => "group",
         })
     }
 }

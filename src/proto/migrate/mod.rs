@@ -11,6 +11,7 @@
 mod claims;
 mod deadlines;
 mod dispatch;
+mod group;
 mod message;
 mod passage;
 mod table;
@@ -21,6 +22,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 pub use deadlines::{DeadlineError, DeadlineRow, Deadlines, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS};
+pub use group::{Group, Member, Order, Scope};
 pub use message::{Cause, Handshake, MAX_REPORTS};
 pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
 
@@ -82,6 +84,11 @@ pub enum Input {
     ApplicationError,
     /// The application destroyed the QP.
     Destroyed,
+    /// The group that this queue pair receives with has moved to that path, or is about to: it has to come along, however good its own path is.
+    /// Given again and again until it is there.
+    Follow(PathId),
+    /// The group goes on without this queue pair, which could not come along.
+    LeftBehind,
     /// All networks to the peer are silent. A process that ended without a word is [`Handshake::Gone`].
     Unreachable,
     /// Time passed.
@@ -161,6 +168,8 @@ pub enum Surfaced {
     TooManyIncarnations,
     /// The application's own error came in mid-migration.
     ApplicationError,
+    /// Its shared receive queue moved, and it could not come along.
+    LeftBehind,
 }
 
 impl fmt::Display for Surfaced {
@@ -177,6 +186,7 @@ impl fmt::Display for Surfaced {
             Self::Unreachable => "the peer cannot be reached on any network",
             Self::TooManyIncarnations => "too many migrations without a confirmation",
             Self::ApplicationError => "the application put the queue pair into error",
+            Self::LeftBehind => "its shared receive queue moved to another path, and the peer could not follow",
         })
     }
 }
@@ -266,6 +276,10 @@ pub struct Machine {
     /// Until then that is a reason to wait; starts when it first is one.
     hold_until: Option<Micros>,
     patience_until: Option<Micros>,
+    /// The targets that the group of this end allows.
+    scope: Scope,
+    /// The group's path, until this end is there.
+    follow: Option<PathId>,
     /// The peer's application destroyed its QP.
     peer_gone: bool,
     /// In [`Stage::Dead`]: the error is the application's, and the peer is told only if it asks.
@@ -303,6 +317,8 @@ impl Machine {
             risk: false,
             hold_until: None,
             patience_until: None,
+            scope: Scope::Any,
+            follow: None,
             peer_gone: false,
             quiet: false,
             told: false,
@@ -313,6 +329,11 @@ impl Machine {
     /// where that is shorter. A wait that has begun keeps its end.
     pub const fn set_hold(&mut self, hold: Micros) {
         self.deadlines.hold = hold;
+    }
+
+    /// Which paths may be claimed, here and by the peer, for the sake of the group that this queue pair receives with.
+    pub const fn confine(&mut self, scope: Scope) {
+        self.scope = scope;
     }
 
     /// Takes an input. `now` must not go back. Then [`Machine::poll_effect`] until it is empty.
@@ -366,7 +387,7 @@ impl Machine {
 
     /// Whether that path may be the target of a migration.
     fn can_use(&self, path: PathId) -> bool {
-        self.armed.contains(&path) || (path == self.path && self.is_armed())
+        self.scope.allows(path) && (self.armed.contains(&path) || (path == self.path && self.is_armed()))
     }
 
     fn effect(&mut self, effect: Effect) {

@@ -77,6 +77,7 @@ impl Machine {
         self.timers.clear_all();
         self.epoch = tuple.epoch;
         self.path = tuple.target;
+        self.follow = self.follow.filter(|group| *group != tuple.target);
         self.fatal = false;
         self.hold_until = None;
         self.pause_until = Micros(0);

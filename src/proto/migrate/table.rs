@@ -188,6 +188,10 @@ events! {
     ApplicationError,
     /// The application destroyed the QP.
     Destroyed,
+    /// The group moves to a path.
+    Follow,
+    /// The group goes on without it.
+    LeftBehind,
     /// The peer cannot be reached.
     Unreachable,
     /// The claim deadline passed.
@@ -304,6 +308,10 @@ rules! {
     Withdraw,
     /// The same in mid-migration.
     SurfaceApplication,
+    /// Claim the path of the group.
+    FollowGroup,
+    /// An error is due: the group has left.
+    SurfaceLeftBehind,
     /// The QP is no more.
     Vanish,
     /// Send again what is not answered.
@@ -355,19 +363,20 @@ const fn live(event: Event, rule: Rule, dead: Rule, gone: Rule) -> Row<9> {
 }
 
 use Rule::{
-    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, GiveUp,
-    GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
+    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, FollowGroup,
+    GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
     NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit,
-    RepeatReport, Resend, Resume, Settle, StopTelling, SurfaceApplication, SurfaceExchange, SurfacePatience,
-    SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable, TakeAccept, TakeCancel,
-    TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
+    RepeatReport, Resend, Resume, Settle, StopTelling, SurfaceApplication, SurfaceExchange, SurfaceLeftBehind,
+    SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable, TakeAccept,
+    TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish,
+    Withdraw,
 };
 
 /// What each event does in each stage.
 ///
 /// Columns: Running, Fencing, Fenced, Settling, Reposting, Ready, Replaying, Dead, Gone.
 #[rustfmt::skip]
-pub static TRANSITIONS: [Row<9>; 42] = [
+pub static TRANSITIONS: [Row<9>; 44] = [
     live(Event::Claim, ByAttempt, AnswerDead, AnswerGone),
     live(Event::OldClaim, RecallCommit, AnswerDead, AnswerGone),
     live(Event::Accept, ByAttempt, AnswerDead, AnswerGone),
@@ -401,6 +410,8 @@ pub static TRANSITIONS: [Row<9>; 42] = [
     row(Event::StopReached, [Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, SurfaceStop, Ignore, Ignore]),
     row(Event::ApplicationError, [Withdraw, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, Ignore, Ignore]),
     live(Event::Destroyed, Vanish, Vanish, Ignore),
+    live(Event::Follow, FollowGroup, Ignore, Ignore),
+    live(Event::LeftBehind, SurfaceLeftBehind, Ignore, Ignore),
     row(Event::Unreachable, [LoseContact, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, Ignore, Ignore]),
     live(Event::ClaimOver, ByAttempt, Ignore, Ignore),
     live(Event::ExcludeOver, ByAttempt, Ignore, Ignore),

@@ -66,6 +66,7 @@ fn cause() -> impl Strategy<Value = Cause> {
         Cause::PeerNotice,
         Cause::Operator,
         Cause::Planned,
+        Cause::Group,
     ])
 }
 

@@ -12,4 +12,5 @@ mod bench;
 mod deadlines;
 mod pairs;
 mod rules_of_claims;
+mod rules_of_groups;
 mod rules_of_passage;

@@ -78,6 +78,7 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         | Rule::SurfaceExchange
         | Rule::SurfacePatience
         | Rule::SurfaceApplication
+        | Rule::SurfaceLeftBehind
         | Rule::Withdraw => end(Stage::Dead),
         Rule::Vanish => end(Stage::Gone),
         Rule::LosePeer => (vec![Stage::Running, Stage::Dead], vec![Idle]),
@@ -86,6 +87,10 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
             let next = if from.attempt == Idle { Seeking } else { from.attempt };
             (vec![from.stage], vec![from.attempt, next, Claiming])
         }
+        Rule::FollowGroup => (
+            vec![from.stage, Stage::Replaying],
+            vec![from.attempt, if from.attempt == Idle { Seeking } else { from.attempt }, Seeking],
+        ),
         Rule::NoteHold => (vec![from.stage], vec![from.attempt, Claiming]),
         Rule::NoteExcluded => match from.attempt {
             Committing => (vec![Stage::Fencing, from.stage], vec![Idle, Seeking]),
@@ -196,6 +201,8 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
         Event::StopReached => vec![Input::StopReached],
         Event::ApplicationError => vec![Input::ApplicationError],
         Event::Destroyed => vec![Input::Destroyed],
+        Event::Follow => vec![Input::Follow(PathId(0)), Input::Follow(PathId(1)), Input::Follow(PathId(9))],
+        Event::LeftBehind => vec![Input::LeftBehind],
         Event::Unreachable => vec![Input::Unreachable],
         // Timers have a test of their own.
         Event::ClaimOver
