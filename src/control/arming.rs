@@ -199,7 +199,7 @@ impl Qp {
         self.say_ready(world, now);
     }
 
-    fn say_ready(&mut self, world: &mut World, now: Micros) {
+    pub fn say_ready(&mut self, world: &mut World, now: Micros) {
         for path in PATHS {
             if self.path(path).is_some_and(|s| s.own_ready) {
                 self.send_confirm(world, path, now);
@@ -265,12 +265,14 @@ impl Qp {
         let (Some(process), Some(remote)) = (self.process, self.remote) else {
             return;
         };
+        // What is said of the path in use moves nobody.
+        let is_able = self.group.is_able || path == self.current();
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
             return;
         };
         state.confirm_due = now + Micros(CONFIRM_US);
-        let armed = state.own_ready;
+        let armed = state.own_ready && is_able;
         if own_peer {
             state.peer_ready = armed;
             return;
@@ -306,7 +308,8 @@ impl Qp {
         }
     }
 
-    fn arm(&mut self, world: &mut World, path: PathId, now: Micros) {
+    /// Both ends said that the path carries their data.
+    pub fn arm(&mut self, world: &mut World, path: PathId, now: Micros) {
         // The path that it is on counts as armed with any other; by itself it protects nothing.
         // A peer that gave up since it said that the path is good would not follow.
         let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
@@ -319,8 +322,16 @@ impl Qp {
         state.armed = true;
         self.feed_mirror(world, now, Input::PathArmed(path));
         self.feed(world, now, Input::PathArmed(path));
+        self.protect(world, path, now);
+    }
+
+    /// Faults are masked, as soon as those of the queue pairs that receive with it can be.
+    pub fn protect(&mut self, world: &mut World, path: PathId, now: Micros) {
         let first = !self.masked;
         self.mask(world, true);
+        if !self.masked {
+            return;
+        }
         let (from, to) = (self.path_name(world, self.current()), self.path_name(world, path));
         let again = if first { "" } else { " again" };
         let words = format!("{} -> {} with peer {}{again}", from.device, to.device, from.peer_gid);

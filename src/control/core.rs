@@ -17,6 +17,7 @@ use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
 use crate::discovery::{self, Discovery};
+use crate::groups::Groups;
 use crate::keys::PeerKeys;
 use crate::links::{LinkEvent, LinkId};
 use crate::peers::PeerEvent;
@@ -50,6 +51,7 @@ pub(crate) struct Core {
     discovery: Discovery,
     qps: BTreeMap<QpLife, Qp>,
     lives: BTreeMap<(Gid, u32), QpLife>,
+    groups: Groups,
     /// Peers of a queue pair of this process; nobody else is told anything, or heard.
     trusted: BTreeSet<ProcessId>,
     /// Those of them that were told the keys of this process.
@@ -70,6 +72,7 @@ impl Core {
             discovery: Discovery::default(),
             qps: BTreeMap::new(),
             lives: BTreeMap::new(),
+            groups: Groups::default(),
             trusted: BTreeSet::new(),
             told_keys: BTreeSet::new(),
             early: BTreeMap::new(),
@@ -142,6 +145,7 @@ impl Core {
         let brisk = self.qps.values().any(|q| !q.is_quiet());
         let masked = self.qps.values().any(|q| q.masked);
         let others = [
+            self.groups.due(now),
             brisk.then_some(now + Micros(BRISK_US)),
             self.world.probes.deadline(now),
             masked.then_some(self.swept + Micros(SWEEP_US)),
@@ -180,6 +184,7 @@ impl Core {
         for qp in self.qps.values_mut() {
             qp.tick(&mut self.world, now);
         }
+        self.groups.tend(&mut self.qps, &mut self.world, now);
         self.sweep(now);
         if std::mem::take(&mut self.stale) {
             self.forget_unused();

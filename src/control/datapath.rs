@@ -14,6 +14,10 @@ use shift_proto::ledger::{IncarnationReport, Ledger, Plan};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QpLife(pub u32);
 
+/// One shared receive queue of the application; never used again. All queue pairs that receive through it move together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u32);
+
 /// A device as the shim knows it: index into its table of opened devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(pub u16);
@@ -48,6 +52,8 @@ pub struct ConnectionFacts {
     pub peer_gid: Gid,
     /// Path MTU of the primary.
     pub mtu: Mtu,
+    /// The shared receive queue that it receives through, if it has one.
+    pub group: Option<GroupId>,
 }
 
 /// One end of a path, as the other end has to know it to connect to it.
@@ -170,7 +176,8 @@ pub trait DataPath: Send + Sync {
     /// Writes the outstanding send entries and the incarnations they were posted on into the ledger (those it does not have yet),
     /// and what landed since.
     fn admit(&self, qp: QpLife, ledger: &mut Ledger);
-    /// Posts the receives that were not consumed on `path`, in order, once per epoch.
+    /// Posts the receives that were not consumed on `path`, in order, once per epoch. Those of a shared receive queue once for all its queue pairs; the first of
+    /// them that is asked for a path on which they are not does it, and every other one is fenced by then.
     fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno>;
     /// Executes the plan on `path` for `epoch`, as far as it gets, and after it the held posts; records the new postings in the ledger.
     /// Idempotent: goes on where it stopped. With a stop in the plan, held posts stay held.

@@ -16,6 +16,7 @@ pub mod datapath;
 mod directory;
 mod discovery;
 mod greeting;
+mod groups;
 pub mod inherited;
 pub mod job_key;
 mod keys;

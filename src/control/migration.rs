@@ -159,7 +159,7 @@ impl Qp {
         let Job::Reposting { tuple, due, tries } = self.job else {
             return None;
         };
-        if now < due {
+        if now < due || !self.may_receive_on(tuple.target) {
             return None;
         }
         match self.repost(world, tuple) {

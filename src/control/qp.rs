@@ -144,11 +144,30 @@ pub(crate) struct Qp {
     pub first_error_ns: Option<u64>,
     /// What this end saw last.
     pub cause: Option<Cause>,
+    /// What the other queue pairs of its shared receive queue allow.
+    pub group: Grouped,
+}
+
+/// What a queue pair may do for the sake of the others that receive with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grouped {
+    /// All of them could be moved, as far as this end knows: the peer may be told that this one can.
+    pub is_able: bool,
+    /// All of them are armed: faults may be masked.
+    pub is_ready: bool,
+    /// The path on which receives may be posted, if they are not on their way.
+    pub open: Option<PathId>,
+}
+
+impl Grouped {
+    const ALONE: Self = Self { is_able: true, is_ready: true, open: None };
+    const UNKNOWN: Self = Self { is_able: false, is_ready: false, open: None };
 }
 
 impl Qp {
     /// A queue pair that the application has just connected.
     pub fn new(process: ProcessId, life: QpLife, facts: ConnectionFacts) -> Self {
+        let group = if facts.group.is_some() { Grouped::UNKNOWN } else { Grouped::ALONE };
         Self {
             life,
             me: EndpointId { process, life: life.0, side: 0 },
@@ -183,6 +202,7 @@ impl Qp {
             record: None,
             first_error_ns: None,
             cause: None,
+            group,
         }
     }
 
@@ -331,8 +351,14 @@ impl Qp {
         self.machine.as_ref().map_or(Epoch::FIRST, Machine::epoch).next()
     }
 
+    /// Receives may be posted on that path: those of a shared receive queue only when no queue pair takes one on another path any more.
+    pub fn may_receive_on(&self, path: PathId) -> bool {
+        self.facts.group.is_none() || self.group.open == Some(path)
+    }
+
     /// Faults are masked from now on, or are the application's.
     pub fn mask(&mut self, world: &World, masked: bool) {
+        let masked = masked && (self.group.is_ready || self.masked);
         if self.masked != masked {
             self.masked = masked;
             world.set_armed(self.life, masked);

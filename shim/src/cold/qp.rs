@@ -293,6 +293,7 @@ fn facts_of(qp: &QpShadow, attr: &ibv_qp_attr, mtu: Mtu) -> Result<ConnectionFac
         peer_qpn: attr.dest_qp_num,
         peer_gid: Gid(attr.ah_attr.grh.dgid.raw),
         mtu,
+        group: None,
     })
 }
 

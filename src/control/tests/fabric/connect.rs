@@ -1,6 +1,6 @@
 //! Connecting queue pairs of the fabric, as two applications do.
 
-use shift_control::datapath::{ConnectionFacts, DeviceId, Event, QpLife};
+use shift_control::datapath::{ConnectionFacts, DeviceId, Event, GroupId, QpLife};
 use shift_proto::id::Mtu;
 
 use super::{gid, Incarnation, Process};
@@ -14,6 +14,26 @@ fn facts(own: usize, own_life: u32, peer: usize, peer_life: u32) -> ConnectionFa
         peer_qpn: 0x100 + peer_life,
         peer_gid: gid(peer, 0),
         mtu: Mtu::new(1024).unwrap(),
+        group: None,
+    }
+}
+
+/// Connects a queue pair of `a` with one of `b`, on rail 0; those of each end that has a group receive through it.
+pub fn connect_grouped(
+    (a, a_life, a_group): (&Process, u32, Option<u32>),
+    (b, b_life, b_group): (&Process, u32, Option<u32>),
+) {
+    let ends = [(a, a_life, a_group, b, b_life), (b, b_life, b_group, a, a_life)];
+    for (own, life, group, peer, peer_life) in ends {
+        let mut state = own.fabric.lock();
+        let late = group.is_some_and(|group| state.homes.get(&(own.host, group)).is_some_and(|home| *home != 0));
+        let qp = state.qps.entry((own.host, QpLife(life))).or_default();
+        (qp.peer, qp.group, qp.late) = (Some((peer.host, QpLife(peer_life))), group, late);
+        qp.incarnations.insert(0, Incarnation::default());
+    }
+    for (own, life, group, peer, peer_life) in ends {
+        let facts = ConnectionFacts { group: group.map(GroupId), ..facts(own.host, life, peer.host, peer_life) };
+        own.events.send(Event::Connected { qp: QpLife(life), facts });
     }
 }
 

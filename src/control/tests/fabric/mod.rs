@@ -32,7 +32,7 @@ use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
 
-pub use connect::{connect, connect_hosts, connect_to, connect_with};
+pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_with};
 use network::{Reach, TestNetwork};
 
 /// What a message is.
@@ -88,6 +88,10 @@ pub struct Qp {
     pub fenced_at: Option<Instant>,
     pub reposted_at: Option<Instant>,
     held_event: bool,
+    /// The shared receive queue of its process that it receives through.
+    pub group: Option<u32>,
+    /// Connected when its group had left the first path: it has taken nothing there.
+    pub late: bool,
 }
 
 struct Probe {
@@ -112,6 +116,8 @@ pub struct State {
     /// Fences of that host take so long.
     pub slow_fence: Option<(usize, Duration)>,
     suspended: Option<usize>,
+    /// The path on which the receives of a process's groups are, once they moved.
+    homes: BTreeMap<(usize, u32), u8>,
 }
 
 /// The fabric of one test.
@@ -278,6 +284,18 @@ impl Qp {
 }
 
 impl State {
+    /// Receives of a group are posted on another path only when nobody takes one on the old path any more.
+    fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8) {
+        let Some(group) = self.qps[&(process, qp)].group else { return };
+        if self.homes.insert((process, group), path).unwrap_or(0) == path {
+            return;
+        }
+        for ((_, life), other) in self.qps.iter().filter(|((at, _), q)| *at == process && q.group == Some(group)) {
+            let is_out = other.fenced || other.surfaced || (other.path == path && other.late);
+            assert!(is_out, "queue pair {} of process {process} still takes receives on path {}", life.0, other.path);
+        }
+    }
+
     /// Carries what the rails carry.
     fn pump(&mut self) {
         let keys: Vec<(usize, QpLife)> = self.qps.keys().copied().collect();
@@ -474,6 +492,7 @@ impl DataPath for Path {
     }
 
     fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno> {
+        self.fabric.lock().post_shared_receives(self.process, qp, path.0);
         self.with(qp, |q| {
             assert!(q.fenced, "receives move only after the fence");
             q.reposts += 1;

@@ -52,6 +52,12 @@ impl Process {
         }
     }
 
+    /// The application destroys a queue pair.
+    pub fn destroy(&self, life: u32) {
+        self.fabric.lock().qps.get_mut(&(self.host, QpLife(life))).unwrap().surfaced = true;
+        self.events.send(Event::Destroyed { qp: QpLife(life) });
+    }
+
     /// All that was posted so far is complete.
     pub fn is_done(&self, life: u32) -> bool {
         self.qp(life, |q| q.sent.iter().all(|s| s.done))

@@ -1,0 +1,217 @@
+//! Queue pairs that receive through one shared receive queue, on the fabric in memory: they are protected and moved together, with as many peers as
+//! they have.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
+mod fabric;
+
+use std::time::Duration;
+
+use fabric::{config, connect_grouped, eventually, stays, Fabric, Kind, Process};
+use shift_control::datapath::{DeviceId, Event, Unprotected};
+use shift_control::Config;
+
+/// The one group of each process that has one.
+const SRQ: Option<u32> = Some(900);
+
+/// Each process with its queue pairs: number and process at the other end.
+struct Mesh {
+    fabric: Fabric,
+    hosts: Vec<Process>,
+    pairs: Vec<[(usize, u32); 2]>,
+}
+
+impl Mesh {
+    /// All hosts connected with all others, each receiving through one shared queue.
+    fn full(net: u8, count: usize) -> Self {
+        let mut mesh = Self::of(net, count);
+        for a in 0..count {
+            for b in a + 1..count {
+                mesh.connect((a, SRQ), (b, SRQ));
+            }
+        }
+        mesh
+    }
+
+    fn of(net: u8, count: usize) -> Self {
+        let fabric = Fabric::new(net);
+        let hosts = (0..count).map(|host| fabric.process(host + 1, config())).collect();
+        Self { fabric, hosts, pairs: Vec::new() }
+    }
+
+    fn connect(&mut self, (a, a_group): (usize, Option<u32>), (b, b_group): (usize, Option<u32>)) {
+        let life = u32::try_from(self.pairs.len()).unwrap() + 1;
+        connect_grouped((&self.hosts[a], life, a_group), (&self.hosts[b], life, b_group));
+        self.pairs.push([(a, life), (b, life)]);
+    }
+
+    fn ends(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.pairs.iter().flatten().copied()
+    }
+
+    fn all(&self, holds: impl Fn(&Process, u32) -> bool) -> bool {
+        self.ends().all(|(host, life)| holds(&self.hosts[host], life))
+    }
+
+    fn post(&self, messages: std::ops::Range<u32>) {
+        for message in messages {
+            self.ends().for_each(|(host, life)| self.hosts[host].post(life, message, Kind::Send));
+        }
+    }
+
+    fn is_armed(&self) {
+        eventually("every end is armed", || self.all(Process::is_armed));
+    }
+
+    fn has_moved_whole(&self) {
+        eventually("every end has moved", || self.all(|host, life| host.qp(life, |q| q.path == 1)));
+    }
+
+    fn has_everything(&self, messages: u32) {
+        eventually("all is delivered", || self.all(Process::is_done));
+        for (host, life) in self.ends() {
+            assert_eq!(self.hosts[host].received(life), (0..messages).collect::<Vec<u32>>(), "at {host}, {life}");
+            assert!(self.hosts[host].qp(life, |q| !q.surfaced && q.reposts == 1), "at {host}, {life}");
+        }
+    }
+}
+
+#[test]
+fn a_fault_of_one_connection_moves_all_that_receive_with_it() {
+    let mut mesh = Mesh::of(130, 4);
+    for peer in [1, 2, 3, 3] {
+        mesh.connect((0, SRQ), (peer, None));
+    }
+    mesh.is_armed();
+    mesh.post(0..5);
+    mesh.fabric.lock().acks_lost[0] = true;
+    mesh.post(5..8);
+    mesh.fabric.set_rail(0, false);
+    mesh.post(8..10);
+    mesh.hosts[1].fail(1);
+    mesh.has_moved_whole();
+    mesh.post(10..15);
+    mesh.has_everything(15);
+}
+
+#[test]
+fn connections_whose_own_path_is_good_come_along() {
+    let mut mesh = Mesh::of(131, 3);
+    mesh.connect((0, SRQ), (1, None));
+    mesh.connect((0, SRQ), (2, None));
+    mesh.is_armed();
+    mesh.post(0..5);
+    // Only the port of host 1 is gone; the fabric's rail carries on for the others.
+    mesh.hosts[1].fail(1);
+    mesh.fabric.set_rail(0, false);
+    eventually("the faulty one sought and found", || mesh.hosts[1].qp(1, |q| q.path == 1));
+    mesh.fabric.set_rail(0, true);
+    mesh.post(5..10);
+    mesh.has_moved_whole();
+    mesh.has_everything(10);
+}
+
+#[test]
+fn groups_that_share_peers_all_move_and_none_waits_for_ever() {
+    let mesh = Mesh::full(132, 4);
+    mesh.is_armed();
+    mesh.post(0..6);
+    mesh.fabric.set_rail(0, false);
+    mesh.post(6..9);
+    mesh.hosts[2].fail(mesh.pairs.iter().find(|pair| pair[0].0 == 0 && pair[1].0 == 2).unwrap()[1].1);
+    mesh.has_moved_whole();
+    mesh.post(9..12);
+    mesh.has_everything(12);
+}
+
+#[test]
+fn faults_everywhere_at_once_move_everybody_once() {
+    let mesh = Mesh::full(133, 3);
+    mesh.is_armed();
+    mesh.post(0..3);
+    mesh.fabric.set_rail(0, false);
+    mesh.post(3..6);
+    for (host, life) in mesh.ends() {
+        mesh.hosts[host].fail(life);
+        mesh.hosts[host].events.send(Event::Port { device: DeviceId(0), up: false });
+    }
+    mesh.has_moved_whole();
+    mesh.has_everything(6);
+}
+
+#[test]
+fn one_peer_without_protection_leaves_the_whole_group_and_its_peers_unprotected() {
+    let fabric = Fabric::new(134);
+    let refuses = Err(Unprotected("the test has no standby".to_owned()));
+    let hosts =
+        [fabric.process(1, config()), fabric.process(2, config()), fabric.process_with(3, 3, config(), refuses)];
+    connect_grouped((&hosts[0], 1, SRQ), (&hosts[1], 1, None));
+    eventually("the first is armed alone", || hosts[0].is_armed(1) && hosts[1].is_armed(1));
+    connect_grouped((&hosts[0], 2, SRQ), (&hosts[2], 2, None));
+    eventually("the second disarms it, at both ends", || !hosts[0].is_armed(1) && !hosts[1].is_armed(1));
+    stays("nobody is armed", 1000, || !hosts[0].is_armed(1) && !hosts[1].is_armed(1) && !hosts[0].is_armed(2));
+    hosts[0].destroy(2);
+    eventually("without the second the first is armed again", || hosts[0].is_armed(1) && hosts[1].is_armed(1));
+}
+
+#[test]
+fn a_member_whose_peer_does_not_answer_is_left_behind_and_the_others_go_on() {
+    let variables = [("SHIFT_PROBE_MS", "50"), ("SHIFT_EXCHANGE_MS", "1600"), ("SHIFT_HEARTBEAT_MS", "5000")];
+    let config = || Config::from_env(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap();
+    let fabric = Fabric::new(135);
+    let hosts: Vec<Process> = (1..=3).map(|host| fabric.process(host, config())).collect();
+    connect_grouped((&hosts[0], 1, SRQ), (&hosts[1], 1, None));
+    connect_grouped((&hosts[0], 2, SRQ), (&hosts[2], 2, None));
+    eventually("every end is armed", || {
+        hosts.iter().zip([1, 1, 2]).all(|(host, life)| host.is_armed(life)) && hosts[0].is_armed(2)
+    });
+    hosts[2].suspend(true);
+    std::thread::sleep(Duration::from_millis(100));
+    hosts[1].post(1, 0, Kind::Send);
+    fabric.set_rail(0, false);
+    hosts[1].post(1, 1, Kind::Send);
+    hosts[1].fail(1);
+    eventually("the other one is left behind", || hosts[0].qp(2, |q| q.surfaced));
+    eventually("the first one goes on", || hosts[1].is_done(1));
+    assert_eq!(hosts[0].received(1), [0, 1]);
+    hosts[2].suspend(false);
+    eventually("who slept learns of it", || hosts[2].qp(2, |q| q.surfaced));
+}
+
+#[test]
+fn who_is_connected_after_the_move_is_called_to_where_the_receives_are() {
+    let mut mesh = Mesh::of(136, 3);
+    mesh.connect((0, SRQ), (1, None));
+    mesh.is_armed();
+    mesh.fabric.set_rail(0, false);
+    mesh.post(0..3);
+    mesh.hosts[1].fail(1);
+    mesh.has_moved_whole();
+    mesh.fabric.set_rail(0, true);
+    mesh.connect((0, SRQ), (2, SRQ));
+    mesh.has_moved_whole();
+    mesh.post(3..6);
+    eventually("all is delivered", || mesh.all(Process::is_done));
+    assert_eq!(mesh.hosts[0].received(2), [3, 4, 5]);
+}
+
+#[test]
+fn a_member_that_is_destroyed_in_the_middle_holds_nobody_up() {
+    let mesh = Mesh::full(137, 3);
+    mesh.is_armed();
+    mesh.post(0..3);
+    mesh.fabric.set_rail(0, false);
+    mesh.fabric.lock().slow_fence = Some((1, Duration::from_millis(200)));
+    mesh.hosts[0].fail(1);
+    eventually("the migration is under way", || !mesh.hosts[1].qp(1, fabric::Qp::is_running));
+    let victim = mesh.pairs.iter().find(|pair| pair[0].0 == 0 && pair[1].0 == 2).unwrap()[0].1;
+    mesh.hosts[0].destroy(victim);
+    let others = || mesh.ends().filter(|(_, life)| *life != victim);
+    eventually("the others have moved", || others().all(|(host, life)| mesh.hosts[host].qp(life, |q| q.path == 1)));
+}
