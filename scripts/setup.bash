@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # A linker and C headers for cargo; the rest is the lab's.
 packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
-    kmod iproute2 xz-utils binutils python3-minimal)
+    kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py)
 
 fail() {
     echo "$0: $*" >&2

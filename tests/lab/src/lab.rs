@@ -14,6 +14,21 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Destroying a queue pair of a dead link may take soft-RoCE a minute (`rxe_destroy_qp: cleanup failed`); a fresh pair takes 7 s.
 const QUIET_LIMIT: Duration = Duration::from_secs(8);
 
+/// How a server says that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listens {
+    /// It listens on this TCP port.
+    Tcp(u16),
+    /// It listens by the RDMA connection manager, on any port.
+    Cm,
+}
+
+impl From<u16> for Listens {
+    fn from(port: u16) -> Listens {
+        Listens::Tcp(port)
+    }
+}
+
 /// A pair of guests, and what can be done to it.
 #[derive(Debug)]
 pub struct Lab {
@@ -139,14 +154,34 @@ impl Lab {
         Ok(at_ns)
     }
 
-    /// Starts `server` on `host`, waits until it listens on TCP `port`, then starts `client` on the other host.
+    /// Starts `server` on `host`, waits until it listens, then starts `client` on the other host.
     ///
     /// # Errors
     /// One of them cannot be started, or the server ends or does not listen within 60 s.
-    pub fn start_pair(&self, host: Host, port: u16, server: &Program, client: &Program) -> Result<(Running, Running)> {
+    pub fn start_pair(
+        &self,
+        host: Host,
+        listens: impl Into<Listens>,
+        server: &Program,
+        client: &Program,
+    ) -> Result<(Running, Running)> {
         let server = self.guest(host).spawn(server)?;
-        self.wait_listening(&server, port)?;
+        match listens.into() {
+            Listens::Tcp(port) => self.wait_listening(&server, port)?,
+            Listens::Cm => self.wait_cm_listening(&server)?,
+        }
         Ok((server, self.guest(host.peer()).spawn(client)?))
+    }
+
+    /// Waits until somebody on the host of `server` listens by the RDMA connection manager.
+    fn wait_cm_listening(&self, server: &Running) -> Result<()> {
+        until("a listener of the RDMA connection manager", Duration::from_secs(60), || {
+            if let Some(ended) = server.ended() {
+                return Err(Trouble::judged(format!("the server ended before it listened: {}", ended.brief())));
+            }
+            let ids = self.guest(server.host()).shell("rdma resource show cm_id")?;
+            Ok(ids.contains("LISTEN").then_some(()))
+        })
     }
 
     /// Waits until somebody on the host of `server` listens on TCP `port`.

@@ -82,7 +82,8 @@ impl Setup {
                 fs::copy(&source, share.join(name)).concerning(source.display())?;
             }
         }
-        Ok(Machine { vmlinuz: kernel.vmlinuz(), image, share, run, cpus, accelerator: Accelerator::Tcg })
+        let cache = self.cache.clone();
+        Ok(Machine { vmlinuz: kernel.vmlinuz(), image, share, cache, run, cpus, accelerator: Accelerator::Tcg })
     }
 
     /// KVM is tried once per machine; that it failed is remembered in the cache.

@@ -11,7 +11,7 @@ use crate::clock::{ms, until};
 use crate::figures::Figures;
 use crate::guest::talk::Stream;
 use crate::guest::{Ended, Program, Running};
-use crate::lab::Lab;
+use crate::lab::{Lab, Listens};
 use crate::place::{Host, Rail};
 use crate::seed::Seed;
 use crate::trouble::{Result, Trouble};
@@ -150,6 +150,14 @@ pub enum Moment {
         /// Packets after that.
         packets: u64,
     },
+    /// When all shims together, those of processes that one of the two started too, have said that so many queue pairs are protected, and that
+    /// many more packets have gone over rail 0.
+    Together {
+        /// Queue pairs of both hosts.
+        qps: u64,
+        /// Packets after that.
+        packets: u64,
+    },
     /// When both shims have said that so many queue pairs are protected, while the client stands idle until then ([`Trial::go_on`]): all its
     /// work but the first message of each queue pair is posted after the fault was made, however long arming takes.
     Idle {
@@ -170,6 +178,15 @@ impl Moment {
     }
 }
 
+/// When a server is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerEnd {
+    /// It ends by itself, and its end is judged.
+    Itself,
+    /// It would serve the next client: it is killed when its client has ended, and has no end to judge.
+    Killed,
+}
+
 /// A trial to be made.
 #[derive(Debug, Clone)]
 pub struct Trial {
@@ -177,8 +194,10 @@ pub struct Trial {
     pub server: Program,
     /// Where it runs; the client runs on the other host.
     pub server_host: Host,
-    /// TCP port on which it says that it is ready.
-    pub port: u16,
+    /// How it says that it is ready.
+    pub listens: Listens,
+    /// When it is over.
+    pub server_end: ServerEnd,
     /// Started once the server listens.
     pub client: Program,
     /// What is done to them.
@@ -193,11 +212,12 @@ pub struct Trial {
 
 impl Trial {
     /// A trial without a fault.
-    pub fn new(server_host: Host, port: u16, server: Program, client: Program) -> Trial {
+    pub fn new(server_host: Host, listens: impl Into<Listens>, server: Program, client: Program) -> Trial {
         Trial {
             server,
             server_host,
-            port,
+            listens: listens.into(),
+            server_end: ServerEnd::Itself,
             client,
             fault: Fault::None,
             moment: Moment::Before,
@@ -219,7 +239,11 @@ impl Trial {
     /// As [`Trial::run_once`].
     pub fn run(&self, lab: &mut Lab) -> Result<Story> {
         let story = self.run_once(lab)?;
-        let spoiled = story.fault_ns.is_none() && story.is_dead() && retransmitted(&story.records);
+        let dead = match self.server_end {
+            ServerEnd::Itself => story.is_dead(),
+            ServerEnd::Killed => story.client.as_ref().is_none_or(|ended| !ended.succeeded()),
+        };
+        let spoiled = story.fault_ns.is_none() && dead && retransmitted(&story.records);
         let uncalibrated = story.said.iter().any(|line| line.contains(UNCALIBRATED));
         if !spoiled && !uncalibrated {
             return Ok(story);
@@ -244,7 +268,7 @@ impl Trial {
         if let Some(file) = self.go_on {
             lab.guest(self.server_host.peer()).shell(&format!("rm -f {file}"))?;
         }
-        let (server, client) = lab.start_pair(self.server_host, self.port, &self.server, &self.client)?;
+        let (server, client) = lab.start_pair(self.server_host, self.listens, &self.server, &self.client)?;
         let due = self.wait_moment(lab, &client, &server)?;
         if due && self.fault != Fault::None {
             fault_ns = Some(self.fault.make(lab)?);
@@ -289,9 +313,15 @@ impl Trial {
         let packets = match self.moment {
             Moment::Before => return Ok(false),
             Moment::Packets(packets) => packets,
-            Moment::Idle { qps } => return Trial::wait_armed(qps, client, server, over),
+            Moment::Idle { qps } => return Trial::wait_armed(|a, b| a.min(b) >= qps, client, server, over),
+            Moment::Together { qps, packets } => {
+                if !Trial::wait_armed(|a, b| a + b >= qps, client, server, over)? {
+                    return Ok(false);
+                }
+                packets
+            }
             Moment::Armed { qps, packets } => {
-                if !Trial::wait_armed(qps, client, server, over)? {
+                if !Trial::wait_armed(|a, b| a.min(b) >= qps, client, server, over)? {
                     return Ok(false);
                 }
                 self.let_go(lab)?;
@@ -301,11 +331,15 @@ impl Trial {
         lab.wait_traffic(Rail::Zero, packets, MOMENT_LIMIT, over)
     }
 
-    /// Waits until both shims said that so many queue pairs are protected; false if a program is over first.
-    fn wait_armed(qps: u64, client: &Running, server: &Running, over: impl Fn() -> bool) -> Result<bool> {
+    /// Waits until the shims said that enough queue pairs are protected; false if a program is over first.
+    fn wait_armed(
+        enough: impl Fn(u64, u64) -> bool,
+        client: &Running,
+        server: &Running,
+        over: impl Fn() -> bool,
+    ) -> Result<bool> {
         until("both sides to be protected", MOMENT_LIMIT, || {
-            let armed = [client, server].iter().all(|side| all_protected(side) >= qps);
-            Ok(if armed {
+            Ok(if enough(all_protected(client), all_protected(server)) {
                 Some(true)
             } else if over() {
                 Some(false)
@@ -321,7 +355,7 @@ impl Trial {
         let (mut seen, mut moved_at) = (None, Instant::now());
         let mut mended = false;
         loop {
-            if client.ended().is_some() && server.ended().is_some() {
+            if client.ended().is_some() && (server.ended().is_some() || self.server_end == ServerEnd::Killed) {
                 return Ok(());
             }
             let state = (lab.wire().counts()?.progress(), client.lines().len(), server.lines().len());

@@ -10,6 +10,7 @@ $B mount -t tmpfs -o mode=1777 shm /dev/shm
 $B --install -s
 @INSMOD@
 $B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro shift /shift
+$B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro cache /cache
 
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -1,7 +1,8 @@
 //! The guest's root image: unmodified Debian programs with the libraries they load, a boot script, and nothing of ours.
 //!
 //! What is built here reaches guests through the 9p share at /shift, so the image is rebuilt only when one of its files changes: its
-//! name in the cache is a hash of the list of files with their sizes and times.
+//! name in the cache is a hash of the list of files with their sizes and times. Programs that few scenarios need ([`super::programs`]) are
+//! in the image as links only, and reach guests through a second share.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 
 use super::cpio::Archive;
 use super::kernel::Kernel;
+use super::programs::{self, Staged};
 use super::{in_place, run_tool};
 use crate::trouble::{Concerning, Result, Trouble};
 
@@ -33,6 +35,12 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/ibv_devinfo",
     "/usr/bin/ibv_devices",
     "/usr/bin/ibv_rc_pingpong",
+    "/usr/bin/ibv_srq_pingpong",
+    "/usr/bin/rping",
+    "/usr/bin/rstream",
+    "/usr/bin/rdma_client",
+    "/usr/bin/rdma_server",
+    "/usr/bin/qperf",
     "/usr/bin/ib_write_bw",
     "/usr/bin/ib_write_lat",
     "/usr/bin/ib_send_bw",
@@ -63,6 +71,7 @@ const LINKS: &[(&str, &str)] = &[
     ("usr/bin/python3", "python3.11"),
     ("usr/sbin/modprobe", "../bin/kmod"),
     ("usr/bin/rdma.real", "rdma"),
+    ("usr/bin/mpirun", "orterun"),
 ];
 /// Directories of Python's standard library that no scenario needs.
 const LEFT_OUT: &[&str] =
@@ -74,18 +83,19 @@ const LEFT_OUT: &[&str] =
 /// A program is not installed, or the cache cannot be written.
 pub fn obtain(cache: &Path, kernel: &Kernel, say: impl Fn(&str)) -> Result<PathBuf> {
     let files = collect()?;
+    let staged = programs::obtain(cache, &files, &say)?;
     let boot = boot_script(kernel)?;
-    let image = cache.join(format!("image-{:016x}.cpio", fingerprint(&files, kernel, &boot)));
+    let image = cache.join(format!("image-{:016x}.cpio", fingerprint(&files, &staged, kernel, &boot)));
     if !image.exists() {
         say("building the guest image");
         remove_old_images(cache);
-        in_place(&image, |path| write(path, &files, kernel, &boot))?;
+        in_place(&image, |path| write(path, &files, &staged, kernel, &boot))?;
     }
     Ok(image)
 }
 
 /// Paths in the guest, and where their contents are here.
-type Files = BTreeMap<String, PathBuf>;
+pub(super) type Files = BTreeMap<String, PathBuf>;
 
 fn collect() -> Result<Files> {
     let mut files = Files::new();
@@ -113,13 +123,13 @@ fn collect() -> Result<Files> {
 }
 
 /// Guests have a merged /usr, as Debian does.
-fn add(files: &mut Files, path: &str) {
+pub(super) fn add(files: &mut Files, path: &str) {
     let merged = path.trim_start_matches('/');
     let merged = if merged.starts_with("usr/") { merged.to_owned() } else { format!("usr/{merged}") };
     files.insert(merged, PathBuf::from(path));
 }
 
-fn add_tree(files: &mut Files, dir: &Path) -> Result<()> {
+pub(super) fn add_tree(files: &mut Files, dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).concerning(dir.display())?.flatten() {
         let path = entry.path();
         let name = entry.file_name();
@@ -134,7 +144,7 @@ fn add_tree(files: &mut Files, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn libraries_of(programs: &[&str]) -> Result<Vec<String>> {
+pub(super) fn libraries_of(programs: &[&str]) -> Result<Vec<String>> {
     let text = run_tool(Command::new("ldd").args(programs))?;
     let mut found: Vec<String> = text
         .lines()
@@ -150,18 +160,23 @@ fn libraries_of(programs: &[&str]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn fingerprint(files: &Files, kernel: &Kernel, boot: &str) -> u64 {
+fn fingerprint(files: &Files, staged: &Staged, kernel: &Kernel, boot: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&kernel.release, boot, ETC, LINKS).hash(&mut hasher);
+    (&kernel.release, boot, ETC, LINKS, &staged.links).hash(&mut hasher);
+    hash_files(files, &mut hasher);
+    hasher.finish()
+}
+
+/// Names, sizes and times.
+pub(super) fn hash_files(files: &Files, hasher: &mut DefaultHasher) {
     for (name, source) in files {
         let seen = fs::metadata(source).ok();
         let modified = seen
             .as_ref()
             .and_then(|meta| meta.modified().ok())
             .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        (name, seen.map(|meta| meta.len()), modified).hash(&mut hasher);
+        (name, seen.map(|meta| meta.len()), modified).hash(hasher);
     }
-    hasher.finish()
 }
 
 fn remove_old_images(cache: &Path) {
@@ -172,13 +187,16 @@ fn remove_old_images(cache: &Path) {
     }
 }
 
-fn write(path: &Path, files: &Files, kernel: &Kernel, boot: &str) -> Result<()> {
+fn write(path: &Path, files: &Files, staged: &Staged, kernel: &Kernel, boot: &str) -> Result<()> {
     let out = BufWriter::with_capacity(1 << 20, fs::File::create(path).concerning(path.display())?);
     let mut archive = Archive::new(out);
     for (link, target) in LINKS {
         archive.link(link, target)?;
     }
-    for dir in ["proc", "sys", "dev", "run", "shift", "root", "var", "mnt"] {
+    for (link, target) in &staged.links {
+        archive.link(link, target)?;
+    }
+    for dir in ["proc", "sys", "dev", "run", "shift", "cache", "root", "var", "mnt"] {
         archive.directory(dir, 0o755)?;
     }
     archive.directory("tmp", 0o1777)?;

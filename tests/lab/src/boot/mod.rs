@@ -12,6 +12,7 @@ pub mod image;
 pub mod kernel;
 pub mod leash;
 pub mod monitor;
+pub mod programs;
 pub mod qemu;
 
 /// Where downloaded and built things are kept: `SHIFT_LAB_CACHE`, else `shift-verbs` in the user's cache directory.

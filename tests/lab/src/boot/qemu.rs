@@ -27,6 +27,8 @@ pub struct Machine {
     pub image: PathBuf,
     /// Host directory that is /shift in the guest.
     pub share: PathBuf,
+    /// Host directory that is /cache in the guest: what is too large for the image.
+    pub cache: PathBuf,
     /// Where sockets and logs go.
     pub run: PathBuf,
     /// Processors of each guest.
@@ -115,8 +117,10 @@ fn arguments(command: &mut Command, machine: &Machine, host: Host, wire: &Ready)
     arg("-kernel", machine.vmlinuz.display().to_string());
     arg("-initrd", machine.image.display().to_string());
     arg("-append", kernel_arguments(host));
-    arg("-fsdev", format!("local,id=shift,path={},security_model=none,readonly=on", machine.share.display()));
-    arg("-device", "virtio-9p-pci,fsdev=shift,mount_tag=shift".into());
+    for (tag, dir) in [("shift", &machine.share), ("cache", &machine.cache)] {
+        arg("-fsdev", format!("local,id={tag},path={},security_model=none,readonly=on", dir.display()));
+        arg("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+    }
     arg("-device", "virtio-serial-pci".into());
     for (name, device) in [("agent", "virtserialport,name=shift.agent"), ("console", "virtconsole")] {
         let path = socket(&machine.run, host, name);

@@ -60,7 +60,7 @@ fn idle(lab: &mut Lab, seed: u64) -> Result<Figures> {
         lab.a().shell(&format!("rm -f {GO_ON}"))?;
         let options = format!("--mode mixed --seed {seed} --messages 400 --pause-before-message 200");
         let trial = Checker::shimmed(format!("{options} --idle-until-file {GO_ON}")).trial();
-        let (server, client) = lab.start_pair(trial.server_host, trial.port, &trial.server, &trial.client)?;
+        let (server, client) = lab.start_pair(trial.server_host, trial.listens, &trial.server, &trial.client)?;
         client.wait_line(Duration::from_secs(30), |line| line.starts_with("IDLE"))?;
         let fault_ns = lab.cut(host, Rail::Zero)?;
         // As long as an idle program may take to come back; everything that must happen does so in the shim's own thread.

@@ -16,6 +16,7 @@ mod loss;
 mod non_rdma;
 mod partners;
 mod plain;
+mod programs;
 mod race;
 mod rough;
 mod second_fault;
@@ -98,6 +99,7 @@ pub fn all() -> Vec<Scenario> {
         fail_open::scenarios(),
         bad_input::scenarios(),
         strangers::scenarios(),
+        programs::scenarios(),
     ]
     .into_iter()
     .flatten()

@@ -79,7 +79,7 @@ fn attacked(lab: &mut Lab, keyed: bool, cut: bool, seed: u64) -> Result<Figures>
     let mut checker = Checker::shimmed(format!("{options} --idle-until-file {GO_ON}"));
     checker.env = env;
     let trial = checker.trial();
-    let (server, client) = lab.start_pair(trial.server_host, trial.port, &trial.server, &trial.client)?;
+    let (server, client) = lab.start_pair(trial.server_host, trial.listens, &trial.server, &trial.client)?;
     let sides = [&client, &server];
     client.wait_line(LIMIT, |line| line.starts_with("IDLE"))?;
     until("both sides to be protected", LIMIT, || Ok(sides.iter().all(|side| all_protected(side) > 0).then_some(())))?;

@@ -1,0 +1,121 @@
+//! Debian's larger programs (UCX, libfabric, Open MPI, mpi4py): staged in the cache, which every guest sees at /cache, and linked from the
+//! places where the packages have them.
+//!
+//! The links are part of the image; the contents are read when a scenario starts the program, so that no other boot pays for them.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::image::{add, add_tree, hash_files, libraries_of, Files};
+use crate::trouble::{Concerning, Result, Trouble};
+
+/// Programs; the libraries they are linked with come by themselves.
+const PROGRAMS: &[&str] = &[
+    "/usr/bin/ucx_info",
+    "/usr/bin/ucx_perftest",
+    "/usr/bin/fi_info",
+    "/usr/bin/fi_pingpong",
+    "/usr/bin/orterun",
+    "/usr/bin/orted",
+];
+/// Directories of plugins that are opened by name, and of what they read; linked as a whole.
+const TREES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/ucx",
+    "/usr/lib/x86_64-linux-gnu/openmpi",
+    "/usr/lib/x86_64-linux-gnu/pmix2",
+    "/usr/share/openmpi",
+    "/etc/openmpi",
+    "/etc/libnl-3",
+    "/usr/lib/python3/dist-packages/mpi4py",
+];
+/// Libraries that are opened by name, and what NVIDIA's NCCL is linked with.
+const LIBRARIES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libmpi.so.40",
+    "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
+    "/lib/x86_64-linux-gnu/librt.so.1",
+    "/lib/x86_64-linux-gnu/libdl.so.2",
+    "/lib/x86_64-linux-gnu/libpthread.so.0",
+];
+/// Stagings are shared by all checkouts that use the cache; one that is not this checkout's may be in use for so long.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Where guests see the cache.
+pub const IN_GUEST: &str = "/cache";
+
+/// What the image has to link to.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// Paths of links without the leading `/`, and where they point.
+    pub links: Vec<(String, String)>,
+}
+
+/// Stages the programs in the cache; what is in the image itself (`base`) is not staged again.
+///
+/// # Errors
+/// A program is not installed, or the cache cannot be written.
+pub fn obtain(cache: &Path, base: &Files, say: impl Fn(&str)) -> Result<Staged> {
+    let (single, trees) = collect(base)?;
+    let mut hasher = DefaultHasher::new();
+    hash_files(&single, &mut hasher);
+    hash_files(&trees, &mut hasher);
+    let name = format!("programs-{:016x}", hasher.finish());
+    if !cache.join(&name).exists() {
+        say("staging programs for the guests");
+        remove_old(cache);
+        stage(cache, &name, single.iter().chain(&trees))?;
+    }
+    let link = |path: &str| (path.to_owned(), format!("{IN_GUEST}/{name}/{path}"));
+    let mut links: Vec<_> = single.keys().map(|path| link(path)).collect();
+    links.extend(TREES.iter().filter(|tree| Path::new(tree).exists()).map(|tree| link(tree.trim_start_matches('/'))));
+    Ok(Staged { links })
+}
+
+/// Files that are linked one by one, and files below directories that are linked whole.
+fn collect(base: &Files) -> Result<(Files, Files)> {
+    let (mut single, mut trees) = (Files::new(), Files::new());
+    for path in PROGRAMS.iter().chain(LIBRARIES) {
+        if !Path::new(path).exists() {
+            return Err(Trouble::setup(format!("{path} is not installed; scripts/lab installs what the lab needs")));
+        }
+        add(&mut single, path);
+    }
+    for tree in TREES.iter().map(Path::new).filter(|tree| tree.exists()) {
+        let mut found = Files::new();
+        add_tree(&mut found, tree)?;
+        // `add` puts everything below usr; what a tree has lies where the tree is linked.
+        trees.extend(found.into_values().map(|path| (path.to_string_lossy().trim_start_matches('/').to_owned(), path)));
+    }
+    let plugins: Vec<String> =
+        trees.keys().filter(|name| name.contains(".so")).map(|name| format!("/{name}")).collect();
+    let linked: Vec<&str> =
+        PROGRAMS.iter().chain(LIBRARIES).copied().chain(plugins.iter().map(String::as_str)).collect();
+    for library in libraries_of(&linked)? {
+        add(&mut single, &library);
+    }
+    single.retain(|name, _| !base.contains_key(name) && !trees.contains_key(name));
+    Ok((single, trees))
+}
+
+fn stage<'a>(cache: &Path, name: &str, files: impl Iterator<Item = (&'a String, &'a PathBuf)>) -> Result<()> {
+    let half = cache.join(format!("half-{}", std::process::id()));
+    for (path, source) in files {
+        let target = half.join(path);
+        fs::create_dir_all(target.parent().unwrap_or(&half)).concerning(target.display())?;
+        fs::copy(source, &target).concerning(source.display())?;
+    }
+    match fs::rename(&half, cache.join(name)) {
+        // Another run was quicker.
+        Err(_) if cache.join(name).exists() => fs::remove_dir_all(&half).concerning(half.display()),
+        staged => staged.concerning(name),
+    }
+}
+
+fn remove_old(cache: &Path) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+        if entry.file_name().to_string_lossy().starts_with("programs-") && age.is_some_and(|age| age > KEPT) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
