@@ -42,7 +42,8 @@ impl<T> SpinCell<T> {
     /// Enters if nobody is inside.
     #[inline]
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        (self.word.swap(TAKEN, Ordering::Acquire) == FREE).then_some(SpinGuard { cell: self })
+        // Not `then_some`: a guard that is made and dropped at once would let everybody in.
+        (self.word.swap(TAKEN, Ordering::Acquire) == FREE).then(|| SpinGuard { cell: self })
     }
 
     #[cold]
@@ -117,6 +118,7 @@ mod tests {
         let cell = SpinCell::new(());
         let inside = cell.lock();
         assert!(cell.try_lock().is_none());
+        assert!(cell.try_lock().is_none(), "a refusal leaves it taken");
         drop(inside);
         assert!(cell.try_lock().is_some());
     }
