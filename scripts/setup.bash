@@ -44,7 +44,7 @@ install_packages() {
 require_rust() {
     local component tool
     [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]] && PATH+=:${CARGO_HOME:-$HOME/.cargo}/bin
-    command -v cargo >/dev/null || fail "cargo is missing; install Rust 1.85 or newer: https://rustup.rs, or
+    command -v cargo >/dev/null || fail "cargo is missing; install Rust 1.88 or newer: https://rustup.rs, or
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
     for component in "$@"; do
         tool=cargo-${component/rustfmt/fmt}

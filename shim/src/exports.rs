@@ -5,6 +5,7 @@
 
 use crate::cold::{cq, device, mr, pd, qp};
 use crate::hot::{poll, post};
+use crate::loader;
 use crate::process::Inside;
 use crate::real;
 use core::ffi::{c_int, c_void};
@@ -74,6 +75,21 @@ exported! {
     fn ibv_query_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int = qp::query, else libc::EIO;
     /// Destroys it.
     fn ibv_destroy_qp(pair: *mut ibv_qp) -> c_int = qp::destroy, else libc::EIO;
+}
+
+/// What `ibv_open_device` of a second copy of libibverbs is taken for: see [`device::open_elsewhere`].
+///
+/// # Safety
+/// As `ibv_open_device`.
+pub unsafe extern "C" fn open_elsewhere(device: *mut ibv_device) -> *mut ibv_context {
+    let Some((open, path)) = loader::second_copy() else { return core::ptr::null_mut() };
+    guarded(
+        // SAFETY: passed on.
+        || unsafe { device::open_elsewhere(open, device, &path) },
+        // SAFETY: as above.
+        || unsafe { open(device) },
+        core::ptr::null_mut(),
+    )
 }
 
 unsafe fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr {

@@ -1,6 +1,6 @@
 //! shift-verbs: an `LD_PRELOAD` shim over libibverbs that moves reliable connections to a standby NIC when their path dies.
 //!
-//! This crate owns everything that touches verbs: the exported symbols and the patched table ([`exports`]), what runs inside of the application's post and
+//! This crate owns everything that touches verbs: the exported symbols and the patched table ([`exports`]), the hooks of the dynamic linker (`loader`), what runs inside of the application's post and
 //! poll calls ([`hot`]), and what control verbs and the agent do ([`cold`]). It decides nothing: the protocol is `shift-proto`, and who
 //! drives it is `shift-control`.
 
@@ -11,6 +11,7 @@ mod copies;
 pub mod exports;
 mod hot;
 mod lives;
+mod loader;
 mod process;
 mod real;
 mod shadow;

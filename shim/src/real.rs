@@ -1,7 +1,8 @@
-//! The real libibverbs: each function found on first use, behind this library in the search order.
+//! The real libibverbs: each function found on first use, in the copy that [`loader`] took for the real one.
 //!
 //! There is no link-time dependency: this library is loaded into every child process, most of which never see RDMA.
 
+use crate::loader;
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use shift_abi::*;
@@ -32,19 +33,7 @@ impl Symbol {
 
     #[cold]
     fn look_up(&self) -> *mut c_void {
-        // SAFETY: `name` is NUL-terminated; dlsym has no other precondition.
-        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        if !next.is_null() {
-            return next;
-        }
-        // The program may have opened the library with RTLD_LOCAL after this one was loaded.
-        // SAFETY: the name is NUL-terminated; RTLD_NOLOAD only asks for a library that is there already.
-        let handle = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
-        if handle.is_null() {
-            return core::ptr::null_mut();
-        }
-        // SAFETY: `handle` was just returned by dlopen, `name` is NUL-terminated.
-        unsafe { libc::dlsym(handle, self.name.as_ptr()) }
+        loader::real(self.name).unwrap_or(core::ptr::null_mut())
     }
 }
 

@@ -54,7 +54,7 @@ impl<T> SpinCell<T> {
                 return;
             }
             spins = spins.wrapping_add(1);
-            if spins % SPINS_BEFORE_YIELD == 0 {
+            if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
                 std::thread::yield_now();
             } else {
                 core::hint::spin_loop();

@@ -1,6 +1,7 @@
 //! Opening a device: the one place where a context's table of functions is patched.
 
-use crate::cold::rail;
+use crate::cold::{rail, tell};
+use crate::loader;
 use crate::process::{self, Inside};
 use crate::real;
 use crate::shadow::{ContextShadow, ProviderOps};
@@ -30,6 +31,7 @@ pub unsafe fn open(device: *mut ibv_device) -> *mut ibv_context {
     if context.is_null() || process::start().is_none() {
         return context;
     }
+    say_what_escapes();
     let name = rail::name_of(device);
     let Some(ops) = ops_of(context) else { return context };
     match rail::named(&name) {
@@ -38,9 +40,41 @@ pub unsafe fn open(device: *mut ibv_device) -> *mut ibv_context {
                 patch(context);
             }
         }
-        Err(why) => crate::cold::tell::once(&format!("device {name} is not protected: {why}"), &why),
+        Err(why) => tell::once(&format!("device {name} is not protected: {why}"), &why),
     }
     context
+}
+
+/// A library that looks into itself before it looks here may open devices of which nothing is seen.
+fn say_what_escapes() {
+    if let Some(file) = loader::deeply_bound() {
+        let file = file.to_string_lossy();
+        tell::once(
+            &format!("{file} was opened with RTLD_DEEPBIND: verbs that it calls are not seen and not protected"),
+            "RTLD_DEEPBIND",
+        );
+    }
+}
+
+/// `ibv_open_device` of a second copy of libibverbs: the objects of one copy are not to be given to the other, and this library calls the first.
+///
+/// # Safety
+/// As `ibv_open_device`.
+pub unsafe fn open_elsewhere(
+    open: unsafe extern "C" fn(*mut ibv_device) -> *mut ibv_context,
+    device: *mut ibv_device,
+    path: &str,
+) -> *mut ibv_context {
+    if process::start().is_some() {
+        tell::once(
+            &format!(
+                "devices opened through {path} are not protected: this process uses another copy of libibverbs already"
+            ),
+            "a second copy of libibverbs",
+        );
+    }
+    // SAFETY: passed on.
+    unsafe { open(device) }
 }
 
 /// Puts this library's functions into the table: compiled programs post and poll inline through it.

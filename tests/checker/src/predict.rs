@@ -105,7 +105,7 @@ impl Stream {
     /// Fills `out` with the stream from its byte `from` on.
     pub fn fill(self, from: u64, out: &mut [u8]) {
         let begins = self.begins + from;
-        if begins % 8 == 0 {
+        if begins.is_multiple_of(8) {
             for (word, chunk) in (begins / 8..).zip(out.chunks_mut(8)) {
                 let bytes = mix(self.key.wrapping_add(word.wrapping_mul(2))).to_le_bytes();
                 for (to, byte) in chunk.iter_mut().zip(bytes) {
@@ -336,7 +336,7 @@ impl Plan {
             Mode::Send if coin => Op::SendImm,
             Mode::Send => Op::Send,
             Mode::Read => Op::Read,
-            Mode::Relay if number % 2 == 0 => Op::Read,
+            Mode::Relay if number.is_multiple_of(2) => Op::Read,
             Mode::Relay => Op::Send,
             Mode::Fadd => Op::FetchAdd,
             Mode::Cas => Op::CompareSwap,

@@ -239,7 +239,7 @@ impl Sender {
         let params = &ground.params;
         let is_here = relayed.is_none() && !message.op.lands_here();
         let inline = is_here && message.wants_inline && message.len <= qp.inline_room();
-        let by_turns = params.fence_every != 0 && (counter + 1) % u64::from(params.fence_every) == 0;
+        let by_turns = params.fence_every != 0 && (counter + 1).is_multiple_of(u64::from(params.fence_every));
         let fence = relayed.is_some() || by_turns;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         SendRequest {
@@ -261,7 +261,7 @@ impl Sender {
     fn must_signal(&self, params: &Params, counter: u64) -> bool {
         let ends = self.limit == Some(self.next) || self.pause_at == Some(self.next);
         let last = ends && self.taken.is_empty();
-        last || (counter + 1) % params.signal_every() == 0
+        last || (counter + 1).is_multiple_of(params.signal_every())
     }
 
     fn write_payload(&mut self, ground: &Ground, message: &Message) {

@@ -75,7 +75,7 @@ impl Flow {
     pub(crate) fn refuses(&mut self, every: u64, len: usize) -> Option<usize> {
         let behind_the_first = (len as u64).checked_sub(1).filter(|&count| count > 0)?;
         self.chains += 1;
-        (self.chains % every == 0).then(|| 1 + (self.chains / every % behind_the_first) as usize)
+        (self.chains.is_multiple_of(every)).then(|| 1 + (self.chains / every % behind_the_first) as usize)
     }
 }
 

@@ -74,7 +74,7 @@ impl Side {
 /// Padding of other sizes could not be told from data in the wire's log.
 fn parse_size(text: &str) -> std::result::Result<u32, String> {
     let size: u32 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if size % 4 == 0 && (4..=4 << 20).contains(&size) {
+    if size.is_multiple_of(4) && (4..=4 << 20).contains(&size) {
         Ok(size)
     } else {
         Err("a multiple of 4 from 4 to 4194304, please".to_owned())

@@ -297,7 +297,7 @@ fn writes(count: u64) -> String {
 /// With a comma after every three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let comma = |at: usize| at > 0 && (digits.len() - at) % 3 == 0;
+    let comma = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
     digits.chars().enumerate().flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit])).collect()
 }
 
