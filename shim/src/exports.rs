@@ -3,7 +3,7 @@
 //! A cold export never unwinds into C: if this library panics, the call has either been passed on already, or its failure is reported as C does it.
 //! The hot ones have nothing that panics. A call that comes from inside of libibverbs (its own functions call each other through the same symbols) is passed through.
 
-use crate::cold::{cq, device, mr, pd, qp};
+use crate::cold::{channel, cq, device, mr, pd, qp};
 use crate::hot::{poll, post};
 use crate::loader;
 use crate::process::Inside;
@@ -61,6 +61,10 @@ exported! {
     fn ibv_rereg_mr(region: *mut ibv_mr, flags: c_int, domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> c_int = mr::rereg, else -1;
     /// Withdraws both registrations.
     fn ibv_dereg_mr(region: *mut ibv_mr) -> c_int = mr::dereg, else libc::EIO;
+    /// Makes a completion channel.
+    fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut ibv_comp_channel = channel::create, else core::ptr::null_mut();
+    /// Destroys it.
+    fn ibv_destroy_comp_channel(events: *mut ibv_comp_channel) -> c_int = channel::destroy, else libc::EIO;
     /// Makes a CQ.
     fn ibv_create_cq(context: *mut ibv_context, cqe: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel, vector: c_int) -> *mut ibv_cq = cq::create, else core::ptr::null_mut();
     /// Changes its size.

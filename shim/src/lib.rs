@@ -8,6 +8,7 @@
 
 mod cold;
 mod copies;
+pub mod events;
 pub mod exports;
 mod hot;
 mod lives;
@@ -17,3 +18,4 @@ mod real;
 mod shadow;
 mod spin;
 mod tables;
+mod wait;

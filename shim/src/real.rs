@@ -3,7 +3,7 @@
 //! There is no link-time dependency: this library is loaded into every child process, most of which never see RDMA.
 
 use crate::loader;
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use shift_abi::*;
 
@@ -35,6 +35,17 @@ impl Symbol {
     fn look_up(&self) -> *mut c_void {
         loader::real(self.name).unwrap_or(core::ptr::null_mut())
     }
+}
+
+/// `ibv_get_cq_event` of libibverbs for a channel that may block: the thread may be cancelled in it.
+pub type GetCqEvent = unsafe extern "C-unwind" fn(*mut ibv_comp_channel, *mut *mut ibv_cq, *mut *mut c_void) -> c_int;
+
+/// See [`GetCqEvent`].
+pub fn blocking_get_cq_event() -> Option<GetCqEvent> {
+    static SYMBOL: Symbol = Symbol::new(c"ibv_get_cq_event");
+    let found = SYMBOL.get()?;
+    // SAFETY: a symbol of this name in libibverbs has this signature.
+    Some(unsafe { core::mem::transmute::<*mut c_void, GetCqEvent>(found) })
 }
 
 macro_rules! real_functions {
@@ -94,6 +105,14 @@ real_functions! {
     fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int = libc::ENOSYS;
     /// Makes a CQ.
     fn ibv_create_cq(context: *mut ibv_context, cqe: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel, vector: c_int) -> *mut ibv_cq = core::ptr::null_mut();
+    /// Makes a completion channel.
+    fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut ibv_comp_channel = core::ptr::null_mut();
+    /// Destroys it.
+    fn ibv_destroy_comp_channel(channel: *mut ibv_comp_channel) -> c_int = libc::ENOSYS;
+    /// Takes an event of it. For channels that do not block.
+    fn ibv_get_cq_event(channel: *mut ibv_comp_channel, cq: *mut *mut ibv_cq, cq_context: *mut *mut c_void) -> c_int = -1;
+    /// Acknowledges events.
+    fn ibv_ack_cq_events(cq: *mut ibv_cq, count: c_uint) -> Nothing = NOTHING;
     /// Changes its size.
     fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int = libc::ENOSYS;
     /// Destroys it.

@@ -4,6 +4,7 @@
 //! (`SendQueue::poster`, `RecvQueue::poster`), then `CqShadow::inner`. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
+use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
 use crate::spin::{SpinCell, SpinGuard};
@@ -39,6 +40,8 @@ pub struct ProviderOps {
     pub post_recv: post_recv_fn,
     /// `ops.poll_cq`.
     pub poll_cq: poll_cq_fn,
+    /// `ops.req_notify_cq`.
+    pub req_notify_cq: Option<req_notify_cq_fn>,
 }
 
 /// A context that the application opened.
@@ -104,8 +107,14 @@ pub struct CqShadow {
     pub cq: Raw<ibv_cq>,
     /// Its context's own functions.
     pub ops: ProviderOps,
-    /// Events instead of polling: its QPs are not protected.
+    /// It has a completion channel that this library does not know: its QPs are not protected.
     pub has_channel: bool,
+    /// Its completion channel, if that is one of ours.
+    pub channel: Option<Arc<ChannelShadow>>,
+    /// What the application asked for and got no event of yet: 0, or a constant of `cold::notify`. SeqCst, for the handshakes described there.
+    pub armed: AtomicU8,
+    /// Completions that had waited for their predecessor went to the stash. Under `inner`.
+    pub late: AtomicBool,
     /// Bits above. Written under `inner`, read without (Relaxed: a stale value delays by one poll).
     pub attention: AtomicU32,
     /// Polls of the application, roughly (plain increments): tells the sweep that somebody looks.

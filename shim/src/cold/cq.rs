@@ -1,12 +1,13 @@
 //! Completion queues: their shadows, the room for what a fault flushes, and their twins.
 
+use crate::cold::channel::{self, ChannelShadow};
 use crate::cold::{device, reaper};
 use crate::real;
 use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TAGGED};
 use crate::spin::SpinCell;
 use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,25 +25,50 @@ pub unsafe fn create(
     channel: *mut ibv_comp_channel,
     vector: c_int,
 ) -> *mut ibv_cq {
+    let given = channel::given(channel);
+    let real_channel = given.as_ref().map_or(channel, |ours| ours.real());
     // SAFETY: passed on.
-    let cq = unsafe { real::ibv_create_cq(context, cqe, cq_context, channel, vector) };
+    let cq = unsafe { real::ibv_create_cq(context, cqe, cq_context, real_channel, vector) };
+    enter(cq, context, channel, given);
+    cq
+}
+
+/// A CQ was made, with the real channel in place of one of ours: it gets its shadow, and the channel that the application named.
+pub fn enter(
+    cq: *mut ibv_cq,
+    context: *mut ibv_context,
+    channel: *mut ibv_comp_channel,
+    given: Option<Arc<ChannelShadow>>,
+) {
     if cq.is_null() {
-        return cq;
+        return;
+    }
+    if let Some(ours) = &given {
+        ours.adopt(cq);
     }
     if let Some(shadow) = device::device_of(context) {
         // SAFETY: the CQ was just made.
         let granted = unsafe { (*cq).cqe };
-        CQS.insert(cq, Arc::new(new_shadow(cq, granted, shadow.ops, !channel.is_null())));
+        let has_channel = !channel.is_null() && given.is_none();
+        CQS.insert(cq, Arc::new(new_shadow(cq, granted, shadow.ops, has_channel, given)));
     }
-    cq
 }
 
-fn new_shadow(cq: *mut ibv_cq, cqe: c_int, ops: ProviderOps, has_channel: bool) -> CqShadow {
+fn new_shadow(
+    cq: *mut ibv_cq,
+    cqe: c_int,
+    ops: ProviderOps,
+    has_channel: bool,
+    channel: Option<Arc<ChannelShadow>>,
+) -> CqShadow {
     let inner = CqInner { entries: u32::try_from(cqe).unwrap_or(0), ..CqInner::default() };
     CqShadow {
         cq: Raw(cq),
         ops,
         has_channel,
+        channel,
+        armed: AtomicU8::new(0),
+        late: AtomicBool::new(false),
         attention: AtomicU32::new(0),
         polls: AtomicU32::new(0),
         polls_seen: AtomicU32::new(0),
@@ -99,9 +125,14 @@ pub fn twin(cq: &CqShadow, standby: &crate::cold::rail::Rail) -> Result<Raw<ibv_
         }
         return Ok(twin);
     }
+    let channel = match &cq.channel {
+        Some(channel) => channel.twin_on(standby)?,
+        None => core::ptr::null_mut(),
+    };
+    // An event of the twin says which CQ of the application it is about.
+    let context = cq.cq.0.cast();
     // SAFETY: a rail's context is open for ever.
-    let twin =
-        unsafe { real::ibv_create_cq(standby.context.0, entries, core::ptr::null_mut(), core::ptr::null_mut(), 0) };
+    let twin = unsafe { real::ibv_create_cq(standby.context.0, entries, context, channel, 0) };
     if twin.is_null() {
         return Err(format!("{} refused a CQ of {entries} entries", standby.name));
     }
@@ -132,12 +163,19 @@ pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
 /// # Safety
 /// As `ibv_destroy_cq`.
 pub unsafe fn destroy(cq: *mut ibv_cq) -> c_int {
+    // SAFETY: the CQ is live until the call below.
+    let channel = channel::given(unsafe { (*cq).channel });
+    // Before the shadow goes: who takes an event of a member looks for it.
+    let had_event = channel.as_ref().is_some_and(|channel| channel.leave(cq));
     let shadow = CQS.remove(cq);
     if let Some(shadow) = &shadow {
         shadow.inner.lock().destroyed = true;
     }
-    // SAFETY: passed on.
+    // SAFETY: passed on. It waits until all events are acknowledged, ours too.
     let errno = unsafe { real::ibv_destroy_cq(cq) };
+    if let (true, Some(channel)) = (errno != 0, &channel) {
+        channel.rejoin(cq, had_event);
+    }
     let Some(shadow) = shadow else { return errno };
     if errno != 0 {
         shadow.inner.lock().destroyed = false;

@@ -18,7 +18,12 @@ pub static CONTEXTS: PtrTable<ContextShadow> = PtrTable::new();
 pub fn ops_of(context: *mut ibv_context) -> Option<ProviderOps> {
     // SAFETY: the context is open; reading its table is what every inline verb does.
     let ops = unsafe { (*context).ops };
-    Some(ProviderOps { post_send: ops.post_send?, post_recv: ops.post_recv?, poll_cq: ops.poll_cq? })
+    Some(ProviderOps {
+        post_send: ops.post_send?,
+        post_recv: ops.post_recv?,
+        poll_cq: ops.poll_cq?,
+        req_notify_cq: ops.req_notify_cq,
+    })
 }
 
 /// `ibv_open_device`.
@@ -87,6 +92,8 @@ fn patch(context: *mut ibv_context) {
     unsafe { (*ops).post_recv = Some(crate::exports::patched_post_recv) };
     // SAFETY: as above.
     unsafe { (*ops).poll_cq = Some(crate::exports::patched_poll_cq) };
+    // SAFETY: as above.
+    unsafe { (*ops).req_notify_cq = Some(crate::events::patched_req_notify_cq) };
 }
 
 /// `ibv_close_device`.

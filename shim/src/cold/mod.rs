@@ -1,10 +1,12 @@
 //! What control verbs and the agent do: may allocate, log and make system calls; never waits for a peer.
 
+pub mod channel;
 pub mod cq;
 pub mod datapath;
 pub mod device;
 pub mod fence;
 pub mod mr;
+pub mod notify;
 pub mod pd;
 pub mod probe;
 pub mod qp;

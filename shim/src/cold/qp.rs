@@ -67,7 +67,7 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
     let cq_of = |raw: *mut ibv_cq| {
         let shadow = cq::CQS.get_arc(raw).ok_or("its CQ was not made through ibv_create_cq")?;
         if shadow.has_channel {
-            return Err("its CQ has a completion channel".to_owned());
+            return Err("its CQ has a completion channel that the shim does not know".to_owned());
         }
         Ok(shadow)
     };

@@ -15,6 +15,7 @@ enum Corpse {
     /// With what its requests may still read: the copies of the shadow.
     Twin(Raw<ibv_qp>, Arc<QpShadow>),
     Cq(Raw<ibv_cq>),
+    Channel(Raw<ibv_comp_channel>),
     Mr(Raw<ibv_mr>),
     Pd(Raw<ibv_pd>),
 }
@@ -39,6 +40,11 @@ pub fn destroy_twin(qp: Raw<ibv_qp>, shadow: Arc<QpShadow>) {
 /// Destroys a CQ of this library's own.
 pub fn destroy_cq(cq: Raw<ibv_cq>) {
     add(Corpse::Cq(cq));
+}
+
+/// Destroys a completion channel of this library's own.
+pub fn destroy_channel(channel: Raw<ibv_comp_channel>) {
+    add(Corpse::Channel(channel));
 }
 
 /// Withdraws a registration of this library's own.
@@ -86,6 +92,8 @@ fn bury(corpse: &Corpse) {
         }
         // SAFETY: as above.
         Corpse::Cq(cq) => unsafe { real::ibv_destroy_cq(cq.0) },
+        // SAFETY: as above.
+        Corpse::Channel(channel) => unsafe { real::ibv_destroy_comp_channel(channel.0) },
         // SAFETY: as above.
         Corpse::Mr(mr) => unsafe { real::ibv_dereg_mr(mr.0) },
         // SAFETY: as above.

@@ -3,14 +3,14 @@
 //! While a queue is held its posters only append to the ring, so the agent may write the words of the entries in it. Every entry posted from here is signalled
 //! on the NIC, and the queue is *mixed* until all of them retired.
 
-use crate::cold::{fence, rail, tell, twin};
+use crate::cold::{fence, notify, rail, tell, twin};
 use crate::hot::poll;
 use crate::hot::post::{self, consumes, packets};
 use crate::hot::ring::*;
 use crate::hot::tag::{Queue, Tag};
 use crate::real;
 use crate::shadow::*;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use shift_abi::*;
 use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress};
 use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
@@ -136,6 +136,7 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
     }
     drop(poster);
     cold.reposted = Some(epoch);
+    notify::arm_twins(qp);
     Ok(count)
 }
 
@@ -178,7 +179,8 @@ fn ops_of(qp: &QpShadow, path: u8) -> Option<ProviderOps> {
 /// From now on polls look at the twins as well.
 fn look_at_twin(qp: &QpShadow) {
     for cq in [&qp.send_cq, &qp.recv_cq] {
-        cq.attention.fetch_or(TWIN, Relaxed);
+        // SeqCst: see `notify::request`.
+        cq.attention.fetch_or(TWIN, SeqCst);
     }
 }
 
@@ -194,6 +196,7 @@ pub fn replay(
     if !is_whole(qp) || !begin_incarnation(qp, path, epoch) {
         return Hindrance::Refused(Errno(libc::ENODEV)).of(qp.sq.ring.head());
     }
+    notify::arm_twins(qp);
     for step in &plan.steps {
         let seq = step.seq.0;
         if seq < qp.cold().replay_next.max(qp.sq.ring.head()) {

@@ -6,11 +6,11 @@
 
 use super::ring::*;
 use super::tag::{Queue, Tag};
-use crate::cold::tell;
+use crate::cold::{notify, tell};
 use crate::lives;
 use crate::shadow::*;
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use shift_abi::*;
 use std::collections::VecDeque;
 
@@ -108,6 +108,17 @@ fn settle(cq: &CqShadow, inner: &CqInner) {
         cq.attention.fetch_and(!STASH, Relaxed);
     } else {
         cq.attention.fetch_or(STASH, Relaxed);
+        if cq.late.load(Relaxed) {
+            notify::stashed(cq, inner);
+        }
+    }
+}
+
+/// The same where it is not the application that polls: it may be asleep, waiting for an event.
+fn settle_and_wake(cq: &CqShadow, inner: &CqInner) {
+    settle(cq, inner);
+    if cq.armed.load(SeqCst) != 0 {
+        notify::stashed(cq, inner);
     }
 }
 
@@ -115,7 +126,7 @@ fn settle(cq: &CqShadow, inner: &CqInner) {
 pub fn sweep(cq: &CqShadow) {
     let mut inner = cq.inner.lock();
     drain(cq, &mut inner, usize::MAX);
-    settle(cq, &inner);
+    settle_and_wake(cq, &inner);
 }
 
 /// Takes at least `wanted` completions into the stash, if the providers have so many.
@@ -159,6 +170,7 @@ fn unpark(cq: &CqShadow, inner: &mut CqInner, sink: &mut Sink<'_>) {
         if inner.parked.len() == before {
             return;
         }
+        cq.late.store(true, Relaxed);
     }
 }
 
@@ -261,7 +273,7 @@ pub fn retire_front(qp: &QpShadow) {
         let mut sink = Sink { out: core::ptr::null_mut(), filled: 0, limit: 0, stash: &mut stash };
         retire_mixed(qp, head, &mut sink);
         inner.stash = stash;
-        settle(cq, &inner);
+        settle_and_wake(cq, &inner);
     }
 }
 
@@ -387,7 +399,7 @@ pub fn stash_error(cq: &CqShadow, inner: &mut CqInner, qp: &QpShadow, wr_id: u64
     wc.status = status;
     wc.qp_num = qp.qpn;
     inner.stash.push_back(StashedWc { wc, life: qp.life });
-    settle(cq, inner);
+    settle_and_wake(cq, inner);
 }
 
 /// Forgets what is kept for a QP that is being destroyed.

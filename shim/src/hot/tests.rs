@@ -77,7 +77,8 @@ unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mu
 }
 
 const QPN: u32 = 0x11;
-const OPS: ProviderOps = ProviderOps { post_send: take_send, post_recv: take_recv, poll_cq: give_completions };
+const OPS: ProviderOps =
+    ProviderOps { post_send: take_send, post_recv: take_recv, poll_cq: give_completions, req_notify_cq: None };
 
 struct Bench {
     qp: Arc<QpShadow>,
@@ -97,6 +98,9 @@ impl Bench {
             cq: Raw(core::ptr::null_mut()),
             ops: OPS,
             has_channel: false,
+            channel: None,
+            armed: core::sync::atomic::AtomicU8::new(0),
+            late: AtomicBool::new(false),
             attention: AtomicU32::new(TAGGED),
             polls: AtomicU32::new(0),
             polls_seen: AtomicU32::new(0),

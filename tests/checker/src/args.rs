@@ -163,6 +163,10 @@ pub enum Polling {
     Spin,
     /// Sleep for a millisecond between two polls.
     Sleepy,
+    /// Poll only when a completion event came; a thread sleeps in ibv_get_cq_event.
+    Event,
+    /// The same with a channel that does not block, and epoll.
+    Epoll,
 }
 
 /// An error that is committed on purpose.
@@ -300,6 +304,12 @@ pub struct Params {
     /// The queue pairs of an end send one after another, each all its messages: each has the wire for itself.
     #[arg(long)]
     pub turns: bool,
+    /// With --poll event or epoll: a receiver asks for events of solicited messages only, and a sender solicits the last one of every few.
+    #[arg(long)]
+    pub solicited: bool,
+    /// Two completion queues per end, for sends and for receives; with --poll event or epoll on one channel.
+    #[arg(long)]
+    pub split_cqs: bool,
     /// How both ends poll when nothing happens.
     #[arg(long, value_enum, default_value = "spin")]
     pub poll: Polling,
@@ -343,6 +353,15 @@ impl Params {
         if self.two_pollers && (self.signal_every != 1 || self.receiver_waits || self.may_fail) {
             return Err(
                 "--two-pollers needs all work requests signalled, and ends that poll and do not fail".to_owned()
+            );
+        }
+        let sleeps = matches!(self.poll, Polling::Event | Polling::Epoll);
+        if self.two_pollers && (sleeps || self.split_cqs) {
+            return Err("--two-pollers needs one completion queue, and ends that do not sleep".to_owned());
+        }
+        if self.solicited && (!sleeps || self.direction == Ways::Both || self.receiver_waits) {
+            return Err(
+                "--solicited needs --poll event or epoll, --direction one, and a receiver that polls".to_owned()
             );
         }
         if self.retry_refused && self.may_fail {
@@ -432,6 +451,9 @@ mod tests {
         assert!(Params { two_pollers: true, ..waits.clone() }.check().is_err());
         assert!(Params { two_pollers: true, signal_every: 2, ..Params::for_tests() }.check().is_err());
         assert!(Params { retry_refused: true, may_fail: true, ..Params::for_tests() }.check().is_err());
+        assert!(Params { solicited: true, ..Params::for_tests() }.check().is_err());
+        assert!(Params { solicited: true, poll: Polling::Event, ..Params::for_tests() }.check().is_ok());
+        assert!(Params { two_pollers: true, split_cqs: true, ..Params::for_tests() }.check().is_err());
         assert!(Params { messages: 1 << 20, ..waits }.check().is_err());
         assert!(Params { pause_before_message: Some(1000), ..Params::for_tests() }.check().is_err());
     }

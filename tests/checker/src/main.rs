@@ -23,6 +23,7 @@ mod sender;
 mod session;
 mod setup;
 mod side;
+mod sleeper;
 mod trigger;
 mod verbs;
 mod witness;

@@ -27,6 +27,8 @@ pub struct Verdict {
     pub received: u64,
     /// Bytes posted and bytes verified.
     pub bytes: u64,
+    /// Completion events that came.
+    pub events: u64,
 }
 
 /// A queue pair that ended in an error, as one end saw it.
@@ -109,6 +111,7 @@ pub struct Report {
     acked: u64,
     received: u64,
     bytes: u64,
+    events: u64,
     #[serde(flatten)]
     tally: Tally,
     fallen: Vec<Fallen>,
@@ -146,6 +149,7 @@ impl Report {
             acked: verdict.acked,
             received: verdict.received,
             bytes: verdict.bytes,
+            events: verdict.events,
             tally: verdict.tally,
             fallen: verdict.fallen,
             errors: verdict.errors,

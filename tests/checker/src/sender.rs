@@ -247,7 +247,8 @@ impl Sender {
             opcode: opcode(message.op),
             flags: flag(signalled, IBV_SEND_SIGNALED)
                 | flag(inline && qp.inline_room() > 0, IBV_SEND_INLINE)
-                | flag(fence, IBV_SEND_FENCE),
+                | flag(fence, IBV_SEND_FENCE)
+                | flag(self.must_solicit(params, counter), IBV_SEND_SOLICITED),
             at,
             len: message.len,
             sges: if matches!(message.op, Op::FetchAdd | Op::CompareSwap) { 1 } else { params.sges },
@@ -258,10 +259,20 @@ impl Sender {
         }
     }
 
-    fn must_signal(&self, params: &Params, counter: u64) -> bool {
+    /// Often enough that a receiver that sleeps in between never runs out of receives.
+    fn must_solicit(&self, params: &Params, counter: u64) -> bool {
+        let every = u64::from(params.depth / 4).max(1);
+        params.solicited && (self.is_last() || (counter + 1).is_multiple_of(every))
+    }
+
+    /// Whether the message that was taken is the last for now.
+    fn is_last(&self) -> bool {
         let ends = self.limit == Some(self.next) || self.pause_at == Some(self.next);
-        let last = ends && self.taken.is_empty();
-        last || (counter + 1).is_multiple_of(params.signal_every())
+        ends && self.taken.is_empty()
+    }
+
+    fn must_signal(&self, params: &Params, counter: u64) -> bool {
+        self.is_last() || (counter + 1).is_multiple_of(params.signal_every())
     }
 
     fn write_payload(&mut self, ground: &Ground, message: &Message) {

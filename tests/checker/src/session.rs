@@ -9,6 +9,7 @@ use crate::receiver::Receiver;
 use crate::report::{Ending, Verdict};
 use crate::sender::{Pacer, Sender};
 use crate::side::{Note, Side};
+use crate::sleeper::Sleeper;
 use crate::trigger::Trigger;
 use crate::verbs::{monotonic_ns, Qp, Region, VerbError, Verbs};
 use crate::witness;
@@ -43,6 +44,7 @@ pub struct Session {
     verdict: Verdict,
     wcs: Vec<ibv_wc>,
     second: Option<Second>,
+    sleeper: Sleeper,
     phase: Phase,
     pause: Pause,
     stale_posted: bool,
@@ -103,6 +105,7 @@ impl Session {
             parts,
             verdict: Verdict::default(),
             wcs: Vec::new(),
+            sleeper: Sleeper::default(),
             phase: Phase::Running,
             pause: Pause::default(),
             stale_posted: false,
@@ -144,7 +147,7 @@ impl Session {
     /// One turn of the loop; whether anything happened.
     fn turn(&mut self, now: u64) -> Result<bool, String> {
         let noted = self.handle_notes(now)?;
-        let polled = !self.sits_in_read() && self.handle_completions(now)?;
+        let polled = !self.sits_in_read() && self.handle_what_is_told(now)?;
         let looked = self.look(now);
         witness::publish(&self.parts.receivers);
         let posted = self.post(now)?;
@@ -225,6 +228,26 @@ impl Session {
             Note::Params(_) | Note::Endpoint(_) | Note::Ready => return Err("a note out of turn".to_owned()),
         }
         Ok(())
+    }
+
+    /// An end that sleeps polls only once it was told to.
+    fn handle_what_is_told(&mut self, now: u64) -> Result<bool, String> {
+        match self.parts.verbs.heard(Duration::ZERO).transpose().map_err(|e| e.to_string())? {
+            None => return self.handle_completions(now),
+            // Each event is of one arming: it has to be armed anew.
+            Some(true) => self.sleeper = Sleeper::Awake,
+            Some(false) if self.sleeper == Sleeper::Asleep => return Ok(false),
+            Some(false) => {}
+        }
+        let polled = self.handle_completions(now)?;
+        let (next, arm) = self.sleeper.polled(usize::from(polled));
+        self.sleeper = next;
+        if arm {
+            let solicited = self.parts.ground.params.solicited && self.parts.senders.is_empty();
+            self.parts.verbs.arm(solicited).map_err(|e| e.to_string())?;
+        }
+        // What was just armed is looked at once more.
+        Ok(polled || arm)
     }
 
     fn handle_completions(&mut self, now: u64) -> Result<bool, String> {
@@ -426,10 +449,16 @@ impl Session {
         }
     }
 
-    fn rest(&self) {
+    fn rest(&mut self) {
         match self.parts.ground.params.poll {
             Polling::Spin => std::thread::yield_now(),
             Polling::Sleepy => std::thread::sleep(Duration::from_millis(1)),
+            // Notes of the side channel come too.
+            Polling::Event | Polling::Epoll => {
+                if let Some(Ok(true)) = self.parts.verbs.heard(Duration::from_millis(1)) {
+                    self.sleeper = Sleeper::Awake;
+                }
+            }
         }
     }
 
@@ -448,7 +477,7 @@ impl Session {
         let until = monotonic_ns() + limit.as_nanos() as u64;
         while monotonic_ns() < until {
             let now = monotonic_ns();
-            match self.handle_completions(now) {
+            match self.handle_what_is_told(now) {
                 Ok(true) => {}
                 Ok(false) => self.rest(),
                 Err(why) => self.verdict.tally.count(Kind::CompletionWrong, || why),
@@ -458,6 +487,7 @@ impl Session {
 
     /// What was learned.
     pub fn take_verdict(&mut self) -> Verdict {
+        self.verdict.events = self.parts.verbs.events();
         std::mem::take(&mut self.verdict)
     }
 

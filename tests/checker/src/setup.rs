@@ -1,6 +1,6 @@
 //! From the command line to connected queue pairs: open the device, tell the peer, hear from it, connect.
 
-use crate::args::{Local, Mode, Params, Ways};
+use crate::args::{Local, Mode, Params, Polling, Ways};
 use crate::ground::Ground;
 use crate::layout::Layout;
 use crate::predict::{mix, Direction, Plan, POISON};
@@ -10,7 +10,7 @@ use crate::sender::Sender;
 use crate::session::Parts;
 use crate::side::{Endpoint, Note, Side};
 use crate::trigger::Trigger;
-use crate::verbs::{Qp, QpWish, Region, Route, VerbError, Verbs};
+use crate::verbs::{CqWish, Qp, QpWish, Region, Route, VerbError, Verbs, Waiting};
 use shift_abi::*;
 use std::io;
 use std::time::Duration;
@@ -137,7 +137,13 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
     let receives = |qp| if params.mode(qp).takes_receives() { layout.receives() as u32 } else { 0 };
     // Exactly what may be there at once: a completion too many overruns it.
     let cqe = (0..params.qps).map(|qp| params.depth + receives(qp)).sum();
-    let verbs = Verbs::open(local.dev.as_deref(), local.port, cqe)?;
+    let waiting = match params.poll {
+        Polling::Spin | Polling::Sleepy => None,
+        Polling::Event => Some(Waiting::Thread),
+        Polling::Epoll => Some(Waiting::Epoll),
+    };
+    let wish = CqWish { cqe, split: params.split_cqs, waiting };
+    let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;
     let shared = verbs.region(layout.shared_bytes(), shared_access(&params.modes))?;

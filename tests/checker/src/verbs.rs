@@ -6,12 +6,14 @@
 
 #![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
+mod channel;
 mod child;
 mod fences;
 mod memory;
 mod poller;
 mod queue;
 
+pub use channel::{Channel, Waiting};
 pub use child::fork_idle_child;
 pub use fences::{watch_fences, FenceSeen};
 pub use memory::{Region, Window};
@@ -23,6 +25,7 @@ use shift_abi::*;
 use std::ffi::{c_int, c_uint, CStr};
 use std::io;
 use std::ptr::{null_mut, NonNull};
+use std::time::Duration;
 
 #[link(name = "ibverbs")]
 extern "C" {
@@ -98,23 +101,54 @@ fn check(verb: &'static str, errno: c_int) -> Result<()> {
 pub struct Verbs {
     context: NonNull<ibv_context>,
     pd: NonNull<ibv_pd>,
-    cq: NonNull<ibv_cq>,
+    /// Of sends and of receives; the same one unless two were asked for.
+    cqs: [NonNull<ibv_cq>; 2],
     port: u8,
-    poller: Poller,
+    pollers: Vec<Poller>,
+    channel: Option<Channel>,
+}
+
+/// What completions are told by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CqWish {
+    /// Entries of a completion queue.
+    pub cqe: u32,
+    /// One for sends and one for receives.
+    pub split: bool,
+    /// Events, and how they are waited for.
+    pub waiting: Option<Waiting>,
 }
 
 impl Verbs {
-    /// Opens the named device, or the first one, with a completion queue of exactly `cqe` entries.
-    pub fn open(name: Option<&str>, port: u8, cqe: u32) -> Result<Self> {
+    /// Opens the named device, or the first one, with completion queues of exactly so many entries.
+    pub fn open(name: Option<&str>, port: u8, wish: CqWish) -> Result<Self> {
         let context = open_device(name)?;
         // SAFETY: the context was just opened.
         let pd = unsafe { ibv_alloc_pd(context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(|| VerbError::last("ibv_alloc_pd"))?;
-        let cqe = c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
-        // SAFETY: the context is open; no channel and no context pointer are wanted.
-        let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), null_mut(), 0) };
-        let cq = NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))?;
-        Ok(Self { context, pd, cq, port, poller: Poller::new(context, cq) })
+        let channel = wish.waiting.map(|waiting| Channel::new(context, waiting)).transpose()?;
+        let first = create_cq(context, wish.cqe, channel.as_ref())?;
+        let second = if wish.split { create_cq(context, wish.cqe, channel.as_ref())? } else { first };
+        let cqs = [first, second];
+        let pollers = cqs.iter().take(1 + usize::from(wish.split)).map(|cq| Poller::new(context, *cq)).collect();
+        Ok(Self { context, pd, cqs, port, pollers, channel })
+    }
+
+    /// Where completions are told by events: whether one came within `patience`. `None`: they are not.
+    pub fn heard(&mut self, patience: Duration) -> Option<Result<bool>> {
+        self.channel.as_mut().map(|channel| channel.heard(patience))
+    }
+
+    /// Asks for an event of each queue's next completion, or of the next solicited one.
+    pub fn arm(&self, solicited: bool) -> Result<()> {
+        let Some(channel) = &self.channel else { return Ok(()) };
+        self.pollers.iter().try_for_each(|poller| channel.arm(poller.cq(), solicited))
+    }
+
+    /// Events that came so far.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.channel.as_ref().map_or(0, |channel| channel.events)
     }
 
     /// How many READs and atomics a queue pair of this device may have outstanding, as requester and as responder.
@@ -159,18 +193,18 @@ impl Verbs {
 
     /// Makes a queue pair, in RESET, on the completion queue.
     pub fn qp(&self, wish: QpWish) -> Result<Qp> {
-        Qp::new(self.pd, self.cq, self.port, wish)
+        Qp::new(self.pd, self.cqs, self.port, wish)
     }
 
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
     pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
-        self.poller.poll(out)
+        self.pollers.iter_mut().try_fold(0, |count, poller| Ok(count + poller.poll(out)?))
     }
 
     /// Another poller of the same completion queue, for another thread; to be dropped before [`Verbs::close`].
     #[must_use]
     pub fn another_poller(&self) -> Poller {
-        Poller::new(self.context, self.cq)
+        Poller::new(self.context, self.cqs[0])
     }
 
     /// Closes everything, queue pairs first.
@@ -178,8 +212,16 @@ impl Verbs {
         for qp in qps {
             qp.destroy()?;
         }
-        // SAFETY: its queue pairs are destroyed.
-        check("ibv_destroy_cq", unsafe { ibv_destroy_cq(self.cq.as_ptr()) })?;
+        if let Some(channel) = &self.channel {
+            channel.stop();
+        }
+        for poller in &self.pollers {
+            // SAFETY: its queue pairs are destroyed.
+            check("ibv_destroy_cq", unsafe { ibv_destroy_cq(poller.cq().as_ptr()) })?;
+        }
+        if let Some(channel) = self.channel {
+            channel.close()?;
+        }
         for region in regions {
             region.deregister()?;
         }
@@ -188,6 +230,14 @@ impl Verbs {
         // SAFETY: all its objects are gone, and `self` with the pointer is consumed.
         check("ibv_close_device", unsafe { ibv_close_device(self.context.as_ptr()) })
     }
+}
+
+fn create_cq(context: NonNull<ibv_context>, cqe: u32, channel: Option<&Channel>) -> Result<NonNull<ibv_cq>> {
+    let cqe = c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
+    let channel = channel.map_or(null_mut(), Channel::as_ptr);
+    // SAFETY: the context is open and the channel, if there is one, is of it; no context pointer is wanted.
+    let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), channel, 0) };
+    NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))
 }
 
 fn is_ipv4(gid: [u8; 16]) -> bool {

@@ -24,6 +24,10 @@ impl Poller {
         Self { context, cq, wcs: vec![ibv_wc::zeroed(); POLL_BATCH] }
     }
 
+    pub(super) const fn cq(&self) -> NonNull<ibv_cq> {
+        self.cq
+    }
+
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
     pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
         // SAFETY: the context is open. `ops` is read anew each time, as the inline ibv_poll_cq reads it.

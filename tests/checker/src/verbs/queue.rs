@@ -100,10 +100,10 @@ pub struct Qp {
 const SCRIBBLE: ibv_send_wr = ibv_send_wr { wr_id: !0, num_sge: -1, send_flags: !0, ..ibv_send_wr::zeroed() };
 
 impl Qp {
-    pub(super) fn new(pd: NonNull<ibv_pd>, cq: NonNull<ibv_cq>, port: u8, wish: QpWish) -> Result<Self> {
+    pub(super) fn new(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], port: u8, wish: QpWish) -> Result<Self> {
         let mut attr = ibv_qp_init_attr {
-            send_cq: cq.as_ptr(),
-            recv_cq: cq.as_ptr(),
+            send_cq: cqs[0].as_ptr(),
+            recv_cq: cqs[1].as_ptr(),
             cap: ibv_qp_cap {
                 max_send_wr: wish.send_wrs,
                 max_recv_wr: wish.receive_wrs,

@@ -9,6 +9,7 @@ mod bad_input;
 mod checker;
 mod control_cuts;
 mod corners;
+mod events;
 mod fail_open;
 mod lab_itself;
 mod lesser;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         checker::scenarios(),
         survive::scenarios(),
         corners::scenarios(),
+        events::scenarios(),
         loss::scenarios(),
         shared_port::scenarios(),
         race::scenarios(),

@@ -72,7 +72,7 @@ fn of_modes(name: &str, modes: &'static [&'static str]) -> Vec<Scenario> {
         scenarios.push(Scenario::guests(format!("shim-checker-{name}-cut-{side}"), about, run));
     }
     let about = format!("the checking application, {who}, without the shim dies of either cut");
-    let run = move |lab: &mut Lab, seed| dies_without(lab, modes, seed);
+    let run = move |lab: &mut Lab, seed| dies_without(lab, modes, "", seed);
     scenarios.push(Scenario::guests(format!("checker-plain-{name}-cut"), about, run));
     scenarios
 }
@@ -136,6 +136,15 @@ fn named(modes: &[&str], seed: u64) -> String {
 
 /// Runs the checking application through a fault: everything once, in order, right.
 pub(super) fn survives(lab: &mut Lab, checker: &Checker, fault: Option<(Fault, Moment)>) -> Result<Figures> {
+    survives_and_tells(lab, checker, fault).map(|(figures, _)| figures)
+}
+
+/// The same, and what both ends said.
+pub(super) fn survives_and_tells(
+    lab: &mut Lab,
+    checker: &Checker,
+    fault: Option<(Fault, Moment)>,
+) -> Result<(Figures, Story)> {
     let faulted = fault.is_some();
     let trial = match fault {
         Some((fault, moment)) => checker.trial().fault(fault, moment),
@@ -143,11 +152,11 @@ pub(super) fn survives(lab: &mut Lab, checker: &Checker, fault: Option<(Fault, M
     };
     let (story, evidence) = run(lab, &trial)?;
     if faulted {
-        return judge_survival(checker, &story, &evidence);
+        return Ok((judge_survival(checker, &story, &evidence)?, story));
     }
     let figures = judge_run(checker, &story)?;
     require(evidence.migrations() == 0, || "there was a migration without a fault".into())?;
-    Ok(moved(figures, &story, &evidence))
+    Ok((moved(figures, &story, &evidence), story))
 }
 
 /// A run of the checking application through a fault: both sides are content, and something was migrated.
@@ -169,13 +178,13 @@ fn judge_run(checker: &Checker, story: &Story) -> Result<Figures> {
 
 /// The negative control: without the shim the same cut ends the run. With few retries, so that the sender of a receiver that is gone gets its error
 /// within a second; that it stands still for ever with the default ones is shown on perftest.
-fn dies_without(lab: &mut Lab, modes: &[&str], seed: u64) -> Result<Figures> {
+pub(super) fn dies_without(lab: &mut Lab, modes: &[&str], more: &str, seed: u64) -> Result<Figures> {
     let mut figures = Figures::new();
     for (side, host) in SIDES {
         lab.reset()?;
         let messages = 1500 / modes.len();
         let named = named(modes, seed);
-        let options = format!("{named} --messages {messages} --depth 16 --retry-cnt 3 --deadline 10");
+        let options = format!("{named} --messages {messages} --depth 16 --retry-cnt 3 --deadline 10 {more}");
         let fault = Fault::Cut(host, Rail::Zero);
         let mut trial = Checker::plain(options).trial().fault(fault, Moment::from_seed(seed, 100, 800));
         trial.stall_limit = TEARDOWN;
