@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # A linker and C headers for cargo; the rest is the lab's.
 packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
-    kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py)
+    kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py python3-pip)
 
 fail() {
     echo "$0: $*" >&2
@@ -60,9 +60,9 @@ built="${CARGO_TARGET_DIR:-target}/release"
 # A scenario must never judge what an earlier state of the sources built.
 build_lab() {
     local part
-    cargo build --release -p shift-lab -p shift-checker -p shift-verbs -p shift-preload >&2 && return
+    cargo build --release -p shift-lab -p shift-checker -p shift-nccl -p shift-verbs -p shift-preload >&2 && return
     cargo build --release -p shift-lab >&2 || fail "the lab does not build"
-    for part in shift-checker:shift-checker shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so; do
+    for part in shift-checker:shift-checker shift-nccl:shift-nccl shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so; do
         cargo build --quiet --release -p "${part%:*}" >&2 && continue
         rm -f "$built/${part#*:}"
         echo "${part%:*} does not build: what needs it will fail" >&2

@@ -12,6 +12,7 @@ pub mod image;
 pub mod kernel;
 pub mod leash;
 pub mod monitor;
+pub mod nccl;
 pub mod programs;
 pub mod qemu;
 

@@ -14,6 +14,7 @@ mod fail_open;
 mod lab_itself;
 mod lesser;
 mod loss;
+mod nccl;
 mod non_rdma;
 mod partners;
 mod plain;
@@ -102,6 +103,7 @@ pub fn all() -> Vec<Scenario> {
         bad_input::scenarios(),
         strangers::scenarios(),
         programs::scenarios(),
+        nccl::scenarios(),
     ]
     .into_iter()
     .flatten()
