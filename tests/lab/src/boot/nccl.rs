@@ -69,7 +69,16 @@ fn fetch(work: &Path, release: Release, say: impl Fn(&str)) -> Result<()> {
     let wanted = work.join("wanted.txt");
     fs::write(&wanted, format!("{PACKAGE}=={} --hash=sha256:{}\n", release.version, release.sha256))?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]);
     pip.args(["--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_27_x86_64", "--require-hashes"]);
     run_tool(pip.arg("--dest").arg(work).arg("-r").arg(&wanted))?;
     let wheels = fs::read_dir(work)?.flatten().map(|entry| entry.path());
