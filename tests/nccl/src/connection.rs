@@ -288,7 +288,7 @@ impl Receiving {
 
 /// Some of them with more room than is needed.
 fn parts(message: u64, pieces: &[Piece]) -> Vec<Part> {
-    let spare = if message % 3 == 0 { GUARD / 2 } else { 0 };
+    let spare = if message.is_multiple_of(3) { GUARD / 2 } else { 0 };
     let part = |piece: &Piece| Part { at: slot(message) + piece.at, room: piece.len + spare, tag: piece.tag };
     pieces.iter().map(part).collect()
 }
