@@ -18,6 +18,10 @@ opaque! {
     ibv_xrcd,
     /// A table of work queues for receive-side scaling.
     ibv_rwq_ind_table,
+    /// A thread domain: objects in it are used by one thread at a time.
+    ibv_td,
+    /// Memory of the device.
+    ibv_dm,
 }
 
 c_structs! {
@@ -199,6 +203,17 @@ c_structs! {
         comp_mask: u32 = 40,
         flags: u32 = 44,
         parent_domain: *mut ibv_pd = 48,
+    }
+
+    /// The argument of `ibv_alloc_parent_domain`.
+    #[derive(Clone, Copy, Debug)]
+    ibv_parent_domain_init_attr as "struct ibv_parent_domain_init_attr" [48] {
+        pd: *mut ibv_pd = 0,
+        td: *mut ibv_td = 8,
+        comp_mask: u32 = 16,
+        alloc: *mut c_void = 24,
+        free: *mut c_void = 32,
+        pd_context: *mut c_void = 40,
     }
 
     /// When a completion queue raises its event.

@@ -48,11 +48,12 @@ pub type create_qp_ex_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_qp_in
 /// `verbs_context::create_srq_ex`.
 pub type create_srq_ex_fn = unsafe extern "C" fn(*mut ibv_context, *mut ibv_srq_init_attr_ex) -> *mut ibv_srq;
 /// `verbs_context::reg_dm_mr`.
-pub type reg_dm_mr_fn = unsafe extern "C" fn(*mut ibv_pd, *mut c_void, u64, usize, c_uint) -> *mut ibv_mr;
+pub type reg_dm_mr_fn = unsafe extern "C" fn(*mut ibv_pd, *mut ibv_dm, u64, usize, c_uint) -> *mut ibv_mr;
 /// `verbs_context::alloc_null_mr`.
 pub type alloc_null_mr_fn = unsafe extern "C" fn(*mut ibv_pd) -> *mut ibv_mr;
 /// `verbs_context::alloc_parent_domain`.
-pub type alloc_parent_domain_fn = unsafe extern "C" fn(*mut ibv_context, *mut c_void) -> *mut ibv_pd;
+pub type alloc_parent_domain_fn =
+    unsafe extern "C" fn(*mut ibv_context, *mut ibv_parent_domain_init_attr) -> *mut ibv_pd;
 
 c_structs! {
     /// The functions that `ibv_post_send` and its like call inline. Providers write it once, when the context is made.

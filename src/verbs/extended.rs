@@ -1,7 +1,7 @@
 //! The extended interfaces: `ibv_qp_ex` (wr_start … wr_complete), `ibv_cq_ex` (start_poll … read_*), device attributes.
 
 use crate::attr::ibv_device_attr;
-use crate::constants::{ibv_wc_opcode, ibv_wc_status};
+use crate::constants::{ibv_wc_opcode, ibv_wc_status, ibv_wr_opcode};
 use crate::context::ibv_context;
 use crate::objects::*;
 use crate::work::{ibv_data_buf, ibv_mw_bind_info, ibv_sge};
@@ -13,6 +13,22 @@ use libc::{pthread_cond_t, pthread_mutex_t};
 #[repr(C)]
 pub struct ibv_ops_wr {
     _private: [u8; 0],
+}
+
+/// `wr_flush`, the last member of `struct ibv_qp_ex` since rdma-core 45.
+pub type wr_flush_fn = unsafe extern "C" fn(*mut ibv_qp_ex, u32, u64, usize, u8, u8);
+
+/// Asked of `send_ops_flags` by a program that was compiled with a header of rdma-core 45 or later. Where a device grants
+/// it, its [`ibv_qp_ex`] has `wr_flush` behind what this crate's header knows: see [`wr_flush_slot`].
+pub const IBV_QP_EX_WITH_FLUSH: u64 = 1 << 11;
+
+/// The opcode of `wr_flush`: it has no form in [`ibv_send_wr`](crate::ibv_send_wr).
+pub const IBV_WR_FLUSH: ibv_wr_opcode = ibv_wr_opcode(14);
+
+/// Where `wr_flush` lies in a queue pair that was granted [`IBV_QP_EX_WITH_FLUSH`].
+#[must_use]
+pub const fn wr_flush_slot(pair: *mut ibv_qp_ex) -> *mut Option<wr_flush_fn> {
+    pair.wrapping_add(1).cast()
 }
 
 c_structs! {

@@ -52,7 +52,7 @@ fn c_program(facts: &[(String, i64)]) -> String {
 }
 
 fn compile_and_run(source: &str) -> String {
-    let folder = std::env::temp_dir().join(format!("shift-abi-header-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("shift-abi-header-{}-{}", std::process::id(), source.len()));
     std::fs::create_dir_all(&folder).expect("a folder for the C program");
     let (c_file, program) = (folder.join("facts.c"), folder.join("facts"));
     std::fs::write(&c_file, source).expect("the C program is written");
@@ -81,6 +81,23 @@ fn every_size_offset_and_constant_is_the_installed_headers() {
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(facts.len() > 600, "only {} facts: a table is missing", facts.len());
+}
+
+/// `wr_flush` is in headers of rdma-core 45 and later; this crate's structure ends before it.
+#[test]
+fn wr_flush_lies_directly_behind_what_older_headers_know() {
+    let mut pair = crate::ibv_qp_ex::zeroed();
+    let begin = &raw mut pair as usize;
+    let slot = crate::wr_flush_slot(&mut pair) as usize;
+    assert_eq!(slot - begin, std::mem::size_of::<crate::ibv_qp_ex>());
+    let knows_it = std::fs::read_to_string(HEADER).is_ok_and(|header| header.contains("(*wr_flush)"));
+    if !knows_it {
+        eprintln!("SKIPPED: {HEADER} has no wr_flush; only the end of the older structure was compared");
+        return;
+    }
+    let source = "#include <stddef.h>\n#include <stdio.h>\n#include <infiniband/verbs.h>\n\
+                  int main(void) { printf(\"%zu\\n\", offsetof(struct ibv_qp_ex, wr_flush)); return 0; }\n";
+    assert_eq!(compile_and_run(source).trim().parse(), Ok(slot - begin));
 }
 
 #[test]
