@@ -55,9 +55,9 @@ exported! {
     fn ibv_reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_int) -> *mut ibv_mr = reg_mr_iova, else core::ptr::null_mut();
     /// The same with optional access flags.
     fn ibv_reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> *mut ibv_mr = reg_mr_iova2, else core::ptr::null_mut();
-    /// Registers memory of another device: not on the standby, and that is said.
-    fn ibv_reg_dmabuf_mr(domain: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int) -> *mut ibv_mr = mr::reg_dmabuf, else core::ptr::null_mut();
-    /// Changes a registration: it is not on the standby any more, and that is said.
+    /// Registers memory of another device, and again on the standby.
+    fn ibv_reg_dmabuf_mr(domain: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int) -> *mut ibv_mr = reg_dmabuf, else core::ptr::null_mut();
+    /// Changes a registration, and the one on the standby.
     fn ibv_rereg_mr(region: *mut ibv_mr, flags: c_int, domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> c_int = mr::rereg, else -1;
     /// Withdraws both registrations.
     fn ibv_dereg_mr(region: *mut ibv_mr) -> c_int = mr::dereg, else libc::EIO;
@@ -100,7 +100,10 @@ unsafe fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usize, access: 
     // SAFETY: passed on.
     let make = || unsafe { real::ibv_reg_mr(domain, addr, length, access) };
     let region = mr::register_fresh(domain, make);
-    mr::registered(&mr::Request { pd: domain, addr, length, iova: addr as u64, access: access as u32 }, region);
+    mr::registered(
+        &mr::Request { pd: domain, addr, length, iova: addr as u64, access: access as u32, dmabuf: None },
+        region,
+    );
     region
 }
 
@@ -108,7 +111,7 @@ unsafe fn reg_mr_iova(domain: *mut ibv_pd, addr: *mut c_void, length: usize, iov
     // SAFETY: passed on.
     let make = || unsafe { real::ibv_reg_mr_iova(domain, addr, length, iova, access) };
     let region = mr::register_fresh(domain, make);
-    mr::registered(&mr::Request { pd: domain, addr, length, iova, access: access as u32 }, region);
+    mr::registered(&mr::Request { pd: domain, addr, length, iova, access: access as u32, dmabuf: None }, region);
     region
 }
 
@@ -116,7 +119,23 @@ unsafe fn reg_mr_iova2(domain: *mut ibv_pd, addr: *mut c_void, length: usize, io
     // SAFETY: passed on.
     let make = || unsafe { real::ibv_reg_mr_iova2(domain, addr, length, iova, access) };
     let region = mr::register_fresh(domain, make);
-    mr::registered(&mr::Request { pd: domain, addr, length, iova, access }, region);
+    mr::registered(&mr::Request { pd: domain, addr, length, iova, access, dmabuf: None }, region);
+    region
+}
+
+unsafe fn reg_dmabuf(
+    domain: *mut ibv_pd,
+    offset: u64,
+    length: usize,
+    iova: u64,
+    fd: c_int,
+    access: c_int,
+) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let make = || unsafe { real::ibv_reg_dmabuf_mr(domain, offset, length, iova, fd, access) };
+    let region = mr::register_fresh(domain, make);
+    let (access, dmabuf) = (access as u32, Some((fd, offset)));
+    mr::registered(&mr::Request { pd: domain, addr: core::ptr::null_mut(), length, iova, access, dmabuf }, region);
     region
 }
 

@@ -123,6 +123,8 @@ real_functions! {
     fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int = libc::ENOSYS;
     /// Asks for its attributes.
     fn ibv_query_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int = libc::ENOSYS;
+    /// The extended form of a QP that was made with functions for posting, or NULL.
+    fn ibv_qp_to_qp_ex(qp: *mut ibv_qp) -> *mut ibv_qp_ex = core::ptr::null_mut();
     /// Destroys it.
     fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int = libc::ENOSYS;
     /// Reads an asynchronous event.

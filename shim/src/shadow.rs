@@ -1,12 +1,14 @@
 //! The shadow objects: what this library knows beside each object of the application.
 //!
-//! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then the posters' cells
-//! (`SendQueue::poster`, `RecvQueue::poster`), then `CqShadow::inner`. Two CQs of one QP
+//! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `QpEx`'s cell, then the posters' cells
+//! (`SendQueue::poster`, `RecvQueue::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
 use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
+use crate::hot::poll_ex::{CqEx, CqReads, MoreWc};
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
+use crate::hot::wr::QpEx;
 use crate::spin::{SpinCell, SpinGuard};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
@@ -48,6 +50,8 @@ pub struct ProviderOps {
 pub struct ContextShadow {
     /// The provider's own functions.
     pub ops: ProviderOps,
+    /// Those of the extended table.
+    pub extended: crate::cold::extended::ExtendedOps,
     /// The device: index into [`crate::cold::rail`]'s table.
     pub device: u16,
 }
@@ -60,8 +64,8 @@ pub struct PdShadow {
     pub standby: Result<StandbyPd, String>,
     /// Some registration has no twin: posts have to look which they use. Set once, read on every post (Relaxed: it is set before the key exists).
     pub lacks_twins: AtomicBool,
-    /// One of them can be reached by the peer, who does not say when it uses it.
-    pub lacks_remote_twins: AtomicBool,
+    /// Why no QP of it can be protected: the peer can reach memory that the standby does not have, and does not say when it uses it.
+    pub unprotected: OnceLock<&'static str>,
 }
 
 /// A PD of this library's own.
@@ -90,6 +94,14 @@ pub struct MrShadow {
     pub twin: Option<Raw<ibv_mr>>,
     /// Its local key.
     pub twin_lkey: u32,
+    /// First address as the application sees it.
+    pub addr: usize,
+    /// Access flags.
+    pub access: u32,
+    /// Its PD.
+    pub pd: Raw<ibv_pd>,
+    /// The memory is another device's.
+    pub is_dmabuf: bool,
 }
 
 /// There are completions in the stash, or parked ones.
@@ -100,6 +112,8 @@ pub const TWIN: u32 = 1 << 1;
 pub const TAGGED: u32 = 1 << 2;
 /// QPs without a shadow use it too: their numbers are in `CqInner::foreign`.
 pub const FOREIGN: u32 = 1 << 3;
+/// Its provider has no lock for it (single-threaded, or of a thread domain): whoever calls the provider holds `inner`.
+pub const UNLOCKED: u32 = 1 << 4;
 
 /// A CQ of the application.
 pub struct CqShadow {
@@ -115,6 +129,10 @@ pub struct CqShadow {
     pub armed: AtomicU8,
     /// Completions that had waited for their predecessor went to the stash. Under `inner`.
     pub late: AtomicBool,
+    /// Why no QP of it can be protected.
+    pub refused: Option<&'static str>,
+    /// `ibv_start_poll` and its readers, where it was made for them.
+    pub ex: Option<CqEx>,
     /// Bits above. Written under `inner`, read without (Relaxed: a stale value delays by one poll).
     pub attention: AtomicU32,
     /// Polls of the application, roughly (plain increments): tells the sweep that somebody looks.
@@ -130,12 +148,16 @@ pub struct CqShadow {
 pub struct CqInner {
     /// The twin on the standby device, once a QP needs it.
     pub twin: Option<(Raw<ibv_cq>, poll_cq_fn)>,
+    /// The readers of the twin, where completions carry more than `ibv_wc` holds.
+    pub twin_reads: Option<CqReads>,
+    /// How the application moderates its events.
+    pub moderation: Option<ibv_modify_cq_attr>,
     /// Room asked of the provider for the application's CQ and its twin.
     pub entries: u32,
     /// Finished completions, in order.
     pub stash: VecDeque<StashedWc>,
     /// Raw completions whose predecessor is still in the hands of another thread.
-    pub parked: Vec<(ibv_wc, Source)>,
+    pub parked: Vec<(ibv_wc, Source, MoreWc)>,
     /// QP numbers of QPs without a shadow.
     pub foreign: Vec<u32>,
     /// Recorded QPs that were destroyed lately, number and life: what is left of them in the provider's CQ is dropped.
@@ -170,6 +192,8 @@ pub struct StashedWc {
     pub wc: ibv_wc,
     /// The QP.
     pub life: u32,
+    /// What only an extended CQ says.
+    pub more: MoreWc,
 }
 
 // SAFETY: completions are plain data; the raw pointers inside are handles (see `Raw`).
@@ -247,6 +271,8 @@ pub struct QpShadow {
     pub atomics: Atomics,
     /// Why it is not protected, said once.
     pub unprotected: OnceLock<String>,
+    /// `ibv_wr_*`, where it was made for them.
+    pub ex: Option<Arc<QpEx>>,
 }
 
 /// Each flag is set once. Who sets one looks at the other afterwards (SeqCst), so one of the two sees both.
@@ -290,6 +316,7 @@ impl QpShadow {
             cold: Mutex::new(QpCold::new(init)),
             atomics: Atomics::default(),
             unprotected: OnceLock::new(),
+            ex: None,
         }
     }
 

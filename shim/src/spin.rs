@@ -6,6 +6,7 @@
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
@@ -46,6 +47,29 @@ impl<T> SpinCell<T> {
         (self.word.swap(TAKEN, Ordering::Acquire) == FREE).then(|| SpinGuard { cell: self })
     }
 
+    /// Enters if whoever is inside leaves within `limit`.
+    pub fn lock_within(&self, limit: Duration) -> Option<SpinGuard<'_, T>> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(inside) = self.try_lock() {
+                return Some(inside);
+            }
+            if Instant::now() > until {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The guard of a thread that is inside already: it called [`SpinCell::lock`] and forgot the guard, because C enters and leaves in two calls.
+    ///
+    /// # Safety
+    /// This thread is inside, and no other guard of it exists.
+    #[inline]
+    pub unsafe fn resume(&self) -> SpinGuard<'_, T> {
+        SpinGuard { cell: self }
+    }
+
     #[cold]
     fn wait(&self) {
         let mut spins = 0_u32;
@@ -66,6 +90,14 @@ impl<T> SpinCell<T> {
 /// Access to the value; leaves when dropped.
 pub struct SpinGuard<'a, T> {
     cell: &'a SpinCell<T>,
+}
+
+impl<T> SpinGuard<'_, T> {
+    /// Stays inside: [`SpinCell::resume`] gets the guard back.
+    #[inline]
+    pub fn stay(self) {
+        core::mem::forget(self);
+    }
 }
 
 impl<T> Deref for SpinGuard<'_, T> {
@@ -111,6 +143,19 @@ mod tests {
             }
         });
         assert_eq!(*cell.lock(), 40_000);
+    }
+
+    #[test]
+    fn who_stays_inside_is_inside_until_it_leaves_by_a_later_call() {
+        let cell = SpinCell::new(1);
+        cell.lock().stay();
+        assert!(cell.try_lock().is_none());
+        assert!(cell.lock_within(Duration::from_millis(1)).is_none());
+        // SAFETY: this thread stayed inside above.
+        let mut inside = unsafe { cell.resume() };
+        *inside = 2;
+        drop(inside);
+        assert_eq!(cell.lock_within(Duration::from_millis(1)).map(|value| *value), Some(2));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Completion queues: their shadows, the room for what a fault flushes, and their twins.
 
 use crate::cold::channel::{self, ChannelShadow};
-use crate::cold::{device, reaper};
+use crate::cold::rail::Rail;
+use crate::cold::{device, pd, reaper};
+use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
-use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TAGGED};
-use crate::spin::SpinCell;
+use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TAGGED, UNLOCKED};
+use crate::spin::{SpinCell, SpinGuard};
 use crate::tables::PtrTable;
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +58,139 @@ pub fn enter(
     }
 }
 
+/// What is asked of an extended CQ.
+pub struct Asked {
+    wc_flags: u64,
+    /// As the application named it, and ours behind it.
+    channel: *mut ibv_comp_channel,
+    given: Option<Arc<ChannelShadow>>,
+    /// Its provider has no lock for it.
+    is_unlocked: bool,
+    /// Why no QP of it can be protected.
+    refused: Cell<Option<&'static str>>,
+}
+
+impl Asked {
+    /// What the application asks.
+    ///
+    /// # Safety
+    /// What the structure's mask names is readable.
+    pub unsafe fn read(attr: *const ibv_cq_init_attr_ex) -> Self {
+        // SAFETY: the caller vouches for the structure, here and below.
+        let mask = unsafe { (*attr).comp_mask };
+        // SAFETY: as above; this field is there if the mask says so.
+        let flags = if mask & IBV_CQ_INIT_ATTR_MASK_FLAGS != 0 { unsafe { (*attr).flags } } else { 0 };
+        let has_domain = mask & IBV_CQ_INIT_ATTR_MASK_PD != 0;
+        // SAFETY: as above.
+        let domain = if has_domain { unsafe { (*attr).parent_domain } } else { core::ptr::null_mut() };
+        // SAFETY: as above.
+        let wc_flags = unsafe { (*attr).wc_flags };
+        // SAFETY: as above.
+        let channel = unsafe { (*attr).channel };
+        let is_known = mask & !(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD) == 0
+            && flags & !(IBV_CREATE_CQ_ATTR_SINGLE_THREADED | IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN) == 0
+            && wc_flags & !poll_ex::KNOWN == 0;
+        Self {
+            wc_flags,
+            channel,
+            given: channel::given(channel),
+            is_unlocked: flags & IBV_CREATE_CQ_ATTR_SINGLE_THREADED != 0 || pd::has_thread_domain(domain),
+            refused: Cell::new((!is_known).then_some("its CQ was made with attributes that are not known here")),
+        }
+    }
+}
+
+/// Makes the CQ through `create`. Where its completions carry more than `ibv_wc` holds, all fields of `ibv_wc` are asked for as well: the shim has to
+/// know of which queue pair a completion is.
+///
+/// # Safety
+/// The arguments are those of `ibv_create_cq_ex`.
+pub unsafe fn make_extended(
+    create: create_cq_ex_fn,
+    context: *mut ibv_context,
+    attr: *mut ibv_cq_init_attr_ex,
+    asked: &Asked,
+) -> *mut ibv_cq_ex {
+    let make = |wc_flags: u64| {
+        let real_channel = asked.given.as_ref().map_or(asked.channel, |ours| ours.real());
+        // The application's structure is its argument, and has its own values again below.
+        // SAFETY: the caller vouches for the structure.
+        unsafe { (*attr).wc_flags = wc_flags };
+        // SAFETY: as above.
+        unsafe { (*attr).channel = real_channel };
+        // SAFETY: passed on.
+        let queue = unsafe { create(context, attr) };
+        // SAFETY: as above.
+        unsafe { (*attr).wc_flags = asked.wc_flags };
+        // SAFETY: as above.
+        unsafe { (*attr).channel = asked.channel };
+        if let Some(ours) = asked.given.as_ref().filter(|_| !queue.is_null()) {
+            ours.adopt(queue.cast());
+        }
+        queue
+    };
+    if poll_ex::is_beyond_wc(asked.wc_flags) && asked.refused.get().is_none() {
+        let queue = make(asked.wc_flags | poll_ex::OF_WC);
+        if !queue.is_null() {
+            return queue;
+        }
+        asked.refused.set(Some("its CQ does not say which queue pair a completion is of"));
+    }
+    make(asked.wc_flags)
+}
+
+/// Records an extended CQ that was just made.
+pub fn note_extended(queue: *mut ibv_cq_ex, context: *mut ibv_context, asked: &Asked) {
+    let Some(device) = device::device_of(context) else { return };
+    let cq: *mut ibv_cq = queue.cast();
+    // SAFETY: the CQ was just made; an extended one begins as any does.
+    let granted = unsafe { (*cq).cqe };
+    // SAFETY: the CQ was just made, and nobody uses it yet.
+    let ex = if asked.refused.get().is_none() { unsafe { CqEx::new(queue, asked.wc_flags) } } else { None };
+    let has_channel = !asked.channel.is_null() && asked.given.is_none();
+    let mut shadow = new_shadow(cq, granted, device.ops, has_channel, asked.given.clone());
+    shadow.refused = asked.refused.get().or(ex.is_none().then_some("its CQ has no function to start a poll"));
+    if asked.is_unlocked {
+        shadow.attention = AtomicU32::new(UNLOCKED);
+    }
+    let is_hooked = ex.is_some();
+    shadow.ex = ex;
+    shadow.inner.lock().stash.reserve(STASHED);
+    if CQS.insert(queue, Arc::new(shadow)) && is_hooked {
+        // SAFETY: as above; from here on its functions find the shadow.
+        unsafe { poll_ex::hook(queue) };
+    }
+}
+
+/// Completions that wait at first need: more than a poll takes at once.
+const STASHED: usize = 64;
+
+/// `ibv_modify_cq` succeeded: the twin does as the CQ, now and when it is made.
+pub fn moderate(queue: *mut ibv_cq, attr: ibv_modify_cq_attr) {
+    let Some(cq) = CQS.get(queue) else { return };
+    let twin = {
+        let mut inner = cq.inner.lock();
+        inner.moderation = Some(attr);
+        inner.twin
+    };
+    if let Some((twin, _)) = twin {
+        moderate_twin(twin, attr);
+    }
+}
+
+fn moderate_twin(twin: Raw<ibv_cq>, mut attr: ibv_modify_cq_attr) {
+    // SAFETY: the twin is this library's own.
+    let context = unsafe { (*twin.0).context };
+    // SAFETY: a rail's context is open for ever.
+    let table = NonNull::new(context).and_then(|context| unsafe { VerbsOps::of(context) });
+    // SAFETY: a slot may be read as long as the context is open.
+    let Some(modify) = table.and_then(VerbsOps::modify_cq).and_then(|slot| unsafe { slot.read() }) else { return };
+    // SAFETY: both are this library's own.
+    if unsafe { modify(twin.0, &mut attr) } != 0 {
+        log::debug!("the twin of a CQ takes no moderation");
+    }
+}
+
 fn new_shadow(
     cq: *mut ibv_cq,
     cqe: c_int,
@@ -69,6 +206,8 @@ fn new_shadow(
         channel,
         armed: AtomicU8::new(0),
         late: AtomicBool::new(false),
+        refused: None,
+        ex: None,
         attention: AtomicU32::new(0),
         polls: AtomicU32::new(0),
         polls_seen: AtomicU32::new(0),
@@ -92,8 +231,11 @@ pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
         shrink(cq, depth);
         return Err("its queues are deeper than any CQ".to_owned());
     };
-    // SAFETY: the application's CQ is live: a QP was just made on it.
-    let errno = unsafe { real::ibv_resize_cq(cq.cq.0, entries) };
+    let errno = {
+        let _alone = alone(cq);
+        // SAFETY: the application's CQ is live: a QP was just made on it.
+        unsafe { real::ibv_resize_cq(cq.cq.0, entries) }
+    };
     if errno != 0 {
         shrink(cq, depth);
         return Err(format!("its CQ cannot be grown to the {needed} entries that a fault may flush (errno {errno})"));
@@ -103,6 +245,22 @@ pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// Keeps everybody out of a CQ for which its provider has no lock, and nobody out of another.
+pub fn alone(cq: &CqShadow) -> Option<SpinGuard<'_, CqInner>> {
+    (cq.attention.load(Ordering::Relaxed) & UNLOCKED != 0).then(|| cq.inner.lock())
+}
+
+/// Runs what a provider does to the CQs of a QP beside what it does to the QP: at RESET and destroy it takes the QP's completions out of them.
+pub fn among<R>(send_cq: *const ibv_cq, recv_cq: *const ibv_cq, change: impl FnOnce() -> R) -> R {
+    let is_unlocked = |cq: &&CqShadow| cq.attention.load(Ordering::Relaxed) & UNLOCKED != 0;
+    let mut cqs: Vec<&CqShadow> =
+        [send_cq, recv_cq].into_iter().filter_map(|cq| CQS.get(cq)).filter(is_unlocked).collect();
+    cqs.sort_by_key(|cq| core::ptr::from_ref(*cq));
+    cqs.dedup_by_key(|cq| core::ptr::from_ref(*cq));
+    let _alone: Vec<SpinGuard<'_, CqInner>> = cqs.iter().map(|cq| cq.inner.lock()).collect();
+    change()
+}
+
 /// Takes back what `grow` counted: the CQ keeps its size.
 pub fn shrink(cq: &CqShadow, depth: u32) {
     let mut inner = cq.inner.lock();
@@ -110,7 +268,7 @@ pub fn shrink(cq: &CqShadow, depth: u32) {
 }
 
 /// The twin of a CQ on the standby, with the same room; made at first need.
-pub fn twin(cq: &CqShadow, standby: &crate::cold::rail::Rail) -> Result<Raw<ibv_cq>, String> {
+pub fn twin(cq: &CqShadow, standby: &Rail) -> Result<Raw<ibv_cq>, String> {
     let (known, entries) = {
         let inner = cq.inner.lock();
         (inner.twin, inner.depth.max(inner.entries))
@@ -131,13 +289,48 @@ pub fn twin(cq: &CqShadow, standby: &crate::cold::rail::Rail) -> Result<Raw<ibv_
     };
     // An event of the twin says which CQ of the application it is about.
     let context = cq.cq.0.cast();
-    // SAFETY: a rail's context is open for ever.
-    let twin = unsafe { real::ibv_create_cq(standby.context.0, entries, context, channel, 0) };
+    let (twin, reads) = extended_twin(cq, standby, entries, channel).unwrap_or_else(|| {
+        // SAFETY: a rail's context is open for ever.
+        (unsafe { real::ibv_create_cq(standby.context.0, entries, context, channel, 0) }, None)
+    });
     if twin.is_null() {
         return Err(format!("{} refused a CQ of {entries} entries", standby.name));
     }
-    cq.inner.lock().twin = Some((Raw(twin), standby.ops.poll_cq));
+    let moderation = {
+        let mut inner = cq.inner.lock();
+        (inner.twin, inner.twin_reads) = (Some((Raw(twin), standby.ops.poll_cq)), reads);
+        inner.moderation
+    };
+    if let Some(attr) = moderation {
+        moderate_twin(Raw(twin), attr);
+    }
     Ok(Raw(twin))
+}
+
+/// Where completions carry more than `ibv_wc` holds: a twin with the same fields, if the standby has them. Else they are zero there.
+fn extended_twin(
+    cq: &CqShadow,
+    standby: &Rail,
+    entries: c_int,
+    channel: *mut ibv_comp_channel,
+) -> Option<(*mut ibv_cq, Option<CqReads>)> {
+    let wc_flags = cq.ex.as_ref().filter(|ex| ex.has_more())?.wc_flags();
+    // SAFETY: a rail's context is open for ever.
+    let table = NonNull::new(standby.context.0).and_then(|context| unsafe { VerbsOps::of(context) })?;
+    // SAFETY: a slot may be read as long as the context is open.
+    let create = table.create_cq_ex().and_then(|slot| unsafe { slot.read() })?;
+    let cqe = u32::try_from(entries).ok()?;
+    let wc_flags = wc_flags | poll_ex::OF_WC;
+    let cq_context = cq.cq.0.cast();
+    let mut attr = ibv_cq_init_attr_ex { cqe, cq_context, channel, wc_flags, ..ibv_cq_init_attr_ex::zeroed() };
+    // SAFETY: the attributes are this frame's own.
+    let twin = unsafe { create(standby.context.0, &mut attr) };
+    if twin.is_null() {
+        log::info!("{} has no completions with all the fields that the program asked for", standby.name);
+        return None;
+    }
+    // SAFETY: the CQ was just made and is never hooked.
+    Some((twin.cast(), unsafe { CqReads::of(twin) }))
 }
 
 /// `ibv_resize_cq` by the application: never below what the protection needs.
@@ -150,8 +343,11 @@ pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
         .filter(|shadow| shadow.attention.load(Ordering::Relaxed) & TAGGED != 0)
         .map_or(0, |shadow| shadow.inner.lock().depth);
     let entries = cqe.max(c_int::try_from(room).unwrap_or(c_int::MAX));
-    // SAFETY: passed on, with a larger size at most.
-    let errno = unsafe { real::ibv_resize_cq(cq, entries) };
+    let errno = {
+        let _alone = CQS.get(cq).and_then(alone);
+        // SAFETY: passed on, with a larger size at most.
+        unsafe { real::ibv_resize_cq(cq, entries) }
+    };
     if let (0, Some(shadow)) = (errno, CQS.get(cq)) {
         shadow.inner.lock().entries = u32::try_from(entries).unwrap_or(0);
     }

@@ -1,6 +1,6 @@
 //! Opening a device: the one place where a context's table of functions is patched.
 
-use crate::cold::{rail, tell};
+use crate::cold::{extended, rail, tell};
 use crate::loader;
 use crate::process::{self, Inside};
 use crate::real;
@@ -41,7 +41,9 @@ pub unsafe fn open(device: *mut ibv_device) -> *mut ibv_context {
     let Some(ops) = ops_of(context) else { return context };
     match rail::named(&name) {
         Ok(rail) => {
-            if CONTEXTS.insert(context, Arc::new(ContextShadow { ops, device: rail.id })) {
+            if CONTEXTS
+                .insert(context, Arc::new(ContextShadow { ops, extended: extended::ops_of(context), device: rail.id }))
+            {
                 patch(context);
             }
         }
@@ -94,6 +96,7 @@ fn patch(context: *mut ibv_context) {
     unsafe { (*ops).poll_cq = Some(crate::exports::patched_poll_cq) };
     // SAFETY: as above.
     unsafe { (*ops).req_notify_cq = Some(crate::events::patched_req_notify_cq) };
+    extended::patch(context);
 }
 
 /// `ibv_close_device`.

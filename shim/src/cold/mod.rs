@@ -4,6 +4,7 @@ pub mod channel;
 pub mod cq;
 pub mod datapath;
 pub mod device;
+pub mod extended;
 pub mod fence;
 pub mod mr;
 pub mod notify;

@@ -114,12 +114,18 @@ pub struct Request {
     pub iova: u64,
     /// Access flags.
     pub access: u32,
+    /// Memory of another device: its descriptor and where in it the registration begins.
+    pub dmabuf: Option<(c_int, u64)>,
 }
 
 /// Registers through the function that takes these flags and this address.
 fn register(request: &Request) -> *mut ibv_mr {
-    let Request { pd, addr, length, iova, access } = *request;
-    if access & IBV_ACCESS_OPTIONAL_RANGE != 0 {
+    let Request { pd, addr, length, iova, access, dmabuf } = *request;
+    if let Some((fd, offset)) = dmabuf {
+        // The kernel holds the memory from here on, whatever becomes of the descriptor.
+        // SAFETY: passed on from the application's call, or the same on a PD of our own.
+        unsafe { real::ibv_reg_dmabuf_mr(pd, offset, length, iova, fd, access as c_int) }
+    } else if access & IBV_ACCESS_OPTIONAL_RANGE != 0 {
         // SAFETY: passed on from the application's call, or the same on a PD of our own.
         unsafe { real::ibv_reg_mr_iova2(pd, addr, length, iova, access) }
     } else if iova == addr as u64 {
@@ -145,7 +151,8 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
         let made = unsafe { twin.0.read() };
         (made.lkey, made.rkey)
     });
-    let readable = request.iova == request.addr as u64 && may_be_read(request.addr as usize, request.length);
+    let is_host = request.dmabuf.is_none() && request.iova == request.addr as u64;
+    let readable = is_host && may_be_read(request.addr as usize, request.length);
     let shadow = Arc::new(MrShadow {
         device: pd.device,
         lkey,
@@ -155,6 +162,10 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
         readable,
         twin,
         twin_lkey,
+        addr: request.addr as usize,
+        access: request.access,
+        pd: Raw(request.pd),
+        is_dmabuf: request.dmabuf.is_some(),
     });
     if !MRS.insert(mr, Arc::clone(&shadow)) {
         // Its end would not be noticed.
@@ -202,10 +213,20 @@ fn note_lack(pd: &PdShadow, access: u32) {
     if access & remote == 0 {
         return;
     }
-    pd.lacks_remote_twins.store(true, Ordering::Relaxed);
+    unprotect_all(pd, REFUSED);
+}
+
+/// No QP of this PD is protected, now or later.
+fn unprotect_all(pd: &PdShadow, why: &'static str) {
+    let _ = pd.unprotected.set(why);
     for qp in lives::all().iter().filter(|qp| core::ptr::eq(&*qp.pd, pd)) {
-        tell::unprotect(qp, REFUSED.to_owned());
+        tell::unprotect(qp, why.to_owned());
     }
+}
+
+/// A window is bound by a QP of this PD: the peers of all its QPs may use it, and the standby does not have it.
+pub fn note_window(pd: &PdShadow) {
+    unprotect_all(pd, "a memory window of its PD is bound, which the standby does not have");
 }
 
 /// Why such a QP is unprotected.
@@ -230,27 +251,7 @@ fn may_be_read(addr: usize, length: usize) -> bool {
     })
 }
 
-/// `ibv_reg_dmabuf_mr`: the memory is another device's, which nobody showed to work with both NICs.
-///
-/// # Safety
-/// As `ibv_reg_dmabuf_mr`.
-pub unsafe fn reg_dmabuf(
-    domain: *mut ibv_pd,
-    offset: u64,
-    length: usize,
-    iova: u64,
-    fd: c_int,
-    access: c_int,
-) -> *mut ibv_mr {
-    // SAFETY: passed on.
-    let region = unsafe { real::ibv_reg_dmabuf_mr(domain, offset, length, iova, fd, access) };
-    if let Some(pd) = pd::PDS.get(domain).filter(|_| !region.is_null()) {
-        enter_without_twin(pd, region, access as u32);
-    }
-    region
-}
-
-/// `ibv_rereg_mr`: the twin is of the memory as it was, so it goes, whatever becomes of the call.
+/// `ibv_rereg_mr`: the twin is of the memory as it was, so it goes, and one of the memory as it is comes, with keys that the peers are told anew.
 ///
 /// # Safety
 /// As `ibv_rereg_mr`.
@@ -262,8 +263,6 @@ pub unsafe fn rereg(
     length: usize,
     access: c_int,
 ) -> c_int {
-    // SAFETY: the registration is the application's and live; libibverbs writes its PD only in this very call.
-    let before = unsafe { (*region).pd };
     let known = MRS.remove(region);
     if let Some(shadow) = &known {
         by_lkey().remove(&(shadow.device, shadow.lkey));
@@ -272,17 +271,56 @@ pub unsafe fn rereg(
     }
     // SAFETY: passed on.
     let status = unsafe { real::ibv_rereg_mr(region, flags, domain, addr, length, access) };
-    if known.is_some() {
-        // SAFETY: as above.
-        let after = unsafe { (*region).pd };
-        for pd in [before, after].into_iter().filter_map(|pd| pd::PDS.get(pd)) {
-            note_lack(pd, u32::MAX);
-        }
-        if let Some(pd) = pd::PDS.get(after) {
-            enter_without_twin(pd, region, u32::MAX);
-        }
+    let Some(shadow) = known else { return status };
+    let mut request = Request {
+        pd: shadow.pd.0,
+        addr: shadow.addr as *mut c_void,
+        length: usize::try_from(shadow.length).unwrap_or(0),
+        iova: shadow.iova,
+        access: shadow.access,
+        dmabuf: None,
+    };
+    let changes = |bit| status == 0 && flags as u32 & bit != 0;
+    if changes(IBV_REREG_MR_CHANGE_PD) {
+        request.pd = domain;
+    }
+    if changes(IBV_REREG_MR_CHANGE_ACCESS) {
+        request.access = access as u32;
+    }
+    if changes(IBV_REREG_MR_CHANGE_TRANSLATION) {
+        (request.addr, request.length, request.iova) = (addr, length, addr as u64);
+    }
+    // Of a refusal in mid-way (any but the first kind) nobody knows what is left; and the descriptor of a dmabuf may be closed by now.
+    let is_known = status == 0 || status == REREG_UNCHANGED;
+    if is_known && !shadow.is_dmabuf {
+        registered(&request, region);
+    } else if let Some(pd) = pd::PDS.get(request.pd) {
+        enter_without_twin(pd, region, request.access);
     }
     status
+}
+
+/// `IBV_REREG_MR_ERR_INPUT`: the registration is as it was.
+const REREG_UNCHANGED: c_int = -1;
+
+/// `ibv_reg_dm_mr`: memory on the device itself, which the other device does not have.
+pub fn only_here(region: *mut ibv_mr, access: u32) {
+    // SAFETY: the registration was just made.
+    let domain = unsafe { (*region).pd };
+    if let Some(pd) = pd::PDS.get(domain) {
+        tell::once(
+            "memory of the device itself is not on the standby: queue pairs that use it are not protected",
+            REFUSED,
+        );
+        enter_without_twin(pd, region, access);
+    }
+}
+
+/// `ibv_alloc_null_mr`: a key under which nothing is read or written.
+pub fn null(region: *mut ibv_mr, domain: *mut ibv_pd) {
+    if let Some(pd) = pd::PDS.get(domain) {
+        enter_without_twin(pd, region, 0);
+    }
 }
 
 /// A registration that the standby does not have.
@@ -291,7 +329,20 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
     let ibv_mr { lkey, rkey, length, .. } = unsafe { region.read() };
     note_lack(pd, access);
     let (device, length) = (pd.device, length as u64);
-    let shadow = Arc::new(MrShadow { device, lkey, rkey, iova: 0, length, readable: false, twin: None, twin_lkey: 0 });
+    let shadow = Arc::new(MrShadow {
+        device,
+        lkey,
+        rkey,
+        iova: 0,
+        length,
+        readable: false,
+        twin: None,
+        twin_lkey: 0,
+        addr: 0,
+        access,
+        pd: Raw(core::ptr::null_mut()),
+        is_dmabuf: false,
+    });
     if MRS.insert(region, Arc::clone(&shadow)) {
         by_lkey().insert((device, lkey), shadow);
         process::tell(Event::KeyUnprotected { device: DeviceId(device), rkey });

@@ -113,7 +113,7 @@ mod tests {
         for (status, opcode) in entries {
             let mut wc = ibv_wc::zeroed();
             (wc.status, wc.opcode) = (*status, *opcode);
-            inner.stash.push_back(StashedWc { wc, life: 1 });
+            inner.stash.push_back(StashedWc { wc, life: 1, more: crate::hot::poll_ex::MoreWc::NONE });
         }
         inner
     }

@@ -7,7 +7,8 @@ use crate::tables::PtrTable;
 use core::ffi::c_int;
 use core::sync::atomic::AtomicBool;
 use shift_abi::*;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// PDs of the application.
 pub static PDS: PtrTable<PdShadow> = PtrTable::new();
@@ -24,13 +25,29 @@ pub unsafe fn alloc(context: *mut ibv_context) -> *mut ibv_pd {
     }
     if let Some(shadow) = device::device_of(context) {
         let standby = twin_of(shadow.device);
-        let no = || AtomicBool::new(false);
-        PDS.insert(
-            pd,
-            Arc::new(PdShadow { device: shadow.device, standby, lacks_twins: no(), lacks_remote_twins: no() }),
-        );
+        let (lacks_twins, unprotected) = (AtomicBool::new(false), OnceLock::new());
+        PDS.insert(pd, Arc::new(PdShadow { device: shadow.device, standby, lacks_twins, unprotected }));
     }
     pd
+}
+
+/// Parent domains: what is made on one is protected through the PD it leads to, whose twin is its twin. Of each: has it a thread domain?
+static PARENTS: Mutex<BTreeMap<usize, bool>> = Mutex::new(BTreeMap::new());
+
+fn parents() -> MutexGuard<'static, BTreeMap<usize, bool>> {
+    PARENTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A parent domain was made.
+pub fn parent(parent: *mut ibv_pd, domain: *mut ibv_pd, has_thread: bool) {
+    let Some(shadow) = PDS.get_arc(domain) else { return };
+    parents().insert(parent as usize, has_thread);
+    PDS.insert(parent, shadow);
+}
+
+/// Is this a parent domain whose objects one thread at a time uses, without a lock of the provider's?
+pub fn has_thread_domain(domain: *mut ibv_pd) -> bool {
+    !domain.is_null() && parents().get(&(domain as usize)).copied().unwrap_or(false)
 }
 
 fn twin_of(device: u16) -> Result<StandbyPd, String> {
@@ -50,11 +67,15 @@ fn twin_of(device: u16) -> Result<StandbyPd, String> {
 /// As `ibv_dealloc_pd`.
 pub unsafe fn dealloc(pd: *mut ibv_pd) -> c_int {
     let shadow = PDS.remove(pd);
+    let as_parent = parents().remove(&(pd as usize));
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_dealloc_pd(pd) };
     let Some(shadow) = shadow else { return errno };
     if errno != 0 {
         PDS.insert(pd, shadow);
+        parents().extend(as_parent.map(|has_thread| (pd as usize, has_thread)));
+    } else if as_parent.is_some() {
+        // The twin is that of the PD it leads to.
     } else if let Ok(twin) = &shadow.standby {
         reaper::dealloc_pd(twin.pd);
     }

@@ -1,7 +1,8 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, mr, pd, rail, reaper, replay, tell, twin};
+use crate::cold::{cq, pd, rail, reaper, replay, tell, twin};
 use crate::hot::poll;
+use crate::hot::wr::QpEx;
 use crate::lives;
 use crate::process;
 use crate::real;
@@ -30,16 +31,29 @@ pub unsafe fn create(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_q
     }
     // SAFETY: the call above succeeded, so `init` is readable; the library wrote the granted sizes into it.
     let init = unsafe { init.read() };
+    protect(qp, pd, &init, None);
+    qp
+}
+
+/// Records a QP that was just made, or says why not.
+pub fn protect(qp: *mut ibv_qp, pd: *mut ibv_pd, init: &ibv_qp_init_attr, ex: Option<QpEx>) {
     // SAFETY: the QP was just made.
     let qpn = unsafe { (*qp).qp_num };
-    match shadows_of(pd, &init).and_then(|shadows| begin(qp, qpn, &init, shadows)) {
-        Ok(()) => {}
-        Err(reason) => {
-            mark_foreign(&init, qpn);
-            tell::once(&format!("QP 0x{qpn:06x} is not protected: {reason}"), &reason);
+    let ex = ex.map(Arc::new);
+    if let Err(reason) = shadows_of(pd, init).and_then(|shadows| begin(qp, qpn, init, shadows, ex.clone())) {
+        if let Some(ex) = ex {
+            ex.unhook();
         }
+        pass_through(qp, init, &reason);
     }
-    qp
+}
+
+/// A QP that is not recorded: its completions are the application's as they come, and it is said why.
+pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
+    // SAFETY: the QP is live.
+    let qpn = unsafe { (*qp).qp_num };
+    mark_foreign(init, qpn);
+    tell::once(&format!("QP 0x{qpn:06x} is not protected: {reason}"), reason);
 }
 
 /// What a recorded QP stands on.
@@ -61,13 +75,16 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
     if let Err(why) = &pd.standby {
         return Err(why.clone());
     }
-    if pd.lacks_remote_twins.load(Ordering::Relaxed) {
-        return Err(mr::REFUSED.to_owned());
+    if let Some(why) = pd.unprotected.get() {
+        return Err((*why).to_owned());
     }
     let cq_of = |raw: *mut ibv_cq| {
         let shadow = cq::CQS.get_arc(raw).ok_or("its CQ was not made through ibv_create_cq")?;
+        if let Some(why) = shadow.refused {
+            return Err(why);
+        }
         if shadow.has_channel {
-            return Err("its CQ has a completion channel that the shim does not know".to_owned());
+            return Err("its CQ has a completion channel that the shim does not know");
         }
         Ok(shadow)
     };
@@ -75,7 +92,13 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
 }
 
 /// Begins a life.
-fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -> Result<(), String> {
+fn begin(
+    qp: *mut ibv_qp,
+    qpn: u32,
+    init: &ibv_qp_init_attr,
+    shadows: Shadows,
+    ex: Option<Arc<QpEx>>,
+) -> Result<(), String> {
     let Shadows { pd, send_cq, recv_cq } = shadows;
     grow_cqs(&send_cq, &recv_cq, &init.cap)?;
     let room = (Arc::clone(&send_cq), Arc::clone(&recv_cq));
@@ -85,7 +108,9 @@ fn begin(qp: *mut ibv_qp, qpn: u32, init: &ibv_qp_init_attr, shadows: Shadows) -
         cq.attention.fetch_or(TAGGED, Ordering::Relaxed);
     }
     let ops = send_cq.ops;
-    let shadow = Arc::new(QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), ops));
+    let mut shadow = QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), ops);
+    shadow.ex = ex;
+    let shadow = Arc::new(shadow);
     if !QPS.insert(qp, Arc::clone(&shadow)) {
         shrink_cqs(&room.0, &room.1, &init.cap);
         return Err("this process has more QPs than the shim can keep apart".to_owned());
@@ -150,7 +175,8 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         return twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
     }
     // SAFETY: passed on.
-    let errno = unsafe { real::ibv_modify_qp(qp, attr, mask) };
+    let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
+    let errno = changing(&shadow, state, change);
     if errno != 0 {
         return errno;
     }
@@ -175,6 +201,18 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         _ => merge(&mut shadow.cold().attr, &given, bits),
     }
     0
+}
+
+/// Runs a call that changes the state of the application's own object, with what a provider may touch beside it kept from others.
+pub fn changing(qp: &QpShadow, state: Option<ibv_qp_state>, change: impl FnOnce() -> c_int) -> c_int {
+    let change = || match &qp.ex {
+        Some(ex) => ex.across(change),
+        None => change(),
+    };
+    if state == Some(IBV_QPS_RESET) {
+        return cq::among(qp.send_cq.cq.0, qp.recv_cq.cq.0, change);
+    }
+    change()
 }
 
 /// Its primary was fenced: what the application sees is not the state of its own object any more.
@@ -220,9 +258,11 @@ fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
     end(qp, old);
     process::tell(Event::Destroyed { qp: QpLife(old.life) });
     withdraw_copies(old);
-    if let Err(reason) = begin(qp, old.qpn, &init, shadows) {
-        mark_foreign(&init, old.qpn);
-        tell::once(&format!("QP 0x{:06x} is not protected: {reason}", old.qpn), &reason);
+    if let Err(reason) = begin(qp, old.qpn, &init, shadows, old.ex.clone()) {
+        if let Some(ex) = &old.ex {
+            ex.unhook();
+        }
+        pass_through(qp, &init, &reason);
     }
 }
 
@@ -328,10 +368,11 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
     let known = shadow.cold().attr;
     // SAFETY: the call above filled the structure.
     let seen = unsafe { &mut *attr };
-    seen.ah_attr = known.ah_attr;
-    seen.path_mtu = known.path_mtu;
-    seen.dest_qp_num = known.dest_qp_num;
-    seen.qp_access_flags = known.qp_access_flags;
+    // The object in use has other ones, and one that was fenced may say nothing of them; packet numbers are those that the application set.
+    let all = !(IBV_QP_STATE | IBV_QP_CAP);
+    merge(seen, &known, all);
+    seen.cap = shadow.cap;
+    seen.path_mig_state = IBV_MIG_MIGRATED;
     seen.qp_state = if ended { IBV_QPS_ERR } else { known.qp_state };
     seen.cur_qp_state = seen.qp_state;
     0
@@ -342,15 +383,19 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
 /// # Safety
 /// As `ibv_destroy_qp`.
 pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
+    // SAFETY: passed on.
+    let destroy = || unsafe { real::ibv_destroy_qp(qp) };
+    // SAFETY: the QP is live until the call below.
+    let send_cq = unsafe { (*qp).send_cq };
+    // SAFETY: as above.
+    let recv_cq = unsafe { (*qp).recv_cq };
     let Some(shadow) = QPS.get_arc(qp) else {
         forget_foreign(qp);
-        // SAFETY: passed on.
-        return unsafe { real::ibv_destroy_qp(qp) };
+        return cq::among(send_cq, recv_cq, destroy);
     };
     end(qp, &shadow);
     process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
-    // SAFETY: passed on.
-    let errno = unsafe { real::ibv_destroy_qp(qp) };
+    let errno = cq::among(send_cq, recv_cq, destroy);
     withdraw_copies(&shadow);
     errno
 }

@@ -199,8 +199,7 @@ pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
         let mut attr = cold.attr;
         attr.sq_psn = connected.own_psn;
         attr.qp_state = IBV_QPS_RTS;
-        // SAFETY: the QP is live under the cold lock; `attr` is readable.
-        let errno = unsafe { real::ibv_modify_qp(object.0, &mut attr, bits as c_int) };
+        let errno = modify(object, &mut attr, bits);
         if errno != 0 {
             return errno;
         }
@@ -230,8 +229,7 @@ pub fn to_state_by_steps(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, last: ibv_qp_s
     ];
     for (state, mask) in steps.into_iter().filter(|(state, _)| *state <= last) {
         attr.qp_state = state;
-        // SAFETY: the QP is live (its owner is locked by the caller, or it is this library's own); `attr` is readable.
-        let errno = unsafe { real::ibv_modify_qp(qp.0, attr, mask as c_int) };
+        let errno = modify(qp, attr, mask);
         if errno != 0 {
             return Err(Errno(errno));
         }
@@ -243,8 +241,18 @@ pub fn to_state_by_steps(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, last: ibv_qp_s
 pub fn to_state(qp: Raw<ibv_qp>, state: ibv_qp_state) -> c_int {
     let mut attr = ibv_qp_attr::zeroed();
     attr.qp_state = state;
-    // SAFETY: as in `to_state_by_steps`.
-    unsafe { real::ibv_modify_qp(qp.0, &mut attr, IBV_QP_STATE as c_int) }
+    modify(qp, &mut attr, IBV_QP_STATE)
+}
+
+/// Changes a QP of the application or of this library. Returns errno.
+fn modify(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, mask: u32) -> c_int {
+    let state = (mask & IBV_QP_STATE != 0).then_some(attr.qp_state);
+    // SAFETY: the QP is live (its owner is locked by the caller, or it is this library's own); `attr` is readable.
+    let mut change = || unsafe { real::ibv_modify_qp(qp.0, attr, mask as c_int) };
+    match crate::cold::qp::QPS.get(qp.0) {
+        Some(shadow) => crate::cold::qp::changing(shadow, state, change),
+        None => change(),
+    }
 }
 
 /// Moves a QP to ERR; a refusal means that it is of no use already.

@@ -3,11 +3,17 @@
 //! The paths that a fault opens (a first error completion, a full ring, an unknown key) leave through functions marked
 //! `#[cold]`; those may allocate and may wake the agent.
 
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a test that fails should say where")]
+mod extended_tests;
 pub mod keys;
 pub mod poll;
+pub mod poll_ex;
 pub mod post;
 pub mod ring;
 pub mod tag;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, reason = "a test that fails should say where")]
 mod tests;
+pub mod whole;
+pub mod wr;

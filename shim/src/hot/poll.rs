@@ -4,12 +4,14 @@
 //! who polls too when the application does not, may get later completions while an application thread still holds earlier ones in
 //! its hand. Such a completion is *parked* until its predecessor on the same queue was accounted for, so accounting is always in order.
 
+use super::poll_ex::{CqEx, CqReads, MoreWc};
 use super::ring::*;
 use super::tag::{Queue, Tag};
 use crate::cold::{notify, tell};
 use crate::lives;
 use crate::shadow::*;
 use core::ffi::c_int;
+use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use shift_abi::*;
 use std::collections::VecDeque;
@@ -24,9 +26,16 @@ struct Sink<'a> {
     /// Places of `out` whose raw completion was already read.
     limit: usize,
     stash: &'a mut VecDeque<StashedWc>,
+    /// What the provider said beside the completion at hand.
+    more: MoreWc,
 }
 
-impl Sink<'_> {
+impl<'a> Sink<'a> {
+    /// Everything goes into the stash.
+    fn into_stash(stash: &'a mut VecDeque<StashedWc>) -> Self {
+        Self { out: core::ptr::null_mut(), filled: 0, limit: 0, stash, more: MoreWc::NONE }
+    }
+
     #[inline]
     fn put(&mut self, wc: ibv_wc, life: u32) {
         if self.stash.is_empty() && self.filled < self.limit {
@@ -34,7 +43,7 @@ impl Sink<'_> {
             unsafe { self.out.wrapping_add(self.filled).write(wc) };
             self.filled += 1;
         } else {
-            self.stash.push_back(StashedWc { wc, life });
+            self.stash.push_back(StashedWc { wc, life, more: self.more });
         }
     }
 }
@@ -46,7 +55,7 @@ impl Sink<'_> {
 pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     cq.polls.store(cq.polls.load(Relaxed).wrapping_add(1), Relaxed);
     let attention = cq.attention.load(Relaxed);
-    if attention & (STASH | TWIN) != 0 {
+    if attention & (STASH | TWIN | UNLOCKED) != 0 {
         // SAFETY: passed on from the caller.
         return unsafe { poll_slowly(cq, entries, wc) };
     }
@@ -57,7 +66,7 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     }
     let mut inner = cq.inner.lock();
     let mut stash = core::mem::take(&mut inner.stash);
-    let mut sink = Sink { out: wc, filled: 0, limit: 0, stash: &mut stash };
+    let mut sink = Sink { out: wc, filled: 0, limit: 0, stash: &mut stash, more: MoreWc::NONE };
     for at in 0..taken as usize {
         // SAFETY: the provider wrote `taken` completions, and `filled <= at`, so this one is still raw.
         let raw = unsafe { wc.wrapping_add(at).read() };
@@ -104,13 +113,18 @@ unsafe fn pop(stash: &mut VecDeque<StashedWc>, out: *mut ibv_wc, room: usize) ->
 
 /// Publishes whether there is something to look at.
 fn settle(cq: &CqShadow, inner: &CqInner) {
+    let is_said = cq.attention.load(Relaxed) & STASH != 0;
     if inner.stash.is_empty() {
-        cq.attention.fetch_and(!STASH, Relaxed);
-    } else {
-        cq.attention.fetch_or(STASH, Relaxed);
-        if cq.late.load(Relaxed) {
-            notify::stashed(cq, inner);
+        if is_said {
+            cq.attention.fetch_and(!STASH, Relaxed);
         }
+        return;
+    }
+    if !is_said {
+        cq.attention.fetch_or(STASH, Relaxed);
+    }
+    if cq.late.load(Relaxed) {
+        notify::stashed(cq, inner);
     }
 }
 
@@ -129,26 +143,100 @@ pub fn sweep(cq: &CqShadow) {
     settle_and_wake(cq, &inner);
 }
 
+/// One completion, where nothing waits in the stash and there is no twin to poll: what else the provider has goes into the stash.
+pub fn poll_one(cq: &CqShadow) -> Option<StashedWc> {
+    let mut raws = [const { MaybeUninit::<ibv_wc>::uninit() }; BATCH];
+    // SAFETY: the application polls its live CQ; the array has room for BATCH.
+    let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, BATCH as c_int, raws.as_mut_ptr().cast()) };
+    if taken <= 0 {
+        return None;
+    }
+    let mut inner = cq.inner.lock();
+    let mut stash = core::mem::take(&mut inner.stash);
+    let mut sink = Sink::into_stash(&mut stash);
+    for raw in raws.iter().take(taken as usize) {
+        // SAFETY: the provider wrote so many.
+        let raw = unsafe { raw.assume_init_read() };
+        if cq.attention.load(Relaxed) & TAGGED == 0 {
+            sink.put(raw, u32::MAX);
+        } else {
+            take(cq, &mut inner, raw, Source::Own, &mut sink);
+        }
+    }
+    unpark(cq, &mut inner, &mut sink);
+    let found = stash.pop_front();
+    inner.stash = stash;
+    settle(cq, &inner);
+    found
+}
+
+/// One completion out of the stash, or of what the providers have: by who is inside of `ex`.
+pub fn take_one(cq: &CqShadow, ex: &CqEx) -> Option<StashedWc> {
+    let mut inner = cq.inner.lock();
+    if inner.stash.is_empty() {
+        let own = if ex.has_more() { Fetch::Read(*ex.reads()) } else { Fetch::Poll(cq.cq, cq.ops.poll_cq) };
+        drain_from(cq, &mut inner, 1, Some(own));
+    }
+    let found = inner.stash.pop_front();
+    settle(cq, &inner);
+    found
+}
+
 /// Takes at least `wanted` completions into the stash, if the providers have so many.
 pub fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) {
+    let Some(ex) = cq.ex.as_ref().filter(|ex| ex.has_more()) else {
+        return drain_from(cq, inner, wanted, Some(Fetch::Poll(cq.cq, cq.ops.poll_cq)));
+    };
+    // While the application's poll is open the own queue is left alone: see the text of `poll_ex`.
+    let open = ex.try_open();
+    drain_from(cq, inner, wanted, open.is_some().then(|| Fetch::Read(*ex.reads())));
+}
+
+/// How completions are taken from a provider.
+#[derive(Clone, Copy)]
+enum Fetch {
+    /// As `ibv_wc`.
+    Poll(Raw<ibv_cq>, poll_cq_fn),
+    /// Field by field.
+    Read(CqReads),
+}
+
+impl Fetch {
+    /// Takes a batch at most; gives each to `each` and says how many they were.
+    fn batch(&self, mut each: impl FnMut(ibv_wc, MoreWc)) -> usize {
+        match self {
+            Self::Poll(raw_cq, poll) => {
+                let mut raw = [ibv_wc::zeroed(); BATCH];
+                // SAFETY: the CQ is live as long as its shadow is; the array has room for BATCH.
+                let taken = unsafe { poll(raw_cq.0, BATCH as c_int, raw.as_mut_ptr()) };
+                let taken = usize::try_from(taken).unwrap_or(0);
+                raw.iter().take(taken).for_each(|wc| each(*wc, MoreWc::NONE));
+                taken
+            }
+            Self::Read(reads) => {
+                let all = core::iter::from_fn(|| reads.take()).take(BATCH);
+                all.map(|(wc, more)| each(wc, more)).count()
+            }
+        }
+    }
+}
+
+/// `drain`, with the application's own queue taken from as `own` says, or not at all.
+fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fetch>) {
     if inner.destroyed {
         return;
     }
-    let mut sources = [Some((cq.cq, cq.ops.poll_cq, Source::Own)), None];
-    if let ([_, twin], Some((raw, poll))) = (&mut sources, inner.twin) {
-        *twin = Some((raw, poll, Source::Twin));
-    }
+    let by_reads = inner.twin_reads.map(Fetch::Read);
+    let twin = by_reads.or(inner.twin.map(|(raw_cq, poll)| Fetch::Poll(raw_cq, poll)));
     let mut stash = core::mem::take(&mut inner.stash);
-    let mut sink = Sink { out: core::ptr::null_mut(), filled: 0, limit: 0, stash: &mut stash };
-    for (raw_cq, poll, source) in sources.into_iter().flatten() {
+    let mut sink = Sink::into_stash(&mut stash);
+    for (fetch, source) in [(own, Source::Own), (twin, Source::Twin)] {
+        let Some(fetch) = fetch else { continue };
         loop {
-            let mut raw = [ibv_wc::zeroed(); BATCH];
-            // SAFETY: the CQ is live as long as its shadow is; the array has room for BATCH.
-            let taken = unsafe { poll(raw_cq.0, BATCH as c_int, raw.as_mut_ptr()) };
-            let taken = usize::try_from(taken).unwrap_or(0);
-            for wc in raw.iter().take(taken) {
-                take(cq, inner, *wc, source, &mut sink);
-            }
+            let taken = fetch.batch(|wc, more| {
+                sink.more = more;
+                take(cq, inner, wc, source, &mut sink);
+            });
             if taken < BATCH || sink.stash.len() >= wanted {
                 break;
             }
@@ -164,7 +252,8 @@ fn unpark(cq: &CqShadow, inner: &mut CqInner, sink: &mut Sink<'_>) {
     while !inner.parked.is_empty() {
         let parked = core::mem::take(&mut inner.parked);
         let before = parked.len();
-        for (raw, source) in parked {
+        for (raw, source, more) in parked {
+            sink.more = more;
             take(cq, inner, raw, source, sink);
         }
         if inner.parked.len() == before {
@@ -224,7 +313,7 @@ fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Sourc
     let slot = sq.ring.slot(seq);
     let seen = sq.signals_seen.load(Relaxed);
     if slot.signals_before.load(Relaxed) != seen && !sq.errored.load(Relaxed) {
-        inner.parked.push((raw, source));
+        inner.parked.push((raw, source, sink.more));
         return;
     }
     if raw.status != IBV_WC_SUCCESS {
@@ -270,7 +359,7 @@ pub fn retire_front(qp: &QpShadow) {
     let head = qp.sq.ring.head();
     if head < qp.sq.ring.tail() && qp.sq.ring.slot(head).has(DONE) {
         let mut stash = core::mem::take(&mut inner.stash);
-        let mut sink = Sink { out: core::ptr::null_mut(), filled: 0, limit: 0, stash: &mut stash };
+        let mut sink = Sink::into_stash(&mut stash);
         retire_mixed(qp, head, &mut sink);
         inner.stash = stash;
         settle_and_wake(cq, &inner);
@@ -372,7 +461,7 @@ fn received(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: S
         return;
     }
     if seq != head + rq.flushed.load(Relaxed) {
-        inner.parked.push((raw, source));
+        inner.parked.push((raw, source, sink.more));
         return;
     }
     let wr_id = rq.ring.slot(seq).wr_id.load(Relaxed);
@@ -398,13 +487,13 @@ pub fn stash_error(cq: &CqShadow, inner: &mut CqInner, qp: &QpShadow, wr_id: u64
     wc.wr_id = wr_id;
     wc.status = status;
     wc.qp_num = qp.qpn;
-    inner.stash.push_back(StashedWc { wc, life: qp.life });
+    inner.stash.push_back(StashedWc { wc, life: qp.life, more: MoreWc::NONE });
     settle_and_wake(cq, inner);
 }
 
 /// Forgets what is kept for a QP that is being destroyed.
 pub fn purge(cq: &CqShadow, inner: &mut CqInner, life: u32) {
     inner.stash.retain(|stashed| stashed.life != life);
-    inner.parked.retain(|(raw, _)| Tag(raw.wr_id).life() != life);
+    inner.parked.retain(|(raw, _, _)| Tag(raw.wr_id).life() != life);
     settle(cq, inner);
 }

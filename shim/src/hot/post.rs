@@ -31,7 +31,7 @@ pub const fn is_atomic(opcode: ibv_wr_opcode) -> bool {
 }
 
 /// The protected opcodes. Any other makes its QP unprotected.
-const fn is_recorded(opcode: ibv_wr_opcode) -> bool {
+pub const fn is_recorded(opcode: ibv_wr_opcode) -> bool {
     consumes(opcode) || is_atomic(opcode) || matches!(opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_READ)
 }
 
@@ -86,17 +86,28 @@ pub unsafe fn post_send(qp: &QpShadow, wr: *mut ibv_send_wr, bad: *mut *mut ibv_
     let mut poster = qp.sq.poster.lock();
     // SAFETY: passed on from the caller.
     let chain = unsafe { SendChain::new(wr, usize::MAX) };
-    let (errno, first_bad) = match poster.mode {
-        PostMode::Direct => post_direct(qp, &mut poster, chain),
-        PostMode::Held => hold(qp, &mut poster, chain),
-        PostMode::Flushing => (flush_at_once(qp, chain), core::ptr::null_mut()),
-        PostMode::Gone => (libc::EINVAL, wr),
-    };
+    let (errno, first_bad) = post_in_mode(qp, &mut poster, chain, wr);
     if errno != 0 && !bad.is_null() {
         // SAFETY: the caller vouches for `bad`.
         unsafe { *bad = first_bad };
     }
     errno
+}
+
+/// Does with a chain that begins at `first` what posting does at this moment. Returns errno and the first request that was not posted.
+#[inline]
+pub fn post_in_mode(
+    qp: &QpShadow,
+    poster: &mut Poster,
+    chain: SendChain<'_>,
+    first: *mut ibv_send_wr,
+) -> (c_int, *mut ibv_send_wr) {
+    match poster.mode {
+        PostMode::Direct => post_direct(qp, poster, chain),
+        PostMode::Held => hold(qp, poster, chain),
+        PostMode::Flushing => (flush_at_once(qp, chain), core::ptr::null_mut()),
+        PostMode::Gone => (libc::EINVAL, first),
+    }
 }
 
 /// A batch under construction: copies with our tags, linked in order.
@@ -208,19 +219,19 @@ enum Stop {
 }
 
 #[inline]
-fn fits(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
+pub fn fits(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
     u32::try_from(wr.num_sge).is_ok_and(|sges| sges <= qp.cap.max_send_sge)
 }
 
 /// Of inline data more than its room the provider would refuse, and so it is refused where there is none to ask.
-fn is_inline_in_room(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
+pub fn is_inline_in_room(qp: &QpShadow, wr: &ibv_send_wr) -> bool {
     // SAFETY: the application's request is valid as long as its post runs.
     !is_inline(wr) || unsafe { SgeList::new(wr.sg_list, wr.num_sge) }.total_bytes() <= u64::from(qp.cap.max_inline_data)
 }
 
 /// Records `wr` as entry `seq` and makes the copy for the provider. `None`: a key of it is not known.
 #[inline]
-fn prepare(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64) -> Option<ibv_send_wr> {
+pub fn prepare(qp: &QpShadow, poster: &mut Poster, wr: &ibv_send_wr, seq: u64) -> Option<ibv_send_wr> {
     let mut copy = *wr;
     if poster.translate && !translate(qp, poster, &mut copy) {
         return None;
@@ -438,7 +449,14 @@ fn roll_back(
         return (errno, batch.origins.first().copied().unwrap_or(core::ptr::null_mut()));
     };
     let refused = begin + at as u64;
-    for seq in refused..begin + batch.len as u64 {
+    take_back(qp, poster, refused, begin + batch.len as u64);
+    (errno, batch.origins.get(at).copied().unwrap_or(bad))
+}
+
+/// Takes recorded entries that the provider refused out of the ring again: those from `refused` to its end.
+#[cold]
+pub fn take_back(qp: &QpShadow, poster: &mut Poster, refused: u64, end: u64) {
+    for seq in refused..end {
         let slot = qp.sq.ring.slot(seq);
         let opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
         poster.consuming -= u64::from(consumes(opcode));
@@ -448,7 +466,6 @@ fn roll_back(
     // What was taken back may have been the signal that we asked for: the next one gets it.
     poster.unsignalled_run = poster.signal_every;
     qp.sq.ring.set_tail(refused);
-    (errno, batch.origins.get(at).copied().unwrap_or(bad))
 }
 
 /// The ring is full although the provider's queue may not be: account for completions nobody polled.

@@ -1,8 +1,10 @@
 //! The hot path on a provider that only remembers: what is handed over, what is recorded, what makes a QP unprotected.
 
+use super::poll_ex::CqEx;
 use super::post::post_send;
 use super::ring::*;
 use super::tag::{Queue, Tag};
+use super::wr::QpEx;
 use crate::shadow::*;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -12,18 +14,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 #[derive(Default)]
-struct Provider {
-    posted: Vec<ibv_send_wr>,
+pub(super) struct Provider {
+    pub(super) posted: Vec<ibv_send_wr>,
     /// What was inline, and how many elements each receive had.
-    inlined: Vec<Vec<u8>>,
+    pub(super) inlined: Vec<Vec<u8>>,
     received: Vec<c_int>,
-    completions: VecDeque<ibv_wc>,
+    pub(super) completions: VecDeque<ibv_wc>,
     /// How many requests it takes before it refuses one with ENOMEM.
     room: Option<usize>,
+    /// Is called at each poll.
+    pub(super) at_poll: Option<Box<dyn Fn()>>,
 }
 
 thread_local! {
-    static PROVIDER: RefCell<Provider> = RefCell::default();
+    pub(super) static PROVIDER: RefCell<Provider> = RefCell::default();
 }
 
 unsafe extern "C" fn take_send(_qp: *mut ibv_qp, mut wr: *mut ibv_send_wr, bad: *mut *mut ibv_send_wr) -> c_int {
@@ -67,6 +71,9 @@ fn payload(wr: &ibv_send_wr) -> Vec<u8> {
 
 unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mut ibv_wc) -> c_int {
     PROVIDER.with_borrow_mut(|provider| {
+        if let Some(look) = &provider.at_poll {
+            look();
+        }
         let count = provider.completions.len().min(usize::try_from(entries).unwrap_or(0));
         for (at, wc) in provider.completions.drain(..count).enumerate() {
             // SAFETY: the caller's array has room for `entries`.
@@ -76,42 +83,50 @@ unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mu
     })
 }
 
-const QPN: u32 = 0x11;
+pub(super) const QPN: u32 = 0x11;
+pub(super) const CAP: ibv_qp_cap =
+    ibv_qp_cap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
 const OPS: ProviderOps =
     ProviderOps { post_send: take_send, post_recv: take_recv, poll_cq: give_completions, req_notify_cq: None };
 
-struct Bench {
-    qp: Arc<QpShadow>,
+pub(super) struct Bench {
+    pub(super) qp: Arc<QpShadow>,
 }
 
 impl Bench {
     /// A QP of 64 sends that signals only what it is asked to.
     fn new() -> Self {
+        Self::of((core::ptr::null_mut(), None), (core::ptr::null_mut(), None))
+    }
+
+    /// The same with objects that an application could name, and what is extended of them.
+    pub(super) fn of(pair: (*mut ibv_qp, Option<QpEx>), queue: (*mut ibv_cq, Option<CqEx>)) -> Self {
         PROVIDER.with_borrow_mut(|provider| *provider = Provider::default());
         let pd = PdShadow {
             device: 0,
             standby: Err("none".into()),
             lacks_twins: AtomicBool::new(false),
-            lacks_remote_twins: AtomicBool::new(false),
+            unprotected: std::sync::OnceLock::new(),
         };
         let cq = Arc::new(CqShadow {
-            cq: Raw(core::ptr::null_mut()),
+            cq: Raw(queue.0),
             ops: OPS,
             has_channel: false,
             channel: None,
             armed: core::sync::atomic::AtomicU8::new(0),
             late: AtomicBool::new(false),
+            refused: None,
+            ex: queue.1,
             attention: AtomicU32::new(TAGGED),
             polls: AtomicU32::new(0),
             polls_seen: AtomicU32::new(0),
             inner: crate::spin::SpinCell::new(CqInner::default()),
         });
         let mut init = ibv_qp_init_attr::zeroed();
-        init.cap =
-            ibv_qp_cap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
+        init.cap = CAP;
         let life = crate::lives::next();
-        let raw = Raw(core::ptr::null_mut());
-        let qp = QpShadow::new(life, raw, QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), OPS);
+        let mut qp = QpShadow::new(life, Raw(pair.0), QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), OPS);
+        qp.ex = pair.1.map(Arc::new);
         let qp = Arc::new(qp);
         crate::lives::begin(&qp);
         Self { qp }
@@ -130,12 +145,17 @@ impl Bench {
         (errno, index)
     }
 
-    fn posted(&self) -> Vec<ibv_send_wr> {
+    /// Posts one signalled send.
+    pub(super) fn post_signalled(&self, wr_id: u64) {
+        assert_eq!(self.post(&mut [request(wr_id, IBV_WR_SEND, IBV_SEND_SIGNALED)]), (0, None));
+    }
+
+    pub(super) fn posted(&self) -> Vec<ibv_send_wr> {
         PROVIDER.with_borrow(|provider| provider.posted.clone())
     }
 
     /// The NIC completes these entries; what the application then polls.
-    fn complete(&self, entries: &[(u64, ibv_wc_status)]) -> Vec<ibv_wc> {
+    pub(super) fn complete(&self, entries: &[(u64, ibv_wc_status)]) -> Vec<ibv_wc> {
         PROVIDER.with_borrow_mut(|provider| {
             provider.completions.extend(entries.iter().map(|(seq, status)| {
                 let mut wc = ibv_wc::zeroed();
