@@ -169,6 +169,19 @@ pub enum Polling {
     Epoll,
 }
 
+/// By which functions a program posts and polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Api {
+    /// `ibv_post_send` and `ibv_poll_cq`.
+    Plain,
+    /// `ibv_wr_*` and `ibv_start_poll`, one completion a poll.
+    Ext,
+    /// The same with several completions a poll, and lists of elements: soft-RoCE before rdma-core 64 has mistakes there, which do not come through the shim.
+    ExtFull,
+}
+
 /// An error that is committed on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Commit {
@@ -313,6 +326,9 @@ pub struct Params {
     /// How both ends poll when nothing happens.
     #[arg(long, value_enum, default_value = "spin")]
     pub poll: Polling,
+    /// By which functions both ends post and poll.
+    #[arg(long, value_enum, default_value = "plain")]
+    pub api: Api,
     /// Run for this many seconds instead of a number of messages.
     #[arg(long, value_name = "SECONDS")]
     pub duration: Option<u64>,

@@ -142,7 +142,7 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
         Polling::Event => Some(Waiting::Thread),
         Polling::Epoll => Some(Waiting::Epoll),
     };
-    let wish = CqWish { cqe, split: params.split_cqs, waiting };
+    let wish = CqWish { cqe, split: params.split_cqs, waiting, api: params.api };
     let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;

@@ -8,6 +8,7 @@
 
 mod channel;
 mod child;
+mod extended;
 mod fences;
 mod memory;
 mod poller;
@@ -20,7 +21,7 @@ pub use memory::{Region, Window};
 pub use poller::Poller;
 pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
 
-use crate::args::GidIndex;
+use crate::args::{Api, GidIndex};
 use shift_abi::*;
 use std::ffi::{c_int, c_uint, CStr};
 use std::io;
@@ -106,10 +107,11 @@ pub struct Verbs {
     port: u8,
     pollers: Vec<Poller>,
     channel: Option<Channel>,
+    api: Api,
 }
 
 /// What completions are told by.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct CqWish {
     /// Entries of a completion queue.
     pub cqe: u32,
@@ -117,6 +119,8 @@ pub struct CqWish {
     pub split: bool,
     /// Events, and how they are waited for.
     pub waiting: Option<Waiting>,
+    /// By which functions they are made and polled.
+    pub api: Api,
 }
 
 impl Verbs {
@@ -127,11 +131,12 @@ impl Verbs {
         let pd = unsafe { ibv_alloc_pd(context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(|| VerbError::last("ibv_alloc_pd"))?;
         let channel = wish.waiting.map(|waiting| Channel::new(context, waiting)).transpose()?;
-        let first = create_cq(context, wish.cqe, channel.as_ref())?;
-        let second = if wish.split { create_cq(context, wish.cqe, channel.as_ref())? } else { first };
+        let api = wish.api;
+        let first = create_cq(context, wish, channel.as_ref())?;
+        let second = if wish.split { create_cq(context, wish, channel.as_ref())? } else { first };
         let cqs = [first, second];
-        let pollers = cqs.iter().take(1 + usize::from(wish.split)).map(|cq| Poller::new(context, *cq)).collect();
-        Ok(Self { context, pd, cqs, port, pollers, channel })
+        let pollers = cqs.iter().take(1 + usize::from(wish.split)).map(|cq| Poller::new(context, *cq, api)).collect();
+        Ok(Self { context, pd, cqs, port, pollers, channel, api })
     }
 
     /// Where completions are told by events: whether one came within `patience`. `None`: they are not.
@@ -193,7 +198,7 @@ impl Verbs {
 
     /// Makes a queue pair, in RESET, on the completion queue.
     pub fn qp(&self, wish: QpWish) -> Result<Qp> {
-        Qp::new(self.pd, self.cqs, self.port, wish)
+        Qp::new((self.context, self.pd), self.cqs, self.port, wish, self.api)
     }
 
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
@@ -204,7 +209,7 @@ impl Verbs {
     /// Another poller of the same completion queue, for another thread; to be dropped before [`Verbs::close`].
     #[must_use]
     pub fn another_poller(&self) -> Poller {
-        Poller::new(self.context, self.cqs[0])
+        Poller::new(self.context, self.cqs[0], self.api)
     }
 
     /// Closes everything, queue pairs first.
@@ -232,9 +237,12 @@ impl Verbs {
     }
 }
 
-fn create_cq(context: NonNull<ibv_context>, cqe: u32, channel: Option<&Channel>) -> Result<NonNull<ibv_cq>> {
-    let cqe = c_int::try_from(cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
+fn create_cq(context: NonNull<ibv_context>, wish: CqWish, channel: Option<&Channel>) -> Result<NonNull<ibv_cq>> {
     let channel = channel.map_or(null_mut(), Channel::as_ptr);
+    if wish.api != Api::Plain {
+        return extended::create_cq(context, wish.cqe, channel);
+    }
+    let cqe = c_int::try_from(wish.cqe).map_err(|e| VerbError::says("ibv_create_cq", e.to_string()))?;
     // SAFETY: the context is open and the channel, if there is one, is of it; no context pointer is wanted.
     let cq = unsafe { ibv_create_cq(context.as_ptr(), cqe, null_mut(), channel, 0) };
     NonNull::new(cq).ok_or_else(|| VerbError::last("ibv_create_cq"))

@@ -1,6 +1,7 @@
 //! A queue pair: its states, and posting to its two queues.
 
-use super::{check, Region, Result, VerbError};
+use super::{check, extended, Region, Result, VerbError};
+use crate::args::Api;
 use shift_abi::*;
 use std::ffi::{c_int, c_uint};
 use std::ptr::{null_mut, NonNull};
@@ -22,6 +23,18 @@ pub struct QpWish {
     pub sges: u32,
     /// Bytes of inline room.
     pub inline: u32,
+}
+
+impl QpWish {
+    pub(super) const fn cap(self) -> ibv_qp_cap {
+        ibv_qp_cap {
+            max_send_wr: self.send_wrs,
+            max_recv_wr: self.receive_wrs,
+            max_send_sge: self.sges,
+            max_recv_sge: 1,
+            max_inline_data: self.inline,
+        }
+    }
 }
 
 /// The path of a queue pair, and how hard it tries.
@@ -92,6 +105,7 @@ pub struct Qp {
     qp: NonNull<ibv_qp>,
     port: u8,
     inline: u32,
+    api: Api,
     wrs: Vec<ibv_send_wr>,
     sges: Vec<ibv_sge>,
 }
@@ -100,24 +114,18 @@ pub struct Qp {
 const SCRIBBLE: ibv_send_wr = ibv_send_wr { wr_id: !0, num_sge: -1, send_flags: !0, ..ibv_send_wr::zeroed() };
 
 impl Qp {
-    pub(super) fn new(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], port: u8, wish: QpWish) -> Result<Self> {
-        let mut attr = ibv_qp_init_attr {
-            send_cq: cqs[0].as_ptr(),
-            recv_cq: cqs[1].as_ptr(),
-            cap: ibv_qp_cap {
-                max_send_wr: wish.send_wrs,
-                max_recv_wr: wish.receive_wrs,
-                max_send_sge: wish.sges,
-                max_recv_sge: 1,
-                max_inline_data: wish.inline,
-            },
-            qp_type: IBV_QPT_RC,
-            ..ibv_qp_init_attr::zeroed()
+    pub(super) fn new(
+        (context, pd): (NonNull<ibv_context>, NonNull<ibv_pd>),
+        cqs: [NonNull<ibv_cq>; 2],
+        port: u8,
+        wish: QpWish,
+        api: Api,
+    ) -> Result<Self> {
+        let (qp, inline) = match api {
+            Api::Plain => create(pd, cqs, wish)?,
+            Api::Ext | Api::ExtFull => extended::create_qp(context, pd, cqs, wish)?,
         };
-        // SAFETY: PD and CQ are open and of one context; the attributes are writable, for the granted sizes.
-        let qp = unsafe { ibv_create_qp(pd.as_ptr(), &mut attr) };
-        let qp = NonNull::new(qp).ok_or_else(|| VerbError::last("ibv_create_qp"))?;
-        Ok(Self { qp, port, inline: attr.cap.max_inline_data, wrs: Vec::new(), sges: Vec::new() })
+        Ok(Self { qp, port, inline, api, wrs: Vec::new(), sges: Vec::new() })
     }
 
     /// Its number on the fabric.
@@ -183,6 +191,9 @@ impl Qp {
         region: &Region,
         requests: &[SendRequest],
     ) -> std::result::Result<(), (Option<usize>, VerbError)> {
+        if self.api != Api::Plain {
+            return extended::post(self.qp, region, requests, self.api).map_err(|e| (Some(0), e));
+        }
         self.write_chain(region, requests);
         // SAFETY: the queue pair is open, and so is its context.
         let context = unsafe { (*self.qp.as_ptr()).context };
@@ -256,11 +267,25 @@ impl Qp {
     }
 }
 
+/// `ibv_create_qp`: the queue pair and the inline room that it was granted.
+fn create(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], wish: QpWish) -> Result<(NonNull<ibv_qp>, u32)> {
+    let mut attr = ibv_qp_init_attr {
+        send_cq: cqs[0].as_ptr(),
+        recv_cq: cqs[1].as_ptr(),
+        cap: wish.cap(),
+        qp_type: IBV_QPT_RC,
+        ..ibv_qp_init_attr::zeroed()
+    };
+    // SAFETY: PD and CQ are open and of one context; the attributes are writable, for the granted sizes.
+    let qp = unsafe { ibv_create_qp(pd.as_ptr(), &mut attr) };
+    Ok((NonNull::new(qp).ok_or_else(|| VerbError::last("ibv_create_qp"))?, attr.cap.max_inline_data))
+}
+
 /// 0.64 ms: short, so that a run with scarce receives is not all waiting.
 const MIN_RNR_TIMER: u8 = 12;
 
 /// Cuts a request's memory into elements of about the same length; how many there are.
-fn cut(request: &SendRequest, region: &Region, sges: &mut [ibv_sge]) -> c_int {
+pub(super) fn cut(request: &SendRequest, region: &Region, sges: &mut [ibv_sge]) -> c_int {
     if request.len == 0 {
         return 0;
     }
