@@ -10,6 +10,7 @@ mod checker;
 mod control_cuts;
 mod corners;
 mod events;
+mod extended;
 mod fail_open;
 mod lab_itself;
 mod lesser;
@@ -92,6 +93,7 @@ pub fn all() -> Vec<Scenario> {
         survive::scenarios(),
         corners::scenarios(),
         events::scenarios(),
+        extended::scenarios(),
         loss::scenarios(),
         shared_port::scenarios(),
         race::scenarios(),

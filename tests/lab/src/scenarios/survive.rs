@@ -37,7 +37,7 @@ const SHAPES: [(&str, u64, &str, u64); 4] = [
 const SIDES: [(&str, Host); 2] = [("sender", Host::A), ("receiver", Host::B)];
 
 /// Who has not ended after this hangs in tearing down: longer than the checking application takes to give up (2 s after an error).
-const TEARDOWN: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const TEARDOWN: std::time::Duration = std::time::Duration::from_secs(5);
 /// RoCE packets on rail 0 in the first moments of perftest: some are under way at every size of message.
 const PERFTEST_PACKETS: std::ops::Range<u64> = 1000..8000;
 
