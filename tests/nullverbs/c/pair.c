@@ -499,8 +499,43 @@ int ibv_destroy_ah(struct ibv_ah *ah)
     return 0;
 }
 
+static struct ibv_mw *alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type)
+{
+    struct ibv_mw *mw = calloc(1, sizeof(*mw));
+
+    if (!mw)
+        return NULL;
+    mw->context = pd->context;
+    mw->pd = pd;
+    mw->type = type;
+    mw->handle = null_number();
+    mw->rkey = mw->handle << 8;
+    nullverbs_log("alloc_mw", pd->context, "type=%d", type);
+    return mw;
+}
+
+static int dealloc_mw(struct ibv_mw *mw)
+{
+    nullverbs_log("dealloc_mw", mw->context, "ok");
+    free(mw);
+    return 0;
+}
+
+/* As providers do it: the request is posted past the table of functions. */
+static int bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind)
+{
+    struct ibv_send_wr wr = { .wr_id = bind->wr_id, .opcode = IBV_WR_BIND_MW, .send_flags = bind->send_flags }, *bad;
+
+    nullverbs_log("bind_mw", qp->context, "length=%llu", (unsigned long long)bind->bind_info.length);
+    mw->rkey++;
+    return post_send(qp, &wr, &bad);
+}
+
 void null_pair_ops(struct verbs_context *verbs)
 {
+    verbs->context.ops.alloc_mw = alloc_mw;
+    verbs->context.ops.bind_mw = bind_mw;
+    verbs->context.ops.dealloc_mw = dealloc_mw;
     verbs->context.ops.post_send = post_send;
     verbs->context.ops.post_recv = post_recv;
     verbs->context.ops.post_srq_recv = post_srq_recv;

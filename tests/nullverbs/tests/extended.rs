@@ -1,0 +1,119 @@
+//! What is made by the extended interfaces gets its twins and its shadow, or is named; and it behaves as without the shim.
+
+use shift_nullverbs::{Ran, Run};
+
+type Outcome = Result<(), String>;
+
+fn run(part: &str) -> Result<Ran, String> {
+    let ran = Run::of("extended").args([part]).env("NULLVERBS_POSTS", "complete").preloaded()?.run()?;
+    assert!(ran.output.status.success(), "{:?}: {}{}", ran.output.status, ran.stdout(), ran.stderr());
+    assert!(ran.stdout().ends_with("done\n"), "{}", ran.stdout());
+    Ok(ran)
+}
+
+/// The words of the lines of this verb on this device.
+fn on<'a>(ran: &'a Ran, verb: &'a str, device: &'a str) -> Vec<&'a str> {
+    let begin = format!("{verb} {device} ");
+    ran.verbs.iter().filter_map(|line| line.strip_prefix(&begin)).collect()
+}
+
+/// What is said of a line before the key, which every registration has its own of.
+fn but_key(line: &str) -> &str {
+    line.split(" key=").next().unwrap_or_default()
+}
+
+#[test]
+fn a_dmabuf_is_registered_on_the_standby_with_the_same_flags() -> Outcome {
+    let ran = run("memory")?;
+    let [ours, twins] = ["null0", "null1"].map(|device| on(&ran, "reg_dmabuf_mr", device));
+    let ([ours], [twin]) = (&ours[..], &twins[..]) else { return Err(format!("not one of each: {:?}", ran.verbs)) };
+    assert_eq!(but_key(ours), but_key(twin));
+    assert!(ours.contains("offset=4096"), "{ours:?}");
+    Ok(())
+}
+
+#[test]
+fn the_twin_follows_a_registration_that_changes() -> Outcome {
+    let ran = run("memory")?;
+    let twins: Vec<&str> = [on(&ran, "reg_mr", "null1"), on(&ran, "reg_mr_iova2", "null1")].concat();
+    let kept: Vec<&str> = twins.iter().map(|line| but_key(line)).collect();
+    let [changed, moved] = ["length=8192 iova=addr access=0x3", "length=8192 iova=addr access=0x3"];
+    assert_eq!(kept, ["length=4096 iova=addr access=0x1", changed, moved], "{:?}", ran.verbs);
+    let keys = |lines: &[&str]| {
+        lines.iter().filter_map(|line| Some(line.split_once("key=")?.1.to_owned())).collect::<Vec<_>>()
+    };
+    let mut gone = keys(&on(&ran, "dereg_mr", "null1"));
+    gone.retain(|key| keys(&twins).contains(key));
+    assert_eq!(gone, keys(&twins), "each was withdrawn, in turn");
+    Ok(())
+}
+
+#[test]
+fn memory_that_the_standby_cannot_have_is_named() -> Outcome {
+    let ran = run("memory")?;
+    assert!(on(&ran, "reg_dm_mr", "null1").is_empty() && on(&ran, "alloc_null_mr", "null1").is_empty());
+    assert!(ran.stderr().contains("memory of the device itself is not on the standby"), "{}", ran.stderr());
+    Ok(())
+}
+
+#[test]
+fn what_is_made_on_a_parent_domain_is_protected_through_the_pd_it_leads_to() -> Outcome {
+    let ran = run("domain")?;
+    assert_eq!((on(&ran, "alloc_pd", "null1").len(), on(&ran, "dealloc_pd", "null1").len()), (1, 1), "{:?}", ran.verbs);
+    assert!(on(&ran, "alloc_parent_domain", "null1").is_empty(), "{:?}", ran.verbs);
+    assert_eq!([on(&ran, "reg_mr", "null1"), on(&ran, "reg_mr_iova2", "null1")].concat().len(), 1, "{:?}", ran.verbs);
+    assert!(!ran.stderr().contains("not protected"), "{}", ran.stderr());
+    Ok(())
+}
+
+#[test]
+fn extended_queues_have_twins_like_them_and_post_and_complete_as_without_the_shim() -> Outcome {
+    let ran = run("queues")?;
+    let alone = Run::of("extended").args(["queues"]).env("NULLVERBS_POSTS", "complete").run()?;
+    assert!(alone.output.status.success(), "{}{}", alone.stdout(), alone.stderr());
+    assert_eq!(ran.stdout(), alone.stdout());
+    assert_eq!(ran.stdout().matches(" stamped").count(), 8, "{}", ran.stdout());
+    // Standard fields and the stamp; what has no lock is locked on the standby, whose poller is the shim.
+    assert!(on(&ran, "create_cq_ex", "null0").iter().any(|line| line.contains("flags=0x1")), "{:?}", ran.verbs);
+    assert!(
+        on(&ran, "create_cq_ex", "null1")
+            .iter()
+            .any(|line| line.contains("wc_flags=0xff ") && line.contains("flags=0x0")),
+        "{:?}",
+        ran.verbs
+    );
+    assert_eq!(on(&ran, "modify_cq", "null1"), ["count=4 period=7"], "{:?}", ran.verbs);
+    assert_eq!(
+        on(&ran, "create_qp", "null1").len() + on(&ran, "create_qp_ex", "null1").len(),
+        1 + probes(&ran),
+        "{:?}",
+        ran.verbs
+    );
+    assert!(on(&ran, "set_ece", "null1").is_empty(), "options are not mirrored: {:?}", ran.verbs);
+    assert_eq!(on(&ran, "bind_mw", "null0").len(), 1);
+    let named = ran.stderr().lines().filter(|line| line.contains("not protected") && line.contains("window")).count();
+    assert_eq!(named, 1, "{}", ran.stderr());
+    Ok(())
+}
+
+/// Queue pairs of one request are the shim's probes.
+fn probes(ran: &Ran) -> usize {
+    on(ran, "create_qp", "null1").iter().filter(|line| !line.contains("send_wr=32")).count()
+}
+
+#[test]
+fn what_nobody_knows_a_standby_of_is_passed_through_and_named() -> Outcome {
+    let ran = run("strange")?;
+    let said = ran.stderr();
+    for why in
+        ["its type is IBV_QPT_UD", "attributes 0x40000001", "its CQ was made with attributes that are not known here"]
+    {
+        assert_eq!(
+            said.lines().filter(|line| line.contains("not protected") && line.contains(why)).count(),
+            1,
+            "{why}: {said}"
+        );
+    }
+    assert!(on(&ran, "create_qp", "null1").is_empty(), "{:?}", ran.verbs);
+    Ok(())
+}
