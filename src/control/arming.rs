@@ -53,8 +53,14 @@ impl Qp {
             return;
         }
         self.refused = Some(reason.to_owned());
-        world.tell_unprotected(self.facts.qpn, self.facts.device, reason, now);
+        self.tell_unprotected(world, reason, now);
         self.withdraw(world, now);
+    }
+
+    /// Says why it is not protected at this moment, and keeps it for whoever asks.
+    pub fn tell_unprotected(&mut self, world: &mut World, reason: &str, now: Micros) {
+        self.reason = Some(reason.to_owned());
+        world.tell_unprotected(self.facts.qpn, self.facts.device, reason, now);
     }
 
     /// Nothing will be migrated from now on; the peer is told.
@@ -151,7 +157,7 @@ impl Qp {
         }
         if self.refused.is_none() {
             let reason = "the peer does not protect it; its log says why";
-            world.tell_unprotected(self.facts.qpn, self.facts.device, reason, now);
+            self.tell_unprotected(world, reason, now);
         }
     }
 
@@ -257,7 +263,7 @@ impl Qp {
             self.disarm(world, path, now);
             let name = self.path_name(world, path);
             let reason = format!("no answer on the path {} to {}; it is tried on", name.device, name.peer_gid);
-            world.tell_unprotected(self.facts.qpn, self.facts.device, &reason, now);
+            self.tell_unprotected(world, &reason, now);
         }
     }
 
@@ -332,6 +338,7 @@ impl Qp {
         if !self.masked {
             return;
         }
+        world.audit.totals.protected += u64::from(!std::mem::replace(&mut self.was_protected, true));
         let (from, to) = (self.path_name(world, self.current()), self.path_name(world, path));
         let again = if first { "" } else { " again" };
         let words = format!("{} -> {} with peer {}{again}", from.device, to.device, from.peer_gid);

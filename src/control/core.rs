@@ -13,17 +13,20 @@ use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
 use shift_proto::migrate::{Handshake, Input, Stage};
 
 use crate::address::{canonical, with_port};
+use crate::admin::Admin;
+use crate::audit;
 use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
 use crate::discovery::{self, Discovery};
 use crate::groups::Groups;
 use crate::keys::PeerKeys;
-use crate::links::{LinkEvent, LinkId};
+use crate::links::{LinkEvent, LinkId, Watched};
 use crate::peers::PeerEvent;
 use crate::qp::Qp;
 use crate::record::Outcome;
 use crate::registry::Owned;
+use crate::status::{Answer, Request, Status};
 use crate::strangers::Refusal;
 use crate::world::World;
 
@@ -49,6 +52,7 @@ pub(crate) struct Core {
     world: World,
     directory: Directory,
     discovery: Discovery,
+    admin: Admin,
     qps: BTreeMap<QpLife, Qp>,
     lives: BTreeMap<(Gid, u32), QpLife>,
     groups: Groups,
@@ -65,11 +69,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub fn new(world: World, directory: Directory) -> Self {
+    pub fn new(mut world: World, directory: Directory) -> Self {
+        let admin = Admin::open(&mut world.links, world.me);
         Self {
             world,
             directory,
             discovery: Discovery::default(),
+            admin,
             qps: BTreeMap::new(),
             lives: BTreeMap::new(),
             groups: Groups::default(),
@@ -108,6 +114,26 @@ impl Core {
         if let Some(line) = self.world.links.strangers.summary() {
             log::info!("{line}");
         }
+        if self.world.audit.totals.queue_pairs > 0 {
+            log::info!("{}", self.world.audit.totals.line());
+        }
+    }
+
+    fn answer_admin(&mut self) {
+        let Self { admin, world, qps, .. } = self;
+        let World { links, audit, data, config, me, .. } = world;
+        let view = |request: &Request| match request {
+            Request::Status => Answer::Status(Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                program: audit::program(),
+                process: format!("{:016x}", me.0),
+                keyed: config.job_key.is_some(),
+                queue_pairs: qps.values().map(|qp| qp.status(&**data)).chain(audit.unrecorded(&**data)).collect(),
+                totals: audit.totals,
+            }),
+        };
+        admin.handle_ready(links, view);
     }
 
     /// After a mistake of the agent: every fault is the application's from now on.
@@ -209,8 +235,8 @@ impl Core {
 
     fn tell_failures(&mut self, now: Micros, patience: Micros) {
         for failure in self.discovery.take_failures(now, patience) {
-            for qp in self.qps.values().filter(|q| q.peer_address() == failure.sought) {
-                self.world.tell_unprotected(qp.facts.qpn, qp.facts.device, &failure.reason, now);
+            for qp in self.qps.values_mut().filter(|q| q.peer_address() == failure.sought) {
+                qp.tell_unprotected(&mut self.world, &failure.reason, now);
             }
         }
     }
@@ -233,11 +259,13 @@ impl Core {
         log::trace!("event {event:?}");
         match event {
             Event::DeviceOpened { device, async_fd } => {
-                if let Err(error) = self.world.links.watch(async_fd, device.0) {
+                if let Err(error) = self.world.links.watch(async_fd, Watched::Device(device.0)) {
                     log::warn!("port events of {} are not seen ({error})", self.world.data.device_name(device));
                 }
             }
             Event::Connected { qp, facts } => self.handle_connected(qp, facts, now),
+            Event::Unrecorded { device, qpn, reason } => self.world.audit.add(device, qpn, reason.0),
+            Event::UnrecordedGone { device, qpn } => self.world.audit.remove(device, qpn),
             Event::Unprotected { qp, reason } => self.with(qp, |q, world| {
                 q.refused = Some(reason.0);
                 q.withdraw(world, now);
@@ -299,13 +327,16 @@ impl Core {
             return;
         }
         let mut qp = Qp::new(self.world.me, life, facts);
+        self.world.audit.totals.queue_pairs += 1;
         let own = qp.own_address();
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
         self.lives.insert(key_of(own), life);
-        if let Err(reason) = self.world.data.standby_of(qp.facts.device) {
-            qp.refuse(&mut self.world, &reason.to_string(), now);
-        } else {
-            self.seek_peer(&mut qp, now);
+        match self.world.data.standby_of(qp.facts.device) {
+            Ok(standby) => {
+                self.world.tell_first(qp.facts.device, standby, now);
+                self.seek_peer(&mut qp, now);
+            }
+            Err(reason) => qp.refuse(&mut self.world, &reason.to_string(), now),
         }
         self.qps.insert(life, qp);
         self.stale = true;
@@ -368,7 +399,8 @@ impl Core {
                     self.handle_received(link, frame, now);
                 }
             }
-            LinkEvent::Watched(device) => self.world.data.read_async(DeviceId(device)),
+            LinkEvent::Watched(Watched::Device(device)) => self.world.data.read_async(DeviceId(device)),
+            LinkEvent::Watched(Watched::Admin) => self.answer_admin(),
             LinkEvent::Closed(link, ending) => {
                 self.directory.closed(link, ending, now);
                 if !self.discovery.closed(link, ending, now) {

@@ -261,6 +261,22 @@ pub enum Event {
         /// The reason.
         reason: Unprotected,
     },
+    /// A QP was made that is not recorded at all; it was reported already.
+    Unrecorded {
+        /// Its device.
+        device: DeviceId,
+        /// Its number.
+        qpn: u32,
+        /// The reason.
+        reason: Unprotected,
+    },
+    /// It was destroyed, or is recorded from now on.
+    UnrecordedGone {
+        /// Its device.
+        device: DeviceId,
+        /// Its number.
+        qpn: u32,
+    },
     /// A completion or flush that is a fault of the path; it is kept from the application.
     Fatal {
         /// The QP.

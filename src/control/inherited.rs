@@ -10,10 +10,11 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use crate::admin::MAX_SESSIONS;
 use crate::links::MAX_CONNECTIONS;
 
-/// All connections, and the listeners: the process's own port, the well-known one, the local socket.
-const MAX_DESCRIPTORS: usize = MAX_CONNECTIONS + 8;
+/// All connections, and the listeners: the process's own port, the well-known one, the local sockets.
+const MAX_DESCRIPTORS: usize = MAX_CONNECTIONS + MAX_SESSIONS + 8;
 /// No descriptor.
 const FREE: RawFd = -1;
 

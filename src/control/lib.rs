@@ -6,8 +6,10 @@
 //! leaves the program as it would be without the shim.
 
 pub mod address;
+mod admin;
 pub mod agent;
 mod arming;
+mod audit;
 pub mod channel;
 mod clock;
 pub mod config;
@@ -30,6 +32,7 @@ pub mod record;
 mod registry;
 mod sockets;
 mod stall;
+pub mod status;
 mod strangers;
 mod told;
 pub mod variables;

@@ -87,8 +87,17 @@ pub enum LinkEvent {
     Received(LinkId, Frame),
     /// The connection is gone; its id is dead.
     Closed(LinkId, Ending),
-    /// The descriptor that is watched under this number has something to read.
-    Watched(u16),
+    /// A descriptor that is watched has something to do.
+    Watched(Watched),
+}
+
+/// Whose a descriptor is that this module only watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// The asynchronous events of a device.
+    Device(u16),
+    /// The local socket of `shiftctl`, or who is connected there.
+    Admin,
 }
 
 struct Link {
@@ -116,7 +125,7 @@ pub struct Links {
     events: Events,
     links: BTreeMap<usize, Link>,
     listeners: BTreeMap<usize, Listener>,
-    watched: BTreeMap<usize, u16>,
+    watched: BTreeMap<usize, Watched>,
     unread: Vec<usize>,
     failed: Vec<(LinkId, Ending)>,
     next: usize,
@@ -151,12 +160,21 @@ impl Links {
         Ok(())
     }
 
-    /// Watches a descriptor of somebody else, who keeps it open, and reports it under `number`.
-    pub fn watch(&mut self, descriptor: RawFd, number: u16) -> io::Result<()> {
+    /// Watches a descriptor of somebody else, who keeps it open. Returns what ends it.
+    pub fn watch(&mut self, descriptor: RawFd, whose: Watched) -> io::Result<usize> {
         let id = self.fresh_id();
-        self.poll.registry().register(&mut SourceFd(&descriptor), Token(id), Interest::READABLE)?;
-        self.watched.insert(id, number);
-        Ok(())
+        let interest = match whose {
+            Watched::Device(_) => Interest::READABLE,
+            Watched::Admin => Interest::READABLE | Interest::WRITABLE,
+        };
+        self.poll.registry().register(&mut SourceFd(&descriptor), Token(id), interest)?;
+        self.watched.insert(id, whose);
+        Ok(id)
+    }
+
+    /// The descriptor is being closed, which ends the watch in the kernel.
+    pub fn unwatch(&mut self, id: usize) {
+        self.watched.remove(&id);
     }
 
     /// Starts a connection to `to`. That it stands, or failed, comes as an event.
@@ -283,8 +301,8 @@ impl Links {
     }
 
     fn handle_ready(&mut self, id: usize, readable: bool, writable: bool, out: &mut Vec<LinkEvent>) {
-        if let Some(number) = self.watched.get(&id) {
-            out.push(LinkEvent::Watched(*number));
+        if let Some(whose) = self.watched.get(&id) {
+            out.push(LinkEvent::Watched(*whose));
             return;
         }
         if self.listeners.contains_key(&id) {

@@ -115,6 +115,10 @@ pub(crate) struct Qp {
     pub ledger: Ledger,
     /// Why it is not protected, for good.
     pub refused: Option<String>,
+    /// What was told last of why it is not protected.
+    pub reason: Option<String>,
+    /// It was protected at some time.
+    pub was_protected: bool,
     /// Faults are masked.
     pub masked: bool,
     pub job: Job,
@@ -185,6 +189,8 @@ impl Qp {
             at: PathId::PRIMARY,
             ledger: Ledger::new(),
             refused: None,
+            reason: None,
+            was_protected: false,
             masked: false,
             job: Job::Idle,
             paused: None,

@@ -9,6 +9,7 @@ use shift_proto::frame::Frame;
 use shift_proto::id::{Micros, ProcessId};
 
 use crate::address::Network;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::datapath::{DataPath, DeviceId, Gid, QpLife};
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
@@ -58,6 +59,8 @@ pub struct World {
     pub told: Told,
     /// Where the records go.
     pub journal: Journal,
+    /// What `shiftctl` and the last line are told.
+    pub audit: Audit,
     /// Lines in the making.
     tallies: BTreeMap<String, Tally>,
 }
@@ -88,6 +91,7 @@ impl World {
             loopback: VecDeque::new(),
             told: Told::default(),
             journal,
+            audit: Audit::default(),
             tallies: BTreeMap::new(),
         }
     }
@@ -104,6 +108,15 @@ impl World {
     /// The keys of a peer's device. Of this process itself they are looked up in the same way: it tells itself.
     pub fn keys_of(&self, peer: ProcessId, device: u16) -> KeysOf<'_> {
         KeysOf { keys: self.peer_keys.get(&peer), device }
+    }
+
+    /// The first queue pair of a device is connected: what is going to happen, and where to look.
+    pub fn tell_first(&mut self, device: DeviceId, standby: DeviceId, now: Micros) {
+        let (from, to) = (self.data.device_name(device), self.data.device_name(standby));
+        if self.told.is_new(&format!("first on {from}"), now) {
+            let (port, pid) = (self.config.port, std::process::id());
+            log::info!("QPs of {from} are to fail over to {to}; peers are found on TCP port {port}; shiftctl status {pid} shows each QP");
+        }
     }
 
     /// A queue pair is protected.
@@ -158,6 +171,7 @@ impl World {
 
     /// Keeps a record that is complete.
     pub fn keep(&mut self, record: &Record) {
+        self.audit.count(record);
         self.journal.append(record);
     }
 

@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, pd, rail, reaper, replay, tell, twin};
+use crate::cold::{cq, device, pd, rail, reaper, replay, tell, twin};
 use crate::hot::poll;
 use crate::hot::wr::QpEx;
 use crate::lives;
@@ -12,7 +12,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::Event;
-use shift_control::datapath::{ConnectionFacts, Gid, QpLife};
+use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, QpLife};
 use shift_proto::id::Mtu;
 use std::sync::Arc;
 
@@ -53,7 +53,14 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     // SAFETY: the QP is live.
     let qpn = unsafe { (*qp).qp_num };
     mark_foreign(init, qpn);
-    tell::once(&format!("QP 0x{qpn:06x} is not protected: {reason}"), reason);
+    tell::unrecorded(device_of(qp), qpn, reason.to_owned());
+}
+
+/// The device of a QP of the application, if it was opened under the shim.
+fn device_of(qp: *mut ibv_qp) -> Option<u16> {
+    // SAFETY: the QP is live: it was just made, or the application's destroy has yet to run.
+    let context = unsafe { (*qp).context };
+    device::device_of(context).map(|shadow| shadow.device)
 }
 
 /// What a recorded QP stands on.
@@ -326,7 +333,7 @@ fn facts_of(qp: &QpShadow, attr: &ibv_qp_attr, mtu: Mtu) -> Result<ConnectionFac
         .gid_at(attr.ah_attr.port_num, attr.ah_attr.grh.sgid_index)
         .ok_or("its source GID is not in the table of the device")?;
     Ok(ConnectionFacts {
-        device: shift_control::datapath::DeviceId(qp.device),
+        device: DeviceId(qp.device),
         qpn: qp.qpn,
         gid: Gid(gid.gid.raw),
         netdev: netdev_name(gid.ndev_ifindex),
@@ -403,6 +410,9 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
 fn forget_foreign(qp: *mut ibv_qp) {
     // SAFETY: the QP is live until the application's destroy runs; its lock is not touched.
     let qpn = unsafe { (*qp).qp_num };
+    if let Some(device) = device_of(qp) {
+        process::tell(Event::UnrecordedGone { device: DeviceId(device), qpn });
+    }
     // SAFETY: as above.
     let send_cq = unsafe { (*qp).send_cq };
     // SAFETY: as above.

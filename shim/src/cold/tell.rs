@@ -5,7 +5,7 @@ use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
 use shift_abi::{ibv_wc_status, ibv_wr_opcode, IBV_WR_BIND_MW, IBV_WR_LOCAL_INV, IBV_WR_SEND_WITH_INV};
 use shift_control::datapath::Event;
-use shift_control::datapath::{QpLife, Unprotected};
+use shift_control::datapath::{DeviceId, QpLife, Unprotected};
 use shift_proto::id::Epoch;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -85,6 +85,14 @@ pub fn atomic(qp: &QpShadow) {
 fn unprotect_atomics(qp: &QpShadow) {
     if qp.unprotected.get().is_none() {
         unprotect(qp, "it posts atomics, and those of the peer's two devices do not exclude one another".to_owned());
+    }
+}
+
+/// A QP is not recorded at all: it is passed through.
+pub fn unrecorded(device: Option<u16>, qpn: u32, reason: String) {
+    once(&format!("QP 0x{qpn:06x} is not protected: {reason}"), &reason);
+    if let Some(device) = device {
+        process::tell(Event::Unrecorded { device: DeviceId(device), qpn, reason: Unprotected(reason) });
     }
 }
 

@@ -68,9 +68,19 @@ pub struct Local {
     /// Once finished, keep the queue pairs open and poll for this long, in milliseconds, though the peer may be gone.
     #[arg(long, default_value_t = 0, value_name = "MS")]
     pub linger_ms: u64,
-    /// Once connected, fork a child that inherits everything, does nothing, and outlives this process; its number is printed.
+    /// Fork a child, and what it does.
+    #[arg(long, value_enum)]
+    pub fork: Option<Fork>,
+    /// Call ibv_fork_init before anything else.
     #[arg(long)]
-    pub fork_child: bool,
+    pub fork_init: bool,
+    /// Once all is connected and this file appears, call exit at once, in the middle of whatever is going on.
+    #[arg(long, value_name = "PATH")]
+    pub exit_on_file: Option<PathBuf>,
+    /// Do it all so many times, in one process: open the device, make the queue pairs, run, destroy them, close the device. Each round has the
+    /// next seed, and a line ROUND once it is over.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: u64,
     /// Set each fence's packet number against memory, and print a line FENCES in the end; libshift_preload.so with
     /// `watch-fences` must be loaded.
     #[arg(long)]
@@ -78,6 +88,18 @@ pub struct Local {
     /// Give up waiting for the peer's side channel after this many seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub connect_timeout: u64,
+}
+
+/// What a forked child does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Fork {
+    /// Once connected: it inherits everything, does nothing, and outlives this process; its number is printed.
+    Idles,
+    /// Once connected: it becomes another program.
+    Execs,
+    /// Before the device is opened: it does all the work, and this process waits for it.
+    Works,
 }
 
 /// How the GID is chosen.

@@ -28,41 +28,79 @@ mod trigger;
 mod verbs;
 mod witness;
 
-use args::{Cli, Local, Params, Role};
+use args::{Cli, Fork, Local, Params, Role};
 use clap::Parser;
 use report::{Ending, Report};
 use sabotage::Sabotage;
 use session::{say, Session};
 use setup::{prepare, receive_params, End, SetupError};
 use side::{Note, Side};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use trigger::Trigger;
 use verbs::monotonic_ns;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let (name, status) = match cli.role {
+    let role = Cli::parse().role;
+    let local = match &role {
+        Role::Server { local, .. } | Role::Client { local, .. } => local,
+    };
+    match begin(local) {
+        Ok(None) => {}
+        Ok(Some(status)) => return ExitCode::from(status),
+        Err(error) => {
+            say(&serde_json::json!({"pass": false, "setup": error.to_string()}).to_string());
+            return ExitCode::from(4);
+        }
+    }
+    for round in 0..local.rounds {
+        let status = play(&role, round);
+        if status != 0 {
+            return ExitCode::from(status);
+        }
+        if local.rounds > 1 {
+            say(&format!("ROUND {round}"));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What is done before the device is opened. With a status, a child has done the work.
+fn begin(local: &Local) -> std::io::Result<Option<u8>> {
+    if local.fork_init {
+        verbs::fork_init()?;
+    }
+    match local.fork {
+        Some(Fork::Works) => verbs::work_in_child(),
+        Some(Fork::Idles | Fork::Execs) | None => Ok(None),
+    }
+}
+
+/// One run from the opening of the device to its closing; its exit status.
+fn play(role: &Role, round: u64) -> u8 {
+    let (name, status) = match role {
         Role::Server { listen, local } => {
             let limit = Duration::from_secs(local.connect_timeout);
-            ("server", Side::accept(listen, limit).map_err(SetupError::from).and_then(|side| serve(side, &local)))
+            ("server", Side::accept(*listen, limit).map_err(SetupError::from).and_then(|side| serve(side, local)))
         }
         Role::Client { connect, local, params, commit, commit_at, idle_until_file } => {
+            let params = Params { seed: params.seed.wrapping_add(round), ..(**params).clone() };
             let from = commit_at.unwrap_or(params.messages / 2);
             let sabotage = commit.map(|commit| Sabotage { commit, from, committed: None });
-            let trigger = params.pause_before_message.map(|_| Trigger::new(idle_until_file));
+            let trigger = params.pause_before_message.map(|_| Trigger::new(idle_until_file.clone()));
             let limit = Duration::from_secs(local.connect_timeout);
-            let side = Side::connect(connect, limit).map_err(SetupError::from);
-            ("client", side.and_then(|side| ask(side, &local, *params, sabotage, trigger)))
+            let side = Side::connect(*connect, limit).map_err(SetupError::from);
+            ("client", side.and_then(|side| ask(side, local, params, sabotage, trigger)))
         }
     };
     status.unwrap_or_else(|e| {
         say(&serde_json::json!({"checker": name, "pass": false, "setup": e.to_string()}).to_string());
-        ExitCode::from(4)
+        4
     })
 }
 
-fn serve(mut side: Side, local: &Local) -> Result<ExitCode, SetupError> {
+fn serve(mut side: Side, local: &Local) -> Result<u8, SetupError> {
     let params = receive_params(&mut side)?;
     run(End::Server, params, local, side, None, None)
 }
@@ -73,7 +111,7 @@ fn ask(
     params: Params,
     sabotage: Option<Sabotage>,
     trigger: Option<Trigger>,
-) -> Result<ExitCode, SetupError> {
+) -> Result<u8, SetupError> {
     params.check().map_err(SetupError::Params)?;
     side.send(&Note::Params(Box::new(params.clone())))?;
     run(End::Client, params, local, side, sabotage, trigger)
@@ -86,7 +124,7 @@ fn run(
     side: Side,
     sabotage: Option<Sabotage>,
     trigger: Option<Trigger>,
-) -> Result<ExitCode, SetupError> {
+) -> Result<u8, SetupError> {
     let name = match end {
         End::Server => "server",
         End::Client => "client",
@@ -96,8 +134,13 @@ fn run(
         witness::start(&parts).map_err(SetupError::Params)?;
     }
     let mut session = Session::new(parts);
-    if local.fork_child {
-        say(&format!("CHILD pid={}", verbs::fork_idle_child()?));
+    match local.fork {
+        Some(Fork::Idles) => say(&format!("CHILD pid={}", verbs::fork_idle_child()?)),
+        Some(Fork::Execs) => verbs::fork_and_exec()?,
+        Some(Fork::Works) | None => {}
+    }
+    if let Some(file) = local.exit_on_file.clone() {
+        exit_on(file)?;
     }
     say(&format!("STARTED {name} t={}", session.started_ns()));
     let ending = session.run();
@@ -112,5 +155,16 @@ fn run(
     if ending == Ending::Done {
         session.close()?;
     }
-    Ok(ExitCode::from(report.exit_status()))
+    Ok(report.exit_status())
+}
+
+/// A thread that ends this process by exit, as a program does that had enough, once the file is there.
+fn exit_on(file: PathBuf) -> std::io::Result<()> {
+    let watch = move || {
+        while !file.exists() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::process::exit(0)
+    };
+    std::thread::Builder::new().name("exit".to_owned()).spawn(watch).map(drop)
 }

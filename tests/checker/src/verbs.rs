@@ -15,7 +15,7 @@ mod poller;
 mod queue;
 
 pub use channel::{Channel, Waiting};
-pub use child::fork_idle_child;
+pub use child::{fork_and_exec, fork_idle_child, fork_init, work_in_child};
 pub use fences::{watch_fences, FenceSeen};
 pub use memory::{Region, Window};
 pub use poller::Poller;

@@ -219,7 +219,7 @@ fn start<'a>(lab: &Lab, number: u16, case: &'a Case, seed: u64) -> Result<Live<'
         env.extend(short.map(|(name, ms)| (name.to_owned(), ms.to_string())));
     }
     // A child that lives on keeps the side channel: what tells the survivor of the death is its shim.
-    let forks = |host| if case.fate == Fate::Kill(host) { "--fork-child" } else { "" };
+    let forks = |host| if case.fate == Fate::Kill(host) { "--fork idles" } else { "" };
     let flow = "--mode mixed --messages 600 --size 0..3000 --depth 8 --rate 150000 --poll sleepy --deadline 6";
     let pause = format!("--pause-before-message 10 --idle-until-file {GO_ON}");
     let client = format!("{flow} {pause} --seed {} {}", seed.wrapping_mul(1000) + u64::from(number), forks(Host::A));

@@ -19,11 +19,13 @@ mod nccl;
 mod non_rdma;
 mod partners;
 mod plain;
+mod processes;
 mod programs;
 mod race;
 mod rough;
 mod second_fault;
 mod shared_port;
+mod status;
 mod strangers;
 mod survive;
 mod transparent;
@@ -106,6 +108,8 @@ pub fn all() -> Vec<Scenario> {
         strangers::scenarios(),
         programs::scenarios(),
         nccl::scenarios(),
+        status::scenarios(),
+        processes::scenarios(),
     ]
     .into_iter()
     .flatten()

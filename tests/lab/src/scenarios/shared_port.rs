@@ -82,8 +82,8 @@ fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
 /// A pair of root's that is there before all others, so that its two processes hold the ports. Each has a child that lives on: what it
 /// inherited must not keep the port.
 fn start_holders(lab: &Lab) -> Result<Partners> {
-    let flow = "--mode send --duration 600 --size 64 --rate 640 --poll sleepy --fork-child";
-    let (client, server) = (flow.to_owned(), "--fork-child".to_owned());
+    let flow = "--mode send --duration 600 --size 64 --rate 640 --poll sleepy --fork idles";
+    let (client, server) = (flow.to_owned(), "--fork idles".to_owned());
     let holders = Partners::start(lab, &Plan { number: PAIRS, client, server, ..Plan::default() })?;
     holders.wait_protected()?;
     for side in holders.sides() {
