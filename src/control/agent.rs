@@ -6,7 +6,7 @@
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
@@ -23,6 +23,7 @@ use crate::directory::Directory;
 use crate::links::{Draw, Links};
 use crate::peers::Peers;
 use crate::sockets::Listener;
+use crate::status::Totals;
 use crate::world::World;
 
 /// How long an orderly exit waits for the goodbyes to be handed to the kernel.
@@ -52,6 +53,14 @@ struct Shared {
     woken: AtomicBool,
     /// The agent ended. Set once by the agent (Release).
     ended: AtomicBool,
+    /// Sums for the last line, which whoever ends the process says: it does not wait for the agent. Held for a copy at a time.
+    totals: Mutex<Totals>,
+}
+
+impl Shared {
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl EventSender {
@@ -67,6 +76,10 @@ impl EventSender {
         if self.post(Message::Goodbye(done)) {
             // Nobody is left to be told if it takes longer.
             let _ = wait.recv_timeout(GOODBYE_LIMIT);
+            let totals = *self.shared.totals();
+            if totals.queue_pairs > 0 {
+                log::info!("{}", totals.line());
+            }
         }
     }
 
@@ -195,6 +208,7 @@ fn run(mut core: Core, messages: &Receiver<Message>, shared: &Shared) {
                 }
             })
         }));
+        *shared.totals() = core.totals();
         match turn {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -26,7 +26,7 @@ use crate::peers::PeerEvent;
 use crate::qp::Qp;
 use crate::record::Outcome;
 use crate::registry::Owned;
-use crate::status::{Answer, Request, Status};
+use crate::status::{Answer, Request, Status, Totals};
 use crate::strangers::Refusal;
 use crate::world::World;
 
@@ -114,9 +114,11 @@ impl Core {
         if let Some(line) = self.world.links.strangers.summary() {
             log::info!("{line}");
         }
-        if self.world.audit.totals.queue_pairs > 0 {
-            log::info!("{}", self.world.audit.totals.line());
-        }
+    }
+
+    /// What all queue pairs came to so far.
+    pub fn totals(&self) -> Totals {
+        self.world.audit.totals
     }
 
     fn answer_admin(&mut self) {

@@ -88,7 +88,7 @@ fn forks(lab: &mut Lab, seed: u64) -> Result<Figures> {
 fn exits(lab: &mut Lab, seed: u64) -> Result<Figures> {
     begin(lab)?;
     let file = |number: u16| format!("{GO_ON}-{number}");
-    let leaver = |number: u16| if number % 2 == 0 { Host::A } else { Host::B };
+    let leaver = |number: u16| if number & 1 == 0 { Host::A } else { Host::B };
     let pair = |number: u16| {
         let exit =
             |host| if leaver(number) == host { format!("--exit-on-file {}", file(number)) } else { String::new() };
