@@ -27,8 +27,15 @@ const KVM_LIMIT: Duration = Duration::from_secs(25);
 const KEEP: &str = "SHIFT_LAB_KEEP";
 
 /// What was built here and is shared into guests; missing ones are left out.
-const SHARED: &[&str] =
-    &["shift-guest", "shift-checker", "shift-stranger", "shift-nccl", "shiftctl", "libshift_verbs.so", "libshift_preload.so"];
+const SHARED: &[&str] = &[
+    "shift-guest",
+    "shift-checker",
+    "shift-stranger",
+    "shift-nccl",
+    "shiftctl",
+    "libshift_verbs.so",
+    "libshift_preload.so",
+];
 
 /// Where things are on this machine.
 #[derive(Debug, Clone)]
