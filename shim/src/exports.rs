@@ -43,6 +43,10 @@ macro_rules! exported {
 exported! {
     /// Opens a device, and at the first one starts the protection.
     fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context = device::open, else core::ptr::null_mut();
+    /// Takes over a device that is open elsewhere.
+    fn ibv_import_device(command_fd: c_int) -> *mut ibv_context = device::import, else core::ptr::null_mut();
+    /// Takes over a registration that was made elsewhere: the standby does not have it, and that is said.
+    fn ibv_import_mr(domain: *mut ibv_pd, handle: u32) -> *mut ibv_mr = mr::import, else core::ptr::null_mut();
     /// Closes it.
     fn ibv_close_device(context: *mut ibv_context) -> c_int = device::close, else libc::EIO;
     /// Makes a PD and its twin.

@@ -77,6 +77,10 @@ real_functions! {
     fn ibv_free_device_list(list: *mut *mut ibv_device) -> Nothing = NOTHING;
     /// Opens a device.
     fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context = core::ptr::null_mut();
+    /// A context of a device that is open elsewhere.
+    fn ibv_import_device(command_fd: c_int) -> *mut ibv_context = core::ptr::null_mut();
+    /// A registration that was made elsewhere.
+    fn ibv_import_mr(pd: *mut ibv_pd, handle: u32) -> *mut ibv_mr = core::ptr::null_mut();
     /// Closes it.
     fn ibv_close_device(context: *mut ibv_context) -> c_int = libc::ENOSYS;
     /// What the device can do.

@@ -32,12 +32,26 @@ pub fn ops_of(context: *mut ibv_context) -> Option<ProviderOps> {
 /// As `ibv_open_device`.
 pub unsafe fn open(device: *mut ibv_device) -> *mut ibv_context {
     // SAFETY: passed on.
-    let context = unsafe { real::ibv_open_device(device) };
+    adopt(unsafe { real::ibv_open_device(device) })
+}
+
+/// `ibv_import_device`: a context of a device that another process, or another part of this one, has opened.
+///
+/// # Safety
+/// As `ibv_import_device`.
+pub unsafe fn import(command_fd: c_int) -> *mut ibv_context {
+    // SAFETY: passed on.
+    adopt(unsafe { real::ibv_import_device(command_fd) })
+}
+
+/// Patches a context that was just made.
+fn adopt(context: *mut ibv_context) -> *mut ibv_context {
     if context.is_null() || process::start().is_none() {
         return context;
     }
     say_what_escapes();
-    let name = rail::name_of(device);
+    // SAFETY: the context was just made.
+    let name = rail::name_of(unsafe { (*context).device });
     let Some(ops) = ops_of(context) else { return context };
     match rail::named(&name) {
         Ok(rail) => {

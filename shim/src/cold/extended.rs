@@ -192,7 +192,10 @@ unsafe extern "C" fn reg_dm_mr(
     let context = unsafe { (*domain).context };
     let Some(register) = ops(context).and_then(|ops| ops.reg_dm_mr) else { return core::ptr::null_mut() };
     // SAFETY: passed on from the application's call.
-    made(|| unsafe { register(domain, memory, offset, length, access) }, |region| mr::only_here(region, access))
+    made(
+        || unsafe { register(domain, memory, offset, length, access) },
+        |region| mr::only_here(region, access, "memory of the device itself"),
+    )
 }
 
 unsafe extern "C" fn alloc_null_mr(domain: *mut ibv_pd) -> *mut ibv_mr {

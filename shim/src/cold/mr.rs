@@ -303,17 +303,27 @@ pub unsafe fn rereg(
 /// `IBV_REREG_MR_ERR_INPUT`: the registration is as it was.
 const REREG_UNCHANGED: c_int = -1;
 
-/// `ibv_reg_dm_mr`: memory on the device itself, which the other device does not have.
-pub fn only_here(region: *mut ibv_mr, access: u32) {
+/// Memory that the other device cannot have: `what` it is.
+pub fn only_here(region: *mut ibv_mr, access: u32, what: &str) {
     // SAFETY: the registration was just made.
     let domain = unsafe { (*region).pd };
     if let Some(pd) = pd::PDS.get(domain) {
-        tell::once(
-            "memory of the device itself is not on the standby: queue pairs that use it are not protected",
-            REFUSED,
-        );
+        tell::once(&format!("{what} is not on the standby: queue pairs that use it are not protected"), what);
         enter_without_twin(pd, region, access);
     }
+}
+
+/// `ibv_import_mr`: nothing is known of the memory behind it.
+///
+/// # Safety
+/// As `ibv_import_mr`.
+pub unsafe fn import(domain: *mut ibv_pd, handle: u32) -> *mut ibv_mr {
+    // SAFETY: passed on.
+    let region = unsafe { real::ibv_import_mr(domain, handle) };
+    if !region.is_null() {
+        only_here(region, u32::MAX, "a registration that was imported");
+    }
+    region
 }
 
 /// `ibv_alloc_null_mr`: a key under which nothing is read or written.

@@ -160,11 +160,14 @@ fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
 /// # Safety
 /// As `ibv_modify_qp`.
 pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int {
+    let bits = mask as u32;
     let Some(shadow) = QPS.get_arc(qp) else {
         // SAFETY: passed on.
-        return unsafe { real::ibv_modify_qp(qp, attr, mask) };
+        let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
+        // SAFETY: the application passes a readable structure.
+        let is_reset = bits & IBV_QP_STATE != 0 && unsafe { (*attr).qp_state } == IBV_QPS_RESET;
+        return if is_reset { among_cqs_of(qp, change) } else { change() };
     };
-    let bits = mask as u32;
     // SAFETY: the application passes a readable structure.
     let state = if bits & IBV_QP_STATE != 0 { Some(unsafe { (*attr).qp_state }) } else { None };
     if matches!(state, Some(IBV_QPS_ERR | IBV_QPS_RESET)) {
@@ -392,19 +395,24 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
 pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
     // SAFETY: passed on.
     let destroy = || unsafe { real::ibv_destroy_qp(qp) };
-    // SAFETY: the QP is live until the call below.
-    let send_cq = unsafe { (*qp).send_cq };
-    // SAFETY: as above.
-    let recv_cq = unsafe { (*qp).recv_cq };
     let Some(shadow) = QPS.get_arc(qp) else {
         forget_foreign(qp);
-        return cq::among(send_cq, recv_cq, destroy);
+        return among_cqs_of(qp, destroy);
     };
     end(qp, &shadow);
     process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
-    let errno = cq::among(send_cq, recv_cq, destroy);
+    let errno = among_cqs_of(qp, destroy);
     withdraw_copies(&shadow);
     errno
+}
+
+/// Runs a call that resets or destroys the application's QP.
+fn among_cqs_of(qp: *mut ibv_qp, change: impl FnOnce() -> c_int) -> c_int {
+    // SAFETY: the QP is live until the call.
+    let send_cq = unsafe { (*qp).send_cq };
+    // SAFETY: as above.
+    let recv_cq = unsafe { (*qp).recv_cq };
+    cq::among(send_cq, recv_cq, change)
 }
 
 fn forget_foreign(qp: *mut ibv_qp) {

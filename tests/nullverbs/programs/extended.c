@@ -5,6 +5,7 @@
  *   extended memory   dmabuf, changed registrations, memory of the device, a null registration
  *   extended domain   a parent domain with a thread domain, and what is made on it
  *   extended queues   extended completion queues and queue pairs, every builder and reader, and windows
+ *   extended imported a device that is open elsewhere
  *   extended strange  what nobody knows a standby of
  */
 #define _GNU_SOURCE
@@ -266,7 +267,7 @@ int main(int count, char **words)
 {
     const char *part = count > 1 ? words[1] : "";
 
-    context = ibv_open_device(ibv_get_device_list(NULL)[0]);
+    context = strcmp(part, "imported") ? ibv_open_device(ibv_get_device_list(NULL)[0]) : ibv_import_device(0);
     CHECK(context);
     pd = ibv_alloc_pd(context);
     CHECK(pd);

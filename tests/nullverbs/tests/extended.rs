@@ -102,6 +102,13 @@ fn probes(ran: &Ran) -> usize {
 }
 
 #[test]
+fn a_device_that_was_imported_is_seen_as_one_that_was_opened() -> Outcome {
+    let ran = run("imported")?;
+    assert_eq!((on(&ran, "alloc_pd", "null0").len(), on(&ran, "alloc_pd", "null1").len()), (1, 1), "{:?}", ran.verbs);
+    Ok(())
+}
+
+#[test]
 fn what_nobody_knows_a_standby_of_is_passed_through_and_named() -> Outcome {
     let ran = run("strange")?;
     let said = ran.stderr();

@@ -18,14 +18,16 @@ const ALL: &str = "--mode write,write_imm,send,read,mixed,fadd,cas,mixed_atomic 
 const SURVIVORS: &str = "--mode write,write_imm,send,read,mixed --qps 5";
 const SURVIVING: u64 = 5;
 
-/// Requests that are collected in chains, unsignalled, inline and in several pieces; and queues that two threads poll at once while one of them posts.
-const SHAPES: [(&str, &str, u64); 2] = [
+/// Requests that are collected in chains, unsignalled, inline and in several pieces; queues that two threads poll at once while one of them posts, and
+/// queues on which a program sleeps.
+const SHAPES: [(&str, &str, u64); 3] = [
     (
         "chains",
         "--api ext_full --messages 800 --depth 32 --signal-every 8 --inline 64 --chain 5 --sges 3 --size 0..3000",
         2000,
     ),
     ("two-pollers", "--api ext_full --messages 400 --depth 16 --inline 64 --two-pollers", 1500),
+    ("asleep", "--api ext_full --messages 400 --depth 16 --inline 64 --poll epoll --split-cqs", 1500),
 ];
 /// One completion a poll and one element a request: what soft-RoCE's own functions do right in every version.
 const PLAIN: &str = "--api ext --messages 300 --depth 16 --inline 64 --chain 4 --size 0..3000";
