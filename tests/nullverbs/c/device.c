@@ -320,6 +320,12 @@ int ibv_get_pkey_index(struct ibv_context *context, uint8_t port, __be16 pkey)
     return port == 1 && pkey == 0xffff ? 0 : -1;
 }
 
+void nullverbs_kill(struct ibv_context *context)
+{
+    atomic_store(&((struct null_device *)context->device)->dead, true);
+    nullverbs_log("kill", context, "ok");
+}
+
 int nullverbs_async(struct ibv_context *context, const struct ibv_async_event *event)
 {
     struct null_context *made = (struct null_context *)verbs_get_ctx(context);

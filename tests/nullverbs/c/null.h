@@ -36,6 +36,8 @@
 struct null_device {
     struct ibv_device base;
     unsigned int number;
+    /* From then on each send on it ends in RETRY_EXC_ERR. */
+    atomic_bool dead;
 };
 
 struct null_context {
@@ -98,6 +100,8 @@ struct ibv_mr *nullverbs_make_mr(const char *verb, struct ibv_pd *pd, void *addr
 struct ibv_qp *nullverbs_make_qp(const char *verb, struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 /* Puts a completion into a CQ. */
 int nullverbs_complete(struct ibv_cq *cq, const struct ibv_wc *wc);
+/* The device of a context loses its path: what is posted on it from now on, in whatever context, ends in RETRY_EXC_ERR. */
+void nullverbs_kill(struct ibv_context *context);
 /* Puts an asynchronous event into a context. */
 int nullverbs_async(struct ibv_context *context, const struct ibv_async_event *event);
 

@@ -71,6 +71,11 @@ static int send_one(struct null_qp *qp, const struct ibv_send_wr *wr)
         wc.status = IBV_WC_WR_FLUSH_ERR;
         return nullverbs_complete(qp->base.qp_base.send_cq, &wc);
     }
+    if (atomic_load(&((struct null_device *)qp->base.qp_base.context->device)->dead)) {
+        qp->base.qp_base.state = IBV_QPS_ERR;
+        wc.status = IBV_WC_RETRY_EXC_ERR;
+        return nullverbs_complete(qp->base.qp_base.send_cq, &wc);
+    }
     if (!null_completes())
         return null_push(&qp->sends, wr->wr_id);
     for (at = 0; at < wr->num_sge; at++)

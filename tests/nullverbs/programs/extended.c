@@ -1,4 +1,4 @@
-/* cc: -libverbs */
+/* cc: -libverbs -pthread */
 /*
  * A program that makes, posts and polls by the extended interfaces, and registers memory of every kind.
  *
@@ -6,12 +6,16 @@
  *   extended domain   a parent domain with a thread domain, and what is made on it
  *   extended queues   extended completion queues and queue pairs, every builder and reader, and windows
  *   extended imported a device that is open elsewhere
+ *   extended threads  four threads that post to and poll one queue pair and one queue, by both interfaces
+ *   extended moved    a queue pair whose device loses its path; SAID is a file for standard error, that says when it is protected
  *   extended strange  what nobody knows a standby of
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdbool.h>
 #include <infiniband/verbs.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,21 +134,21 @@ static void domain(void)
     CHECK(!ibv_dealloc_td(td));
 }
 
-/* Until the log has this line, which the shim's own thread brings about. */
-static void await(const char *wanted)
+/* Until the file that this variable names has this in a line, which the shim's own thread brings about. */
+static void await(const char *variable, const char *wanted)
 {
     struct timespec pause = { .tv_nsec = 10000000 };
     int turn;
 
     for (turn = 0; turn < 1000; turn++) {
-        FILE *log = fopen(getenv("NULLVERBS_LOG"), "r");
+        FILE *file = fopen(getenv(variable), "r");
         char line[512];
         bool found = false;
 
-        while (log && fgets(line, sizeof(line), log))
-            found |= !strncmp(line, wanted, strlen(wanted));
-        if (log)
-            fclose(log);
+        while (file && fgets(line, sizeof(line), file))
+            found |= strstr(line, wanted) != NULL;
+        if (file)
+            fclose(file);
         if (found)
             return;
         nanosleep(&pause, NULL);
@@ -236,12 +240,156 @@ static void queues(void)
     CHECK(!ibv_resize_cq(ibv_cq_ex_to_cq(cq), 80));
     connect_pair(qp);
     if (getenv("LD_PRELOAD"))
-        await("create_qp null1");
+        await("NULLVERBS_LOG", "create_qp null1");
     post(ibv_qp_to_qp_ex(qp), mr);
     poll_all(cq, qp);
     CHECK(!ibv_query_qp(qp, &attr, IBV_QP_STATE | IBV_QP_CAP, &init));
     printf("state %d send_wr %u\n", attr.qp_state, attr.cap.max_send_wr);
     window(qp, cq, mr);
+    CHECK(!ibv_destroy_qp(qp));
+    CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(cq)));
+    CHECK(!ibv_dereg_mr(mr));
+}
+
+#define THREADS 4
+#define CHAINS 2000
+#define CHAIN 3
+
+static struct ibv_cq_ex *shared_cq;
+static struct ibv_qp *shared_qp;
+static atomic_uint completed[THREADS * CHAINS * CHAIN], all_completed;
+
+static void count(uint64_t wr_id, enum ibv_wc_status status)
+{
+    CHECK(wr_id < THREADS * CHAINS * CHAIN && status == IBV_WC_SUCCESS);
+    atomic_fetch_add(&completed[wr_id], 1);
+    atomic_fetch_add(&all_completed, 1);
+}
+
+static void poll_some(unsigned int thread)
+{
+    struct ibv_poll_cq_attr attr = { 0 };
+    struct ibv_wc wcs[5];
+    int at, found;
+
+    if (thread % 2) {
+        found = ibv_poll_cq(ibv_cq_ex_to_cq(shared_cq), 5, wcs);
+        for (at = 0; at < found; at++)
+            count(wcs[at].wr_id, wcs[at].status);
+        return;
+    }
+    if (ibv_start_poll(shared_cq, &attr))
+        return;
+    count(shared_cq->wr_id, shared_cq->status);
+    for (at = 0; at < 4 && !ibv_next_poll(shared_cq); at++)
+        count(shared_cq->wr_id, shared_cq->status);
+    ibv_end_poll(shared_cq);
+}
+
+/* All of the chain, or none of it. */
+static int post_chain(unsigned int thread, uint64_t first)
+{
+    struct ibv_qp_ex *qp = ibv_qp_to_qp_ex(shared_qp);
+    struct ibv_send_wr wrs[CHAIN] = { 0 }, *bad;
+    unsigned int at;
+
+    if (thread >= 2) {
+        ibv_wr_start(qp);
+        for (at = 0; at < CHAIN; at++) {
+            qp->wr_id = first + at;
+            qp->wr_flags = 0;
+            ibv_wr_send(qp);
+        }
+        return ibv_wr_complete(qp);
+    }
+    for (at = 0; at < CHAIN; at++) {
+        wrs[at].wr_id = first + at;
+        wrs[at].opcode = IBV_WR_SEND;
+        while (ibv_post_send(shared_qp, &wrs[at], &bad))
+            poll_some(thread);
+    }
+    return 0;
+}
+
+static void *run_thread(void *number)
+{
+    unsigned int thread = (unsigned int)(uintptr_t)number;
+    uint64_t chain;
+
+    for (chain = 0; chain < CHAINS; chain++) {
+        while (post_chain(thread, (thread * CHAINS + chain) * CHAIN))
+            poll_some(thread);
+        poll_some(thread);
+    }
+    while (atomic_load(&all_completed) < THREADS * CHAINS * CHAIN)
+        poll_some(thread);
+    return NULL;
+}
+
+static void threads(void)
+{
+    pthread_t started[THREADS];
+    unsigned int at, once = 0;
+
+    shared_cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = IBV_WC_STANDARD_FLAGS });
+    shared_qp = pair(pd, ibv_cq_ex_to_cq(shared_cq), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
+    connect_pair(shared_qp);
+    for (at = 0; at < THREADS; at++)
+        CHECK(!pthread_create(&started[at], NULL, run_thread, (void *)(uintptr_t)at));
+    for (at = 0; at < THREADS; at++)
+        CHECK(!pthread_join(started[at], NULL));
+    for (at = 0; at < THREADS * CHAINS * CHAIN; at++)
+        once += completed[at] == 1;
+    printf("%u of %u completed once\n", once, THREADS * CHAINS * CHAIN);
+    CHECK(!ibv_destroy_qp(shared_qp));
+    CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(shared_cq)));
+}
+
+void nullverbs_kill(struct ibv_context *context);
+
+/* What the program sees of its queue pair. */
+static void show(struct ibv_qp *qp)
+{
+    struct ibv_qp_init_attr init;
+    struct ibv_qp_attr attr;
+
+    CHECK(!ibv_query_qp(qp, &attr, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_CAP, &init));
+    printf("state %d to itself %d mtu %d gid %d timeout %d retries %d psn %x %x send_wr %u inline %u\n", attr.qp_state,
+           attr.dest_qp_num == qp->qp_num, attr.path_mtu, attr.ah_attr.grh.dgid.raw[15], attr.timeout, attr.retry_cnt, attr.rq_psn,
+           attr.sq_psn, attr.cap.max_send_wr, attr.cap.max_inline_data);
+}
+
+static void moved(void)
+{
+    uint64_t fields = IBV_WC_STANDARD_FLAGS | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP;
+    struct ibv_cq_ex *cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = fields });
+    struct ibv_mr *mr = ibv_reg_mr(pd, buffer, sizeof(buffer), IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    struct ibv_qp *qp = pair(pd, ibv_cq_ex_to_cq(cq), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_RDMA_WRITE);
+    struct ibv_qp_ex *ex = ibv_qp_to_qp_ex(qp);
+    struct ibv_poll_cq_attr attr = { 0 };
+    unsigned int turn;
+
+    CHECK(freopen(getenv("SAID"), "a", stderr) && mr && ex);
+    setvbuf(stderr, NULL, _IOLBF, 0);
+    connect_pair(qp);
+    await("SAID", "QP protected");
+    show(qp);
+    for (turn = 0; turn < 3; turn++) {
+        ibv_wr_start(ex);
+        ex->wr_id = 10 + turn;
+        ex->wr_flags = 0;
+        ibv_wr_rdma_write(ex, mr->rkey, (uintptr_t)buffer + 4096);
+        ibv_wr_set_sge(ex, mr->lkey, (uintptr_t)buffer, 100);
+        CHECK(!ibv_wr_complete(ex));
+        while (ibv_start_poll(cq, &attr))
+            ;
+        printf("completion %llu status %d opcode %d qp %d%s\n", (unsigned long long)cq->wr_id, cq->status, ibv_wc_read_opcode(cq),
+               ibv_wc_read_qp_num(cq) == qp->qp_num, ibv_wc_read_completion_ts(cq) ? " stamped" : "");
+        ibv_end_poll(cq);
+        if (!turn)
+            nullverbs_kill(context);
+    }
+    show(qp);
     CHECK(!ibv_destroy_qp(qp));
     CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(cq)));
     CHECK(!ibv_dereg_mr(mr));
@@ -277,6 +425,10 @@ int main(int count, char **words)
         domain();
     if (!strcmp(part, "queues"))
         queues();
+    if (!strcmp(part, "threads"))
+        threads();
+    if (!strcmp(part, "moved"))
+        moved();
     if (!strcmp(part, "strange"))
         strange();
     CHECK(!ibv_dealloc_pd(pd));

@@ -96,6 +96,35 @@ fn extended_queues_have_twins_like_them_and_post_and_complete_as_without_the_shi
     Ok(())
 }
 
+#[test]
+fn threads_that_post_and_poll_by_both_interfaces_lose_nothing_and_get_nothing_twice() -> Outcome {
+    let ran = run("threads")?;
+    assert!(ran.stdout().starts_with("24000 of 24000 completed once\n"), "{}", ran.stdout());
+    Ok(())
+}
+
+#[test]
+fn a_queue_pair_that_moved_looks_to_the_program_as_if_it_had_not() -> Outcome {
+    let said = std::env::temp_dir().join(format!("nullverbs-said-{}", std::process::id()));
+    let ran =
+        Run::of("extended").args(["moved"]).env("NULLVERBS_POSTS", "complete").env("SAID", &said).preloaded()?.run();
+    let words = std::fs::read_to_string(&said).unwrap_or_default();
+    let _ = std::fs::remove_file(&said);
+    let ran = ran?;
+    let out = ran.stdout();
+    assert!(ran.output.status.success() && out.ends_with("done\n"), "{out}{words}");
+    let lines: Vec<&str> = out.lines().collect();
+    let [before, first, second, third, after, _] = lines[..] else { return Err(format!("{out}{words}")) };
+    assert_eq!(before, after);
+    assert!(before.starts_with("state 3 to itself 1 mtu 3 gid 1 timeout 14 retries 7 "), "{before}");
+    for (wr_id, line) in [(10, first), (11, second), (12, third)] {
+        assert_eq!(line, format!("completion {wr_id} status 0 opcode 1 qp 1 stamped"), "{out}{words}");
+    }
+    assert!(words.contains("failover null0 -> null1"), "{words}");
+    assert!(on(&ran, "modify_qp", "null1").iter().any(|line| line.contains("state=3")), "{:?}", ran.verbs);
+    Ok(())
+}
+
 /// Queue pairs of one request are the shim's probes.
 fn probes(ran: &Ran) -> usize {
     on(ran, "create_qp", "null1").iter().filter(|line| !line.contains("send_wr=32")).count()
