@@ -62,7 +62,7 @@ build_lab() {
     local part
     cargo build --release -p shift-lab -p shift-checker -p shift-nccl -p shift-verbs -p shift-preload -p shiftctl >&2 && return
     cargo build --release -p shift-lab >&2 || fail "the lab does not build"
-    for part in shift-checker:shift-checker shift-nccl:shift-nccl shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so shiftctl:shiftctl; do
+    for part in shift-checker:shift-checker shift-checker:shift-checker-dlvsym shift-nccl:shift-nccl shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so shiftctl:shiftctl; do
         cargo build --quiet --release -p "${part%:*}" >&2 && continue
         rm -f "$built/${part#*:}"
         echo "${part%:*} does not build: what needs it will fail" >&2

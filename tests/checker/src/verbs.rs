@@ -1,6 +1,6 @@
 //! A thin wrapper around libibverbs, and the only place with `unsafe`.
 //!
-//! It does what a compiled C program does: it links libibverbs, and posts and polls through `context->ops`, as the
+//! It does what a compiled C program does: it links libibverbs (see build.rs, also for how else it may be bound), and posts and polls through `context->ops`, as the
 //! inline functions of verbs.h do. What must hold: objects are closed in the order of [`Verbs::close`], or not at all
 //! (at exit the kernel takes them back); so everything made here is valid as long as it can be named.
 
@@ -28,7 +28,6 @@ use std::io;
 use std::ptr::{null_mut, NonNull};
 use std::time::Duration;
 
-#[link(name = "ibverbs")]
 extern "C" {
     fn ibv_get_device_list(count: *mut c_int) -> *mut *mut ibv_device;
     fn ibv_free_device_list(list: *mut *mut ibv_device);

@@ -30,6 +30,7 @@ const KEEP: &str = "SHIFT_LAB_KEEP";
 const SHARED: &[&str] = &[
     "shift-guest",
     "shift-checker",
+    "shift-checker-dlvsym",
     "shift-stranger",
     "shift-nccl",
     "shiftctl",

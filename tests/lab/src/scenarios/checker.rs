@@ -17,6 +17,8 @@ use super::Scenario;
 pub(super) const PORT: u16 = 18600;
 /// Where every guest has it.
 pub(super) const PROGRAM: &str = "/shift/shift-checker";
+/// The same, not linked to libibverbs but bound as NCCL is.
+const PROGRAM_BY_DLVSYM: &str = "/shift/shift-checker-dlvsym";
 
 /// The library below the shim.
 const PRELOAD: &str = "/shift/libshift_preload.so";
@@ -109,6 +111,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 /// A run of the checking application: the client is on A, the server on B.
 #[derive(Debug, Clone)]
 pub(super) struct Checker {
+    /// Its program.
+    program: &'static str,
     /// The client's options.
     pub(super) options: String,
     /// Under the shim?
@@ -130,12 +134,25 @@ const LINGER_MS: u32 = 4000;
 impl Checker {
     /// Without the shim.
     pub(super) fn plain(options: impl Into<String>) -> Checker {
-        Checker { options: options.into(), shim: Shim::Nowhere, lingers: None, env: Vec::new(), gated: false }
+        Checker {
+            program: PROGRAM,
+            options: options.into(),
+            shim: Shim::Nowhere,
+            lingers: None,
+            env: Vec::new(),
+            gated: false,
+        }
     }
 
     /// Under the shim on both hosts.
     pub(super) fn shimmed(options: impl Into<String>) -> Checker {
         Checker { shim: Shim::Both, ..Checker::plain(options) }
+    }
+
+    /// By a program that looks each verb up in a libibverbs that it opened itself.
+    pub(super) fn by_dlvsym(mut self) -> Checker {
+        self.program = PROGRAM_BY_DLVSYM;
+        self
     }
 
     /// With one side that polls on after the other left.
@@ -160,11 +177,14 @@ impl Checker {
     /// The trial of this run, without a fault.
     pub(super) fn trial(&self) -> Trial {
         let server_at = format!("{}:{PORT}", Link::Management.address(Host::B));
-        let server =
-            Program::words(&format!("{PROGRAM} server --dev rxe0 --listen {server_at} {}", self.linger(Host::B)));
+        let server = Program::words(&format!(
+            "{} server --dev rxe0 --listen {server_at} {}",
+            self.program,
+            self.linger(Host::B)
+        ));
         let gate = format!("--pause-before-message 1 --idle-until-file {GO_ON}");
         let options = format!("{} {} {}", self.options, self.linger(Host::A), if self.gated { &gate } else { "" });
-        let client = format!("{PROGRAM} client --dev rxe0 --connect {server_at} {options}");
+        let client = format!("{} client --dev rxe0 --connect {server_at} {options}", self.program);
         let dress = |host, program| {
             let add = |program: Program, (name, value): &(&str, &str)| program.env(*name, *value);
             self.env.iter().fold(self.shim.apply(host, program), add)

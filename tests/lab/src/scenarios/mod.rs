@@ -6,6 +6,7 @@ use crate::pair::Setup;
 use crate::trouble::Result;
 
 mod bad_input;
+mod binding;
 mod checker;
 mod control_cuts;
 mod corners;
@@ -93,6 +94,7 @@ pub fn all() -> Vec<Scenario> {
         plain::scenarios(),
         checker::scenarios(),
         survive::scenarios(),
+        binding::scenarios(),
         corners::scenarios(),
         events::scenarios(),
         extended::scenarios(),
