@@ -20,8 +20,9 @@
 #undef VERB
 
 static const char *const libraries[] = { "libibverbs.so", "libibverbs.so.1" };
+/* The newest ABI first: some names have a function of the oldest one beside it, and a few have only that. */
 static const char *const versions[] = {
-    "IBVERBS_1.1", "IBVERBS_1.5", "IBVERBS_1.6", "IBVERBS_1.7", "IBVERBS_1.8", "IBVERBS_1.9", "IBVERBS_1.10", "IBVERBS_1.11", "IBVERBS_1.12",
+    "IBVERBS_1.1", "IBVERBS_1.5", "IBVERBS_1.6", "IBVERBS_1.7", "IBVERBS_1.8", "IBVERBS_1.9", "IBVERBS_1.10", "IBVERBS_1.11", "IBVERBS_1.12", "IBVERBS_1.0",
 };
 
 static void *find(void *handle, const char *name)
