@@ -11,6 +11,7 @@ const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werro
 fn main() {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=programs");
+    println!("cargo::rerun-if-env-changed=NULLVERBS_CC");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     println!("cargo::rustc-env=NULLVERBS_DIRECTORY={}", out.display());
     if !Path::new("/usr/include/infiniband/verbs.h").exists() {
@@ -27,7 +28,7 @@ fn main() {
 
 /// A library with this soname, and its name for the linker beside it.
 fn library(out: &Path, soname: &str, map: &str, sources: &[String], more: &[&str]) {
-    let mut cc = Command::new("cc");
+    let mut cc = compiler();
     cc.args(FLAGS).args(["-shared", "-fPIC", "-Wl,--no-undefined"]);
     cc.arg(format!("-Wl,-soname,{soname}")).arg(format!("-Wl,--version-script={map}"));
     cc.args(sources).arg("-L").arg(out).args(more).arg("-o").arg(out.join(soname));
@@ -51,7 +52,7 @@ fn programs(out: &Path) {
         let text = std::fs::read_to_string(source).unwrap_or_default();
         let first = text.lines().next().unwrap_or_default();
         let more = first.split_once("cc:").map_or("", |(_, more)| more.trim_end_matches("*/"));
-        let mut cc = Command::new("cc");
+        let mut cc = compiler();
         cc.args(FLAGS).arg(source).arg("-L").arg(out);
         if name.starts_with("lib") {
             cc.args(["-shared", "-fPIC", "-o"]).arg(out.join(format!("{name}.so")));
@@ -61,6 +62,15 @@ fn programs(out: &Path) {
         cc.args(more.split_whitespace());
         run(&mut cc);
     }
+}
+
+/// The C compiler, `cc` unless NULLVERBS_CC has the words of another one.
+fn compiler() -> Command {
+    let words = std::env::var("NULLVERBS_CC").unwrap_or_else(|_| "cc".to_owned());
+    let mut words = words.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("cc"));
+    command.args(words);
+    command
 }
 
 fn name_of(path: &Path) -> String {

@@ -42,16 +42,23 @@ extern "C" fn choose_open(file: *const c_char, flags: c_int) -> Choice {
 macro_rules! hook {
     ($chooser:ident, $register:literal, $_on_aarch64:literal) => {
         core::arch::naked_asm!(
+            ".cfi_startproc",
             "endbr64",
             "push rdi",
+            ".cfi_adjust_cfa_offset 8",
             "push rsi",
+            ".cfi_adjust_cfa_offset 8",
             "push rdx",
+            ".cfi_adjust_cfa_offset 8",
             concat!("mov ", $register, ", [rsp + 24]"),
             "call {choose}",
             "mov r11, rdx",
             "pop rdx",
+            ".cfi_adjust_cfa_offset -8",
             "pop rsi",
+            ".cfi_adjust_cfa_offset -8",
             "pop rdi",
+            ".cfi_adjust_cfa_offset -8",
             "test rax, rax",
             "jnz 2f",
             "test r11, r11",
@@ -59,6 +66,7 @@ macro_rules! hook {
             "jmp r11",
             "2:",
             "ret",
+            ".cfi_endproc",
             choose = sym $chooser,
         )
     };
@@ -68,9 +76,13 @@ macro_rules! hook {
 macro_rules! hook {
     ($chooser:ident, $_on_x86_64:literal, $register:literal) => {
         core::arch::naked_asm!(
+            ".cfi_startproc",
             // bti c, which older machines take for nothing.
             "hint #34",
             "stp x29, x30, [sp, #-48]!",
+            ".cfi_def_cfa_offset 48",
+            ".cfi_offset x29, -48",
+            ".cfi_offset x30, -40",
             "mov x29, sp",
             "stp x0, x1, [sp, #16]",
             "str x2, [sp, #32]",
@@ -81,12 +93,16 @@ macro_rules! hook {
             "ldp x0, x1, [sp, #16]",
             "ldr x2, [sp, #32]",
             "ldp x29, x30, [sp], #48",
+            ".cfi_restore x29",
+            ".cfi_restore x30",
+            ".cfi_def_cfa_offset 0",
             "cbnz x17, 2f",
             "cbz x16, 2f",
             "br x16",
             "2:",
             "mov x0, x17",
             "ret",
+            ".cfi_endproc",
             choose = sym $chooser,
         )
     };

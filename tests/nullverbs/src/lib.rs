@@ -4,25 +4,47 @@
 //! `c/null.h` says what the library can be told. Both libraries and the programs of `programs/` are built by this crate's build script and lie
 //! in [`directory`]. [`Run`] runs a program over them, with or without the shim.
 
+//!
+//! The tests can be run in another system: NULLVERBS_ROOT names the directory that is to be its root, in whose `/nullverbs` lies a copy of
+//! [`directory`], and NULLVERBS_SHIM a library to load there instead of the one that these sources make (see ci/portable).
+
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
+
+/// Where programs of another system find [`directory`].
+const INSIDE: &str = "/nullverbs";
+
+/// The root of another system, if the tests are to run there.
+fn root() -> Option<PathBuf> {
+    std::env::var_os("NULLVERBS_ROOT").map(PathBuf::from)
+}
 
 /// Where libibverbs.so.1, libmlx5.so.1 and the programs are.
 #[must_use]
-pub fn directory() -> &'static Path {
-    Path::new(env!("NULLVERBS_DIRECTORY"))
+pub fn directory() -> PathBuf {
+    root().map_or_else(|| PathBuf::from(env!("NULLVERBS_DIRECTORY")), |root| root.join("nullverbs"))
+}
+
+/// The path by which the programs know a file of [`directory`].
+#[must_use]
+pub fn inside(name: &str) -> String {
+    let directory = if root().is_some() { INSIDE } else { env!("NULLVERBS_DIRECTORY") };
+    format!("{directory}/{name}")
 }
 
 /// libshift_verbs.so, built from the sources as they are, with the profile of the caller. `Err`: what cargo said.
 pub fn shim() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(build_shim).clone()
+    BUILT.get_or_init(|| std::env::var_os("NULLVERBS_SHIM").map_or_else(build_shim, |path| Ok(path.into()))).clone()
 }
 
 fn build_shim() -> Result<PathBuf, String> {
     // target/PROFILE/build/PACKAGE/out
-    let profile = directory().ancestors().nth(3).ok_or("the build directory has no profile")?;
+    let profile =
+        Path::new(env!("NULLVERBS_DIRECTORY")).ancestors().nth(3).ok_or("the build directory has no profile")?;
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "-p", "shift-verbs", "--manifest-path"]);
     cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
@@ -38,9 +60,9 @@ fn build_shim() -> Result<PathBuf, String> {
 /// A run of a program over nullverbs.
 #[derive(Debug)]
 pub struct Run {
-    /// The program, its arguments and its environment.
-    pub command: Command,
-    log: PathBuf,
+    words: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
+    log: String,
 }
 
 /// What came of it.
@@ -56,30 +78,31 @@ impl Run {
     /// Of a program of `programs/`.
     #[must_use]
     pub fn of(name: &str) -> Self {
-        Self::command(Command::new(directory().join(name)))
+        Self::words([inside(name).as_str()])
     }
 
     /// Of any command.
     #[must_use]
-    pub fn command(mut command: Command) -> Self {
-        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let log = std::env::temp_dir().join(format!("nullverbs-{}-{count}.log", std::process::id()));
-        command.env("LD_LIBRARY_PATH", directory()).env("NULLVERBS_LOG", &log);
-        Self { command, log }
+    pub fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = format!("/tmp/nullverbs-{}-{count}.log", std::process::id());
+        let run =
+            Self { words: words.into_iter().map(OsString::from).collect(), environment: Vec::new(), log: log.clone() };
+        run.env("LD_LIBRARY_PATH", inside("")).env("NULLVERBS_LOG", log)
     }
 
     /// Adds arguments.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
-        self.command.args(args);
+        self.words.extend(args.into_iter().map(OsString::from));
         self
     }
 
     /// Sets a variable.
     #[must_use]
-    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.command.env(name, value);
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -88,18 +111,45 @@ impl Run {
     /// # Errors
     /// The shim does not build.
     pub fn preloaded(self) -> Result<Self, String> {
-        let shim = shim()?;
-        Ok(self.env("LD_PRELOAD", shim))
+        self.preloaded_with("", "")
+    }
+
+    /// Loads other libraries before the shim and behind it, each list as LD_PRELOAD wants it.
+    ///
+    /// # Errors
+    /// The shim does not build.
+    pub fn preloaded_with(self, before: &str, behind: &str) -> Result<Self, String> {
+        let shim = if root().is_some() { inside("libshift_verbs.so") } else { shim()?.to_string_lossy().into_owned() };
+        let list = [before, &shim, behind].join(" ");
+        Ok(self.env("LD_PRELOAD", list.trim()))
     }
 
     /// Runs it to its end.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn run(mut self) -> Result<Ran, String> {
-        let output = self.command.output().map_err(|error| format!("{:?} does not run: {error}", self.command))?;
-        let verbs = std::fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect();
-        let _ = std::fs::remove_file(&self.log);
+    pub fn run(self) -> Result<Ran, String> {
+        // Not by this process' environment: what is preloaded is for the program alone.
+        let mut command = Command::new("env");
+        if let Some(root) = root() {
+            command = Command::new("chroot");
+            command.arg(root).arg("/usr/bin/env");
+        }
+        for (name, value) in &self.environment {
+            let mut pair = OsString::from(name);
+            pair.push("=");
+            pair.push(value);
+            command.arg(pair);
+        }
+        let output =
+            command.args(&self.words).output().map_err(|error| format!("{command:?} does not run: {error}"))?;
+        let log = root().unwrap_or_default().join(if root().is_some() {
+            self.log.trim_start_matches('/')
+        } else {
+            &self.log
+        });
+        let verbs = std::fs::read_to_string(&log).unwrap_or_default().lines().map(str::to_owned).collect();
+        let _ = std::fs::remove_file(&log);
         Ok(Ran { output, verbs })
     }
 }

@@ -1,7 +1,6 @@
 //! Programs that look verbs up get the shim's functions where the real library has them, and everything else as without the shim.
 
-use shift_nullverbs::{directory, Ran, Run};
-use std::process::Command;
+use shift_nullverbs::{directory, inside, Ran, Run};
 
 type Outcome = Result<(), String>;
 
@@ -66,8 +65,7 @@ fn a_program_that_binds_as_nccl_does_gets_the_shims_functions_and_nothing_that_t
 
 #[test]
 fn what_is_looked_up_is_protected_however_the_library_was_opened() -> Outcome {
-    let local = directory().join("libibverbs.so.1");
-    let local = local.to_string_lossy();
+    let local = inside("libibverbs.so.1");
     for how in [&["nccl"][..], &["dlsym", "libibverbs.so.1"], &["dlsym", &local], &["again", "libibverbs.so.1"]] {
         is_protected(&bind(how, &[("USE", "1")])?);
     }
@@ -111,11 +109,7 @@ fn looking_up_starts_nothing_and_says_nothing() -> Outcome {
     // Descriptors that this process happens to have are none of the program's.
     const ALONE: &str =
         "for fd in /proc/$$/fd/*; do fd=${fd##*/}; ((fd < 3)) || eval \"exec $fd>&-\"; done; exec \"$BIND\" nccl";
-    let alone = || {
-        let mut shell = Command::new("bash");
-        shell.args(["-c", ALONE]);
-        Run::command(shell).env("BIND", directory().join("bind"))
-    };
+    let alone = || Run::words(["bash", "-c", ALONE]).env("BIND", inside("bind"));
     let without = alone().run()?;
     let with = alone().env("SHIFT_LOG", "debug").preloaded()?.run()?;
     let footprint = |ran: &Ran| ran.stdout().lines().last().map(str::to_owned);
@@ -159,9 +153,7 @@ context = verbs.ibv_open_device(ctypes.c_void_p(devices[0]))
 domain = verbs.ibv_alloc_pd(ctypes.c_void_p(context))
 print(verbs.ibv_dealloc_pd(ctypes.c_void_p(domain)), verbs.ibv_close_device(ctypes.c_void_p(context)))
 ";
-    let mut python = Command::new("python3");
-    python.args(["-c", SCRIPT]);
-    let ran = Run::command(python).preloaded()?.run()?;
+    let ran = Run::words(["python3", "-c", SCRIPT]).preloaded()?.run()?;
     succeeded(&ran);
     assert_eq!(ran.stdout(), "0 0\n", "{}", ran.stderr());
     assert!(ran.calls("alloc_pd").any(|line| line.contains("null1")), "{:?}", ran.verbs);
@@ -186,8 +178,7 @@ fn a_library_that_was_opened_with_deepbind_is_named() -> Outcome {
 
 #[test]
 fn a_second_copy_of_the_library_is_left_alone_and_named() -> Outcome {
-    let copy = directory().join("libotherverbs.so.1");
-    let ran = Run::of("linked").args(["copy", &copy.to_string_lossy()]).preloaded()?.run()?;
+    let ran = Run::of("linked").args(["copy", &inside("libotherverbs.so.1")]).preloaded()?.run()?;
     succeeded(&ran);
     assert!(ran.stdout().contains("own: seen\ncopy: not seen"), "{}", ran.stdout());
     assert!(ran.stderr().contains("libotherverbs.so.1 are not protected"), "{}", ran.stderr());
