@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # A linker and C headers for cargo; the rest is the lab's.
 packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
-    kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py python3-pip)
+    kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py python3-pip
+    libjemalloc2 libtcmalloc-minimal4 libfaketime strace gdb)
 
 fail() {
     echo "$0: $*" >&2
@@ -67,4 +68,43 @@ build_lab() {
         rm -f "$built/${part#*:}"
         echo "${part%:*} does not build: what needs it will fail" >&2
     done
+}
+
+# Of PyPI, as wheels that hold the programs: zig links against the glibc that it is asked for, and brings an unwinder to link statically.
+zig_packages=(ziglang==0.17.1 cargo-zigbuild==0.24.0)
+
+require_zig() {
+    zig="${SHIFT_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/shift-verbs}/zig"
+    if [[ $(cat "$zig/packages" 2>/dev/null) != "${zig_packages[*]}" ]]; then
+        python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) install_packages
+        echo "installing ${zig_packages[*]}" >&2
+        rm -rf "$zig"
+        python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$zig" "${zig_packages[@]}" >&2
+        echo "${zig_packages[*]}" >"$zig/packages"
+    fi
+}
+
+# The oldest glibc that the released library runs on.
+oldest_glibc=2.28
+
+# Machine, options for cargo: sets `portable` to the library. The standard library of another machine than this comes from rustup or, where that has
+# none, from Debian, with the compiler that it is made for.
+build_portable() {
+    local triple="$1-unknown-linux-gnu" rustc=rustc
+    if [[ ! -d $(rustc --print sysroot)/lib/rustlib/$triple ]]; then
+        require_debian_rust "$1"
+        rustc=/usr/bin/rustc
+    fi
+    env PYTHONPATH="$zig" PATH="$zig/bin:$PATH" RUSTC="$rustc" cargo zigbuild --quiet -p shift-verbs --target "$triple.$oldest_glibc" "${@:2}" >&2
+    portable="${CARGO_TARGET_DIR:-target}/$triple/$([[ " ${*:2} " == *" --release "* ]] && echo release || echo debug)/libshift_verbs.so"
+}
+
+require_debian_rust() {
+    local machine=${1/x86_64/amd64}
+    machine=${machine/aarch64/arm64}
+    packages+=(rustc-web "libstd-rust-web-dev:$machine")
+    if ! dpkg --print-foreign-architectures | grep -qx "$machine"; then
+        as_root dpkg --add-architecture "$machine"
+    fi
+    install_packages
 }
