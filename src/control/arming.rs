@@ -8,7 +8,7 @@ use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
-use crate::datapath::PathEnd;
+use crate::datapath::{Errno, PathEnd};
 use crate::mirror::Mirror;
 use crate::probes::{Outcome, Want};
 use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
@@ -94,6 +94,8 @@ impl Qp {
                     }
                 }
             }
+            // A program may destroy a queue pair sooner than it can be protected.
+            Err(reason) if reason.is_destroyed() => {}
             Err(reason) => self.refuse(world, &reason.to_string(), now),
         }
     }
@@ -102,6 +104,11 @@ impl Qp {
         let Some(process) = self.process else {
             return;
         };
+        if self.own.is_none() && self.refused.is_none() {
+            // It was destroyed before it had a standby; the peer hears of its end, not that there is no protection.
+            self.offer_due = Micros::MAX;
+            return;
+        }
         let standby = self.own.filter(|_| self.refused.is_none()).map(|(primary, standby)| StandbyOffer {
             standby: offer_of(&standby),
             primary_mtu: primary.mtu,
@@ -183,6 +190,9 @@ impl Qp {
         let epoch = self.next_epoch();
         let psns = (own_standby.psn_base.in_epoch(epoch), peer_standby.psn_base.in_epoch(epoch));
         let connected = world.data.connect(self.life, PathId::STANDBY, epoch, &peer_standby, psns.0, psns.1);
+        if connected == Err(Errno::DESTROYED) {
+            return;
+        }
         if let Err(error) = connected {
             let reason = format!("its standby cannot be connected to the peer's ({error})");
             return self.refuse(world, &reason, now);

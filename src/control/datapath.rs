@@ -35,6 +35,11 @@ pub struct Gid(pub [u8; 16]);
 #[error("errno {0}")]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// The QP was destroyed; its [`Event::Destroyed`] is on its way.
+    pub const DESTROYED: Self = Self(nix::libc::ENOENT);
+}
+
 /// What identifies the application's connection and what a standby has to match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionFacts {
@@ -74,6 +79,20 @@ pub struct PathEnd {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unprotected(pub String);
+
+impl Unprotected {
+    const DESTROYED: &'static str = "it was destroyed";
+
+    /// The QP was destroyed; its [`Event::Destroyed`] is on its way.
+    pub fn destroyed() -> Self {
+        Self(Self::DESTROYED.to_owned())
+    }
+
+    /// Nothing is to be told of it.
+    pub fn is_destroyed(&self) -> bool {
+        self.0 == Self::DESTROYED
+    }
+}
 
 /// What a fence found so far.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,7 +40,7 @@ impl Shim {
     }
 }
 
-const GONE: Errno = Errno(libc::ENOENT);
+const GONE: Errno = Errno::DESTROYED;
 
 impl DataPath for Shim {
     fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
@@ -55,7 +55,7 @@ impl DataPath for Shim {
     }
 
     fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected> {
-        Self::with(qp, Err(Unprotected("it was destroyed".to_owned())), |qp| {
+        Self::with(qp, Err(Unprotected::destroyed()), |qp| {
             if let Some(reason) = qp.unprotected.get() {
                 return Err(Unprotected(reason.clone()));
             }

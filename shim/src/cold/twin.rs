@@ -19,12 +19,12 @@ fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
     let standby = standby_rail(qp)?;
     let mut cold = qp.cold();
     if !cold.alive {
-        return Err("it was destroyed".to_owned());
+        return Err(shift_control::datapath::Unprotected::destroyed().0);
     }
     if cold.twin.is_none() {
         cold.twin = Some(create(qp, &cold, &standby)?);
     }
-    let Some(twin) = cold.twin else { return Err("it was destroyed".to_owned()) };
+    let Some(twin) = cold.twin else { return Err(shift_control::datapath::Unprotected::destroyed().0) };
     let gid = standby_gid(qp, &cold, &standby)?;
     let primary_gid = primary_gid(qp, &cold)?;
     cold.gids = [Some(primary_gid), Some(gid)];

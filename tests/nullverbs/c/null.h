@@ -7,6 +7,7 @@
  * NULLVERBS_DEVICES  how many devices there are, null0 and up (2).
  * NULLVERBS_POSTS    "complete": each signalled request succeeds when it is posted. "keep" (default): it stays out until ERR flushes it, or
  *                    until nullverbs_complete says what became of it.
+ * NULLVERBS_QPNS     "reuse": a queue pair gets the lowest number that no other of its device has. Default: a number is never used again.
  * NULLVERBS_LOG      a file that gets a line for each control verb.
  * NULLVERBS_REFUSE   "VERB:DEVICE,…": what fails with EOPNOTSUPP.
  */
@@ -28,6 +29,7 @@
 #undef ibv_reg_mr_iova
 
 #define NULL_VENDOR 0x4e55
+#define NULL_MAX_DEVICES 16
 #define NULL_MAX_WR 16384
 #define NULL_MAX_SGE 16
 #define NULL_MAX_INLINE 256

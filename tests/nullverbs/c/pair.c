@@ -251,6 +251,37 @@ static bool fits(const struct ibv_qp_cap *cap)
            cap->max_recv_sge <= NULL_MAX_SGE && cap->max_inline_data <= NULL_MAX_INLINE;
 }
 
+/* Of each device, which numbers are taken. */
+#define NUMBERS 1024
+#define FIRST_NUMBER 16
+static atomic_bool taken[NULL_MAX_DEVICES][NUMBERS];
+
+static bool reuses_numbers(void)
+{
+    const char *how = getenv("NULLVERBS_QPNS");
+
+    return how && !strcmp(how, "reuse");
+}
+
+static unsigned int device_number(const struct ibv_qp *qp)
+{
+    return ((const struct null_device *)qp->context->device)->number % NULL_MAX_DEVICES;
+}
+
+static uint32_t take_qpn(const struct ibv_qp *qp)
+{
+    for (uint32_t number = FIRST_NUMBER; reuses_numbers() && number < NUMBERS; number++)
+        if (!atomic_exchange(&taken[device_number(qp)][number], true))
+            return number;
+    return qp->handle & 0xffffff;
+}
+
+static void give_qpn_back(const struct ibv_qp *qp)
+{
+    if (reuses_numbers() && qp->qp_num < NUMBERS)
+        atomic_store(&taken[device_number(qp)][qp->qp_num], false);
+}
+
 struct ibv_qp *nullverbs_make_qp(const char *verb, struct ibv_context *context, struct ibv_qp_init_attr_ex *attr)
 {
     struct null_qp *qp;
@@ -276,7 +307,7 @@ struct ibv_qp *nullverbs_make_qp(const char *verb, struct ibv_context *context, 
     base->recv_cq = attr->recv_cq;
     base->srq = attr->srq;
     base->handle = null_number();
-    base->qp_num = base->handle & 0xffffff;
+    base->qp_num = take_qpn(base);
     base->state = IBV_QPS_RESET;
     base->qp_type = attr->qp_type;
     pthread_mutex_init(&base->mutex, NULL);
@@ -398,6 +429,7 @@ int ibv_destroy_qp(struct ibv_qp *base)
     struct null_qp *qp = qp_of(base);
 
     nullverbs_log("destroy_qp", base->context, "qpn=%u", base->qp_num);
+    give_qpn_back(base);
     null_free(&qp->sends);
     null_free(&qp->receives);
     free(qp->building);
