@@ -3,7 +3,7 @@
 //! A cold export never unwinds into C: if this library panics, the call has either been passed on already, or its failure is reported as C does it.
 //! The hot ones have nothing that panics. A call that comes from inside of libibverbs (its own functions call each other through the same symbols) is passed through.
 
-use crate::cold::{channel, cq, device, mr, pd, qp};
+use crate::cold::{channel, cq, device, mr, pd, qp, srq};
 use crate::hot::{poll, post};
 use crate::loader;
 use crate::process::Inside;
@@ -75,6 +75,14 @@ exported! {
     fn ibv_resize_cq(queue: *mut ibv_cq, cqe: c_int) -> c_int = cq::resize, else libc::EIO;
     /// Destroys it.
     fn ibv_destroy_cq(queue: *mut ibv_cq) -> c_int = cq::destroy, else libc::EIO;
+    /// Makes an SRQ.
+    fn ibv_create_srq(domain: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut ibv_srq = srq::create, else core::ptr::null_mut();
+    /// Changes it.
+    fn ibv_modify_srq(queue: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int = srq::modify, else libc::EIO;
+    /// Asks for its attributes.
+    fn ibv_query_srq(queue: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int = srq::query, else libc::EIO;
+    /// Destroys it.
+    fn ibv_destroy_srq(queue: *mut ibv_srq) -> c_int = srq::destroy, else libc::EIO;
     /// Makes a QP.
     fn ibv_create_qp(domain: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp = qp::create, else core::ptr::null_mut();
     /// Changes it.
@@ -202,6 +210,48 @@ pub unsafe extern "C" fn patched_poll_cq(queue: *mut ibv_cq, entries: c_int, wc:
         // SAFETY: passed on.
         Some(shadow) => unsafe { (shadow.ops.poll_cq)(queue, entries, wc) },
         None => -1,
+    }
+}
+
+/// What compiled programs reach through `context->ops.post_srq_recv`.
+///
+/// # Safety
+/// As `ibv_post_srq_recv`.
+pub unsafe extern "C" fn patched_post_srq_recv(
+    queue: *mut ibv_srq,
+    wr: *mut ibv_recv_wr,
+    bad: *mut *mut ibv_recv_wr,
+) -> c_int {
+    if let Some(shadow) = srq::SRQS.get(queue) {
+        // SAFETY: passed on.
+        return unsafe { crate::hot::srq::post(shadow, wr, bad) };
+    }
+    // SAFETY: the application posts to a live SRQ.
+    let context = unsafe { (*queue).context };
+    match device::CONTEXTS.get(context).and_then(|shadow| shadow.ops.post_srq_recv) {
+        // SAFETY: passed on.
+        Some(function) => unsafe { function(queue, wr, bad) },
+        None => libc::ENODEV,
+    }
+}
+
+/// `ibv_post_srq_recv` for those who look it up by name.
+///
+/// # Safety
+/// As `ibv_post_srq_recv`.
+#[no_mangle]
+pub unsafe extern "C" fn ibv_post_srq_recv(
+    queue: *mut ibv_srq,
+    wr: *mut ibv_recv_wr,
+    bad: *mut *mut ibv_recv_wr,
+) -> c_int {
+    // SAFETY: the application posts to a live SRQ.
+    let context = unsafe { (*queue).context };
+    // SAFETY: the context of a live SRQ is open.
+    match unsafe { (*context).ops.post_srq_recv } {
+        // SAFETY: passed on.
+        Some(function) => unsafe { function(queue, wr, bad) },
+        None => libc::ENOSYS,
     }
 }
 

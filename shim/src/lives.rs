@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// Lives per chunk: 32 KiB of pointers, taken when the first of them is used.
 const CHUNK: u32 = 4096;
 
+/// In the place of a QP number: the life is not a QP's. QP numbers have 24 bits.
+const RESERVED: u32 = u32::MAX;
+
 /// A living QP, and its number, which may be looked at without following the pointer.
 #[derive(Default)]
 struct Place {
@@ -33,9 +36,26 @@ fn place(life: u32) -> Option<&'static Place> {
 pub fn next() -> u32 {
     loop {
         let life = NEXT.fetch_add(1, Ordering::Relaxed) & (LIVES - 1);
-        if life != 0 && place(life).is_none_or(|place| place.qp.load(Ordering::Relaxed).is_null()) {
+        let is_free =
+            |place: &Place| place.qp.load(Ordering::Relaxed).is_null() && place.qpn.load(Ordering::Relaxed) != RESERVED;
+        if life != 0 && place(life).is_none_or(is_free) {
             return life;
         }
+    }
+}
+
+/// Keeps a number for something that is no QP, or gives it back.
+pub fn reserve(life: u32, reserved: bool) {
+    let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+    make_chunk(life);
+    if let Some(place) = place(life) {
+        place.qpn.store(if reserved { RESERVED } else { 0 }, Ordering::Relaxed);
+    }
+}
+
+fn make_chunk(life: u32) {
+    if let Some(chunk) = TABLE.get((life / CHUNK) as usize) {
+        chunk.get_or_init(|| (0..CHUNK).map(|_| Place::default()).collect());
     }
 }
 
@@ -43,9 +63,7 @@ pub fn next() -> u32 {
 pub fn begin(qp: &Arc<QpShadow>) {
     let _writer = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
     let life = qp.life;
-    if let Some(chunk) = TABLE.get((life / CHUNK) as usize) {
-        chunk.get_or_init(|| (0..CHUNK).map(|_| Place::default()).collect());
-    }
+    make_chunk(life);
     if let Some(place) = place(life) {
         place.qpn.store(qp.qpn, Ordering::Relaxed);
         place.qp.store(Arc::into_raw(Arc::clone(qp)).cast_mut(), Ordering::Release);

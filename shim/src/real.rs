@@ -121,6 +121,14 @@ real_functions! {
     fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int = libc::ENOSYS;
     /// Destroys it.
     fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int = libc::ENOSYS;
+    /// Makes an SRQ.
+    fn ibv_create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> *mut ibv_srq = core::ptr::null_mut();
+    /// Changes it.
+    fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int = libc::ENOSYS;
+    /// Asks for its attributes.
+    fn ibv_query_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int = libc::ENOSYS;
+    /// Destroys it.
+    fn ibv_destroy_srq(srq: *mut ibv_srq) -> c_int = libc::ENOSYS;
     /// Makes a QP.
     fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp = core::ptr::null_mut();
     /// Changes it.

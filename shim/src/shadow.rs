@@ -1,20 +1,22 @@
 //! The shadow objects: what this library knows beside each object of the application.
 //!
 //! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `QpEx`'s cell, then the posters' cells
-//! (`SendQueue::poster`, `RecvQueue::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried. Two CQs of one QP
+//! (`SendQueue::poster`, `RecvQueue::poster`, `SrqShadow::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried, then
+//! `SrqShadow::slots`. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
 use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
 use crate::hot::poll_ex::{CqEx, CqReads, MoreWc};
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
+use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
 use crate::spin::{SpinCell, SpinGuard};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
 use shift_proto::id::Mtu;
 use shift_proto::ledger::IncarnationReport;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -44,6 +46,8 @@ pub struct ProviderOps {
     pub poll_cq: poll_cq_fn,
     /// `ops.req_notify_cq`.
     pub req_notify_cq: Option<req_notify_cq_fn>,
+    /// `ops.post_srq_recv`; a device may have no shared receive queues.
+    pub post_srq_recv: Option<post_srq_recv_fn>,
 }
 
 /// A context that the application opened.
@@ -114,6 +118,8 @@ pub const TAGGED: u32 = 1 << 2;
 pub const FOREIGN: u32 = 1 << 3;
 /// Its provider has no lock for it (single-threaded, or of a thread domain): whoever calls the provider holds `inner`.
 pub const UNLOCKED: u32 = 1 << 4;
+/// QPs that receive through an SRQ complete here: it is polled under its lock.
+pub const SHARED: u32 = 1 << 5;
 
 /// A CQ of the application.
 pub struct CqShadow {
@@ -162,6 +168,8 @@ pub struct CqInner {
     pub foreign: Vec<u32>,
     /// Recorded QPs that were destroyed lately, number and life: what is left of them in the provider's CQ is dropped.
     pub gone: VecDeque<(u32, u32)>,
+    /// Recorded QPs that receive through an SRQ, by the number that completions have, with their lives.
+    pub receivers: HashMap<(Source, u32), u32>,
     /// Depths of the QPs that use this CQ, summed: the room that flushes may need.
     pub depth: u32,
     /// The application destroyed the CQ.
@@ -200,7 +208,7 @@ pub struct StashedWc {
 unsafe impl Send for CqInner {}
 
 /// Which provider CQ a raw completion came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The application's CQ.
     Own,
@@ -256,6 +264,8 @@ pub struct QpShadow {
     pub send_cq: Arc<CqShadow>,
     /// CQ of its receives.
     pub recv_cq: Arc<CqShadow>,
+    /// What it receives through instead of a queue of its own.
+    pub srq: Option<Arc<SrqShadow>>,
     stance: AtomicU8,
     /// Epoch of the incarnation of which a fatal completion was told to the agent last, plus one; 0 = none.
     pub fatal_told: AtomicU32,
@@ -294,9 +304,11 @@ impl QpShadow {
         pd: Arc<PdShadow>,
         init: &ibv_qp_init_attr,
         cqs: (Arc<CqShadow>, Arc<CqShadow>),
+        srq: Option<Arc<SrqShadow>>,
         ops: ProviderOps,
     ) -> Self {
         let device = pd.device;
+        let own_receives = if srq.is_some() { 0 } else { init.cap.max_recv_wr };
         let target = Target { qp, post_send: ops.post_send };
         Self {
             life,
@@ -308,11 +320,12 @@ impl QpShadow {
             signals_all: init.sq_sig_all != 0,
             send_cq: cqs.0,
             recv_cq: cqs.1,
+            srq,
             stance: AtomicU8::new(Stance::Recording as u8),
             fatal_told: AtomicU32::new(0),
             first_error: AtomicU32::new(0),
             sq: SendQueue::new(init.cap, target),
-            rq: RecvQueue::new(init.cap, RecvTarget { qp, post_recv: ops.post_recv }),
+            rq: RecvQueue::new(own_receives, RecvTarget { qp, post_recv: ops.post_recv }),
             cold: Mutex::new(QpCold::new(init)),
             atomics: Atomics::default(),
             unprotected: OnceLock::new(),
@@ -499,9 +512,9 @@ pub struct RecvPoster {
 unsafe impl Send for RecvPoster {}
 
 impl RecvQueue {
-    fn new(cap: ibv_qp_cap, target: RecvTarget) -> Self {
+    fn new(depth: u32, target: RecvTarget) -> Self {
         Self {
-            ring: Ring::with_room_for(cap.max_recv_wr.max(1)),
+            ring: Ring::with_room_for(depth.max(1)),
             more_sges: OnceLock::new(),
             poster: SpinCell::new(RecvPoster {
                 mode: PostMode::Direct,

@@ -326,6 +326,12 @@ c_flags!(u64, QP_EX_SEND_OPS {
     IBV_QP_EX_WITH_ATOMIC_WRITE = 1 << 12,
 });
 
+// Which fields of `ibv_srq_attr` a call sets.
+c_flags!(u32, SRQ_ATTR_MASK {
+    IBV_SRQ_MAX_WR = 1 << 0,
+    IBV_SRQ_LIMIT = 1 << 1,
+});
+
 // `ibv_srq_init_attr_ex::comp_mask`.
 c_flags!(u32, SRQ_INIT_ATTR_MASK {
     IBV_SRQ_INIT_ATTR_TYPE = 1 << 0,
@@ -401,6 +407,7 @@ pub(crate) const ALL: &[&[(&str, i64)]] = &[
     QP_ATTR_MASK,
     QP_INIT_ATTR_MASK,
     QP_EX_SEND_OPS,
+    SRQ_ATTR_MASK,
     SRQ_INIT_ATTR_MASK,
     REREG_MR_FLAGS,
     CQ_INIT_ATTR,

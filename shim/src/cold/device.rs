@@ -23,6 +23,7 @@ pub fn ops_of(context: *mut ibv_context) -> Option<ProviderOps> {
         post_recv: ops.post_recv?,
         poll_cq: ops.poll_cq?,
         req_notify_cq: ops.req_notify_cq,
+        post_srq_recv: ops.post_srq_recv,
     })
 }
 
@@ -110,6 +111,11 @@ fn patch(context: *mut ibv_context) {
     unsafe { (*ops).poll_cq = Some(crate::exports::patched_poll_cq) };
     // SAFETY: as above.
     unsafe { (*ops).req_notify_cq = Some(crate::events::patched_req_notify_cq) };
+    // SAFETY: as above.
+    if unsafe { (*ops).post_srq_recv }.is_some() {
+        // SAFETY: as above.
+        unsafe { (*ops).post_srq_recv = Some(crate::exports::patched_post_srq_recv) };
+    }
     extended::patch(context);
 }
 

@@ -14,5 +14,7 @@ pub mod qp;
 pub mod rail;
 pub mod reaper;
 pub mod replay;
+pub mod srq;
 pub mod tell;
 pub mod twin;
+pub mod withdraw;

@@ -1,7 +1,8 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, device, pd, rail, reaper, replay, tell, twin};
+use crate::cold::{cq, device, pd, rail, reaper, replay, srq, tell, twin};
 use crate::hot::poll;
+use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
 use crate::lives;
 use crate::process;
@@ -12,7 +13,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::Event;
-use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, QpLife};
+use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, GroupId, QpLife};
 use shift_proto::id::Mtu;
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     let qpn = unsafe { (*qp).qp_num };
     mark_foreign(init, qpn);
     tell::unrecorded(device_of(qp), qpn, reason.to_owned());
+    srq::note_stranger(init.srq, qpn, reason);
 }
 
 /// The device of a QP of the application, if it was opened under the shim.
@@ -68,15 +70,13 @@ struct Shadows {
     pd: Arc<PdShadow>,
     send_cq: Arc<CqShadow>,
     recv_cq: Arc<CqShadow>,
+    srq: Option<Arc<SrqShadow>>,
 }
 
 /// The shadows of what the QP uses, or why it cannot be protected.
 fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, String> {
     if init.qp_type != IBV_QPT_RC {
         return Err(format!("its type is {:?}; only RC is", init.qp_type));
-    }
-    if !init.srq.is_null() {
-        return Err("it receives through an SRQ".to_owned());
     }
     let pd = pd::PDS.get_arc(pd).ok_or("its PD was not made through ibv_alloc_pd")?;
     if let Err(why) = &pd.standby {
@@ -95,7 +95,16 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
         }
         Ok(shadow)
     };
-    Ok(Shadows { pd, send_cq: cq_of(init.send_cq)?, recv_cq: cq_of(init.recv_cq)? })
+    let srq = if init.srq.is_null() { None } else { Some(srq_of(init.srq)?) };
+    Ok(Shadows { pd, send_cq: cq_of(init.send_cq)?, recv_cq: cq_of(init.recv_cq)?, srq })
+}
+
+fn srq_of(raw: *mut ibv_srq) -> Result<Arc<SrqShadow>, String> {
+    let srq = srq::SRQS.get_arc(raw).ok_or("its SRQ was not made through ibv_create_srq")?;
+    match srq.unprotected.get() {
+        Some(reason) => Err(reason.clone()),
+        None => Ok(srq),
+    }
 }
 
 /// Begins a life.
@@ -106,8 +115,9 @@ fn begin(
     shadows: Shadows,
     ex: Option<Arc<QpEx>>,
 ) -> Result<(), String> {
-    let Shadows { pd, send_cq, recv_cq } = shadows;
-    grow_cqs(&send_cq, &recv_cq, &init.cap)?;
+    let Shadows { pd, send_cq, recv_cq, srq } = shadows;
+    let cap = flushable(init, srq.is_some());
+    grow_cqs(&send_cq, &recv_cq, &cap)?;
     let room = (Arc::clone(&send_cq), Arc::clone(&recv_cq));
     for cq in [&send_cq, &recv_cq] {
         let mut inner = cq.inner.lock();
@@ -115,15 +125,29 @@ fn begin(
         cq.attention.fetch_or(TAGGED, Ordering::Relaxed);
     }
     let ops = send_cq.ops;
-    let mut shadow = QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), ops);
+    let mut shadow = QpShadow::new(lives::next(), Raw(qp), qpn, pd, init, (send_cq, recv_cq), srq, ops);
     shadow.ex = ex;
     let shadow = Arc::new(shadow);
     if !QPS.insert(qp, Arc::clone(&shadow)) {
-        shrink_cqs(&room.0, &room.1, &init.cap);
+        shrink_cqs(&room.0, &room.1, &cap);
         return Err("this process has more QPs than the shim can keep apart".to_owned());
     }
     lives::begin(&shadow);
+    if let Some(srq) = &shadow.srq {
+        room.1.inner.lock().receivers.insert((Source::Own, qpn), shadow.life);
+        room.1.attention.fetch_or(SHARED, Ordering::Relaxed);
+        srq::join(srq, shadow.life);
+    }
     Ok(())
+}
+
+/// What a fault may flush into its CQs: of an SRQ's receives none.
+const fn flushable(init: &ibv_qp_init_attr, is_shared: bool) -> ibv_qp_cap {
+    let mut cap = init.cap;
+    if is_shared {
+        cap.max_recv_wr = 0;
+    }
+    cap
 }
 
 fn grow_cqs(send_cq: &Arc<CqShadow>, recv_cq: &Arc<CqShadow>, cap: &ibv_qp_cap) -> Result<(), String> {
@@ -184,6 +208,13 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         // SAFETY: as above.
         return twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
     }
+    if let (Some(IBV_QPS_RTR), Some(srq)) = (state, &shadow.srq) {
+        // SAFETY: as above.
+        let errno = make_receives_safe(&shadow, srq, &unsafe { attr.read() });
+        if errno != 0 {
+            return errno;
+        }
+    }
     // SAFETY: passed on.
     let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
     let errno = changing(&shadow, state, change);
@@ -225,6 +256,21 @@ pub fn changing(qp: &QpShadow, state: Option<ibv_qp_state>, change: impl FnOnce(
     change()
 }
 
+/// On a path that the receives of its SRQ have left it must not take what still lies there. Returns errno.
+fn make_receives_safe(qp: &QpShadow, srq: &SrqShadow, given: &ibv_qp_attr) -> c_int {
+    let gid = rail::by_id(qp.device).and_then(|rail| rail.gid_at(given.ah_attr.port_num, given.ah_attr.grh.sgid_index));
+    match srq::make_safe(srq, gid.as_ref()) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::warn!(
+                "QP 0x{:06x} cannot be connected: receives of its SRQ, which moved, are still on this path ({error})",
+                qp.qpn
+            );
+            error.0
+        }
+    }
+}
+
 /// Its primary was fenced: what the application sees is not the state of its own object any more.
 fn has_moved(qp: &QpShadow) -> bool {
     qp.sq.epoch.load(Ordering::Relaxed) != 0 || qp.stance() == Stance::Masking
@@ -263,8 +309,12 @@ fn is_direct(qp: &QpShadow) -> bool {
 /// After RESET a QP is another one: a new life, so that nothing of the old one can be meant.
 fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
     let init = old.cold().init;
-    let shadows =
-        Shadows { pd: Arc::clone(&old.pd), send_cq: Arc::clone(&old.send_cq), recv_cq: Arc::clone(&old.recv_cq) };
+    let shadows = Shadows {
+        pd: Arc::clone(&old.pd),
+        send_cq: Arc::clone(&old.send_cq),
+        recv_cq: Arc::clone(&old.recv_cq),
+        srq: old.srq.clone(),
+    };
     end(qp, old);
     process::tell(Event::Destroyed { qp: QpLife(old.life) });
     withdraw_copies(old);
@@ -343,7 +393,7 @@ fn facts_of(qp: &QpShadow, attr: &ibv_qp_attr, mtu: Mtu) -> Result<ConnectionFac
         peer_qpn: attr.dest_qp_num,
         peer_gid: Gid(attr.ah_attr.grh.dgid.raw),
         mtu,
-        group: None,
+        group: qp.srq.as_ref().map(|srq| GroupId(srq.life)),
     })
 }
 
@@ -449,6 +499,9 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
         twin
     };
     QPS.remove(qp);
+    if let Some(srq) = &shadow.srq {
+        leave_srq(shadow, srq, twin);
+    }
     {
         let (mut send, mut recv) = lock_cqs(shadow);
         lives::end(shadow.life);
@@ -457,12 +510,30 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
             bury(&shadow.recv_cq, recv, shadow);
         }
     }
-    shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &shadow.cap);
+    shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &flushable(&shadow.cold().init, shadow.srq.is_some()));
     if let Some(twin) = twin {
         reaper::destroy_twin(twin, Arc::clone(shadow));
     }
     if let Some(mr) = take_registration(shadow, 1) {
         reaper::dereg_mr(mr);
+    }
+}
+
+/// What it has received through its SRQ is the application's, on either path, and it receives no more.
+fn leave_srq(shadow: &QpShadow, srq: &SrqShadow, twin: Option<Raw<ibv_qp>>) {
+    srq::leave(srq, shadow.life);
+    poll::sweep(&shadow.recv_cq);
+    // The agent hears of the end before the object is gone, and may then post the receives on another path.
+    if has_moved(shadow) || twin::to_state(shadow.qp, IBV_QPS_RESET) != 0 {
+        twin::to_error(shadow.qp);
+    }
+    poll::sweep(&shadow.recv_cq);
+    let mut inner = shadow.recv_cq.inner.lock();
+    inner.receivers.remove(&(Source::Own, shadow.qpn));
+    if let Some(twin) = twin {
+        // SAFETY: the twin is this library's own and was taken out of its place; the reaper has not got it yet.
+        let number = unsafe { (*twin.0).qp_num };
+        inner.receivers.remove(&(Source::Twin, number));
     }
 }
 

@@ -17,6 +17,7 @@ enum Corpse {
     Cq(Raw<ibv_cq>),
     Channel(Raw<ibv_comp_channel>),
     Mr(Raw<ibv_mr>),
+    Srq(Raw<ibv_srq>),
     Pd(Raw<ibv_pd>),
 }
 
@@ -45,6 +46,11 @@ pub fn destroy_cq(cq: Raw<ibv_cq>) {
 /// Destroys a completion channel of this library's own.
 pub fn destroy_channel(channel: Raw<ibv_comp_channel>) {
     add(Corpse::Channel(channel));
+}
+
+/// Destroys an SRQ of this library's own.
+pub fn destroy_srq(srq: Raw<ibv_srq>) {
+    add(Corpse::Srq(srq));
 }
 
 /// Withdraws a registration of this library's own.
@@ -96,6 +102,8 @@ fn bury(corpse: &Corpse) {
         Corpse::Channel(channel) => unsafe { real::ibv_destroy_comp_channel(channel.0) },
         // SAFETY: as above.
         Corpse::Mr(mr) => unsafe { real::ibv_dereg_mr(mr.0) },
+        // SAFETY: as above.
+        Corpse::Srq(srq) => unsafe { real::ibv_destroy_srq(srq.0) },
         // SAFETY: as above.
         Corpse::Pd(pd) => unsafe { real::ibv_dealloc_pd(pd.0) },
     };

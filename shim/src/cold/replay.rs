@@ -3,7 +3,7 @@
 //! While a queue is held its posters only append to the ring, so the agent may write the words of the entries in it. Every entry posted from here is signalled
 //! on the NIC, and the queue is *mixed* until all of them retired.
 
-use crate::cold::{fence, notify, rail, tell, twin};
+use crate::cold::{fence, notify, rail, srq, tell, twin};
 use crate::hot::poll;
 use crate::hot::post::{self, consumes, packets};
 use crate::hot::ring::*;
@@ -116,6 +116,17 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
         qp.first_error.store(0, Relaxed);
     }
     look_at_twin(qp);
+    if let Some(srq) = &qp.srq {
+        cold.repost_next = Some((epoch, 0));
+        let count = srq::settle(srq, path, cold.gids.get(usize::from(path)).and_then(Option::as_ref))?;
+        if poster.mode == PostMode::Held {
+            poster.mode = PostMode::Direct;
+        }
+        drop(poster);
+        cold.reposted = Some(epoch);
+        notify::arm_twins(qp);
+        return Ok(count);
+    }
     poster.target =
         RecvTarget { qp: object, post_recv: ops_of(qp, path).map_or(poster.target.post_recv, |ops| ops.post_recv) };
     poster.translate = path != 0;
@@ -514,6 +525,9 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
         if let Some(twin) = cold.twin {
             twin::to_error(twin);
         }
+        if qp.srq.is_some() {
+            leave_receives(qp, &cold);
+        }
     }
     {
         let mut poster = qp.sq.poster.lock();
@@ -535,6 +549,17 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
         poll::stash_error(&qp.recv_cq, &mut inner, qp, ring.slot(seq).wr_id.load(Relaxed), IBV_WC_WR_FLUSH_ERR);
     }
     ring.set_head(ring.tail());
+}
+
+/// The receives of its SRQ go on without it: it takes none from here on, and what it took has completed.
+fn leave_receives(qp: &QpShadow, cold: &QpCold) {
+    for object in [Some(qp.qp), cold.twin].into_iter().flatten() {
+        let errno = twin::to_state(object, IBV_QPS_RESET);
+        if errno != 0 {
+            log::warn!("QP 0x{:06x} could not be kept from the receives of its SRQ (errno {errno})", qp.qpn);
+        }
+    }
+    poll::sweep(&qp.recv_cq);
 }
 
 /// Does anything outstanding have a fate that could be an error?

@@ -1,8 +1,8 @@
 //! The QP on the standby, and bringing either path's QP to RTS for an epoch.
 
-use crate::cold::{cq, rail};
+use crate::cold::{cq, rail, srq};
 use crate::real;
-use crate::shadow::{Connected, QpCold, QpShadow, Raw};
+use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source};
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
@@ -61,6 +61,9 @@ fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_
     let mut init = cold.init;
     init.send_cq = send_cq.0;
     init.recv_cq = recv_cq.0;
+    if let Some(srq) = &qp.srq {
+        init.srq = srq::twin(srq, standby)?.0;
+    }
     init.cap = qp.cap;
     // SAFETY: PD and CQs are this library's own and live; `init` is writable.
     let twin = unsafe { real::ibv_create_qp(pd.0, &mut init) };
@@ -70,6 +73,11 @@ fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_
     if let Some(lack) = lacks(&qp.cap, &init.cap) {
         crate::cold::reaper::destroy_qp(Raw(twin));
         return Err(format!("{} grants {lack}", standby.name));
+    }
+    if qp.srq.is_some() {
+        // SAFETY: the QP was just made.
+        let number = unsafe { (*twin).qp_num };
+        qp.recv_cq.inner.lock().receivers.insert((Source::Twin, number), qp.life);
     }
     Ok(Raw(twin))
 }

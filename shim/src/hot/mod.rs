@@ -11,6 +11,7 @@ pub mod poll;
 pub mod poll_ex;
 pub mod post;
 pub mod ring;
+pub mod srq;
 pub mod tag;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, reason = "a test that fails should say where")]

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 const BATCH: usize = 16;
 
 /// Where finished completions go: into the caller's array as long as nothing waits in the stash, else behind it.
-struct Sink<'a> {
+pub(super) struct Sink<'a> {
     out: *mut ibv_wc,
     filled: usize,
     /// Places of `out` whose raw completion was already read.
@@ -37,7 +37,7 @@ impl<'a> Sink<'a> {
     }
 
     #[inline]
-    fn put(&mut self, wc: ibv_wc, life: u32) {
+    pub(super) fn put(&mut self, wc: ibv_wc, life: u32) {
         if self.stash.is_empty() && self.filled < self.limit {
             // SAFETY: `limit` is at most the length of the caller's array, whose raw completion at that place was read before.
             unsafe { self.out.wrapping_add(self.filled).write(wc) };
@@ -55,7 +55,7 @@ impl<'a> Sink<'a> {
 pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     cq.polls.store(cq.polls.load(Relaxed).wrapping_add(1), Relaxed);
     let attention = cq.attention.load(Relaxed);
-    if attention & (STASH | TWIN | UNLOCKED) != 0 {
+    if attention & (STASH | TWIN | UNLOCKED | SHARED) != 0 {
         // SAFETY: passed on from the caller.
         return unsafe { poll_slowly(cq, entries, wc) };
     }
@@ -267,6 +267,7 @@ fn unpark(cq: &CqShadow, inner: &mut CqInner, sink: &mut Sink<'_>) {
 #[inline]
 fn take(cq: &CqShadow, inner: &mut CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
     if source == Source::Own && cq.attention.load(Relaxed) & FOREIGN != 0 && inner.foreign.contains(&raw.qp_num) {
+        let raw = if crate::cold::srq::any() { super::srq::unmask(raw) } else { raw };
         sink.put(raw, u32::MAX);
         return;
     }
@@ -274,7 +275,9 @@ fn take(cq: &CqShadow, inner: &mut CqInner, raw: ibv_wc, source: Source, sink: &
     // The lock of the CQ is held, and a QP is removed from the table under it: the reference stays valid until it is released.
     let qpn = (source == Source::Own).then_some(raw.qp_num);
     let Some(qp) = lives::get(tag.life(), qpn) else {
-        strange(inner, raw, source, sink);
+        if cq.attention.load(Relaxed) & SHARED == 0 || !super::srq::received(inner, &raw, tag, source, sink) {
+            strange(inner, raw, source, sink);
+        }
         return;
     };
     match tag.queue() {
@@ -384,7 +387,7 @@ fn success_of(qp: &QpShadow, slot: &SendSlot) -> ibv_wc {
 }
 
 /// What to do with an error completion.
-enum Verdict {
+pub(super) enum Verdict {
     /// Give it to the application.
     Pass,
     /// It is of a fault that is being masked.
@@ -401,7 +404,7 @@ const fn is_of_the_path(status: ibv_wc_status) -> bool {
 
 /// A path's fault, or the application's own?
 #[cold]
-fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict {
+pub(super) fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict {
     match qp.stance() {
         Stance::Recording => {
             if qp.step(Stance::Recording, Stance::Passing) {

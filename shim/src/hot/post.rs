@@ -509,6 +509,11 @@ fn flush_at_once(qp: &QpShadow, chain: SendChain<'_>) -> c_int {
 /// `wr` and `bad` are what the application gave to `ibv_post_recv`.
 pub unsafe fn post_recv(qp: &QpShadow, wr: *mut ibv_recv_wr, bad: *mut *mut ibv_recv_wr) -> c_int {
     let mut poster = qp.rq.poster.lock();
+    if qp.srq.is_some() {
+        // It has no receive queue: the provider says how it refuses that.
+        // SAFETY: passed on from the caller.
+        return unsafe { (poster.target.post_recv)(poster.target.qp.0, wr, bad) };
+    }
     // SAFETY: passed on from the caller.
     let chain = unsafe { RecvChain::new(wr, usize::MAX) };
     for wr in chain {

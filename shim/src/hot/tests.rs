@@ -86,8 +86,13 @@ unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mu
 pub(super) const QPN: u32 = 0x11;
 pub(super) const CAP: ibv_qp_cap =
     ibv_qp_cap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
-const OPS: ProviderOps =
-    ProviderOps { post_send: take_send, post_recv: take_recv, poll_cq: give_completions, req_notify_cq: None };
+const OPS: ProviderOps = ProviderOps {
+    post_send: take_send,
+    post_recv: take_recv,
+    poll_cq: give_completions,
+    req_notify_cq: None,
+    post_srq_recv: None,
+};
 
 pub(super) struct Bench {
     pub(super) qp: Arc<QpShadow>,
@@ -125,7 +130,7 @@ impl Bench {
         let mut init = ibv_qp_init_attr::zeroed();
         init.cap = CAP;
         let life = crate::lives::next();
-        let mut qp = QpShadow::new(life, Raw(pair.0), QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), OPS);
+        let mut qp = QpShadow::new(life, Raw(pair.0), QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), None, OPS);
         qp.ex = pair.1.map(Arc::new);
         let qp = Arc::new(qp);
         crate::lives::begin(&qp);
