@@ -322,6 +322,10 @@ pub struct Params {
     /// Post a quarter of the receives only, so that the receiver is often not ready.
     #[arg(long)]
     pub scarce_receives: bool,
+    /// All queue pairs of an end receive through one shared receive queue, which has the receives of all of them.
+    #[arg(long)]
+    #[serde(default)]
+    pub srq: bool,
     /// The receiver overwrites a message as soon as it saw it (a WRITE by looking at the memory itself) and watches all
     /// that it overwrote to the end of the run.
     #[arg(long)]
@@ -401,6 +405,9 @@ impl Params {
             return Err(
                 "--solicited needs --poll event or epoll, --direction one, and a receiver that polls".to_owned()
             );
+        }
+        if self.srq && (self.receiver_waits || self.reuse || self.two_pollers) {
+            return Err("--srq needs one poller, and a receiver that polls and leaves alone what came".to_owned());
         }
         if self.retry_refused && self.may_fail {
             return Err("--retry-refused and --may-fail do not go together".to_owned());
@@ -487,6 +494,7 @@ mod tests {
         assert!(Params { may_fail: true, ..waits.clone() }.check().is_err());
         assert!(Params { reuse: true, ..Params::for_tests() }.check().is_err());
         assert!(Params { two_pollers: true, ..waits.clone() }.check().is_err());
+        assert!(Params { srq: true, ..waits.clone() }.check().is_err());
         assert!(Params { two_pollers: true, signal_every: 2, ..Params::for_tests() }.check().is_err());
         assert!(Params { retry_refused: true, may_fail: true, ..Params::for_tests() }.check().is_err());
         assert!(Params { solicited: true, ..Params::for_tests() }.check().is_err());

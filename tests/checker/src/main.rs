@@ -15,6 +15,7 @@ mod ground;
 mod judge;
 mod layout;
 mod pollers;
+mod pool;
 mod predict;
 mod receiver;
 mod report;

@@ -70,7 +70,7 @@ impl Receiver {
     /// Lays out what the peer's READs and atomics touch, and posts the receives.
     pub fn prepare(&mut self, ground: &Ground, qp: &Qp) -> Result<()> {
         ground.fill_source(self.qp, self.plan.source());
-        if ground.params.mode(self.qp).takes_receives() {
+        if ground.params.mode(self.qp).takes_receives() && !ground.params.srq {
             for _ in 0..ground.layout.receives() {
                 self.post_receive(ground, qp)?;
             }
@@ -109,15 +109,19 @@ impl Receiver {
                 return Ok(());
             }
         }
-        let receive_at = ground.layout.receive_slot(self.qp, counter);
-        let number = self.identify(ground, receive_at, wc);
-        self.arrived(ground, receive_at, number, wc, verdict);
-        ground.poison(&ground.shared, receive_at);
-        self.advance_to_notice(ground, verdict);
+        self.took(ground, ground.layout.receive_slot(self.qp, counter), wc, verdict);
         if self.fell.is_some() {
             return Ok(());
         }
         self.post_receive(ground, qp)
+    }
+
+    /// A message came into the receive whose buffer lies there, of this queue or of the one that it shares.
+    pub fn took(&mut self, ground: &Ground, receive_at: u64, wc: &ibv_wc, verdict: &mut Verdict) {
+        let number = self.identify(ground, receive_at, wc);
+        self.arrived(ground, receive_at, number, wc, verdict);
+        ground.poison(&ground.shared, receive_at);
+        self.advance_to_notice(ground, verdict);
     }
 
     /// The receive-consuming messages of a range, which is bounded: a mode may have none.
@@ -310,7 +314,9 @@ impl Receiver {
     /// Whether all messages were consumed.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        let flushed = self.fell.is_some() && self.receives.outstanding().is_empty();
+        // Of a shared receive queue nothing is flushed: what completed at the sender has to have come.
+        let has_all = |(acked, _)| self.receives.outstanding().is_empty() && self.consumed >= acked;
+        let flushed = self.fell.is_some_and(has_all);
         flushed || self.total.is_some_and(|total| self.consumed >= total)
     }
 

@@ -4,6 +4,7 @@ use crate::args::{Commit, Mode, Polling};
 use crate::ground::Ground;
 use crate::judge::Kind;
 use crate::pollers::Second;
+use crate::pool::Pool;
 use crate::predict::{Queue, WrName};
 use crate::receiver::Receiver;
 use crate::report::{Ending, Verdict};
@@ -31,6 +32,8 @@ pub struct Parts {
     pub senders: Vec<Sender>,
     /// A receiver per queue pair, or none.
     pub receivers: Vec<Receiver>,
+    /// The receives that all queue pairs share.
+    pub pool: Option<Pool>,
     /// What ends a pause, at the end that decides it.
     pub trigger: Option<Trigger>,
     /// The error that is committed on purpose.
@@ -266,9 +269,16 @@ impl Session {
     }
 
     fn handle_completion(&mut self, wc: &ibv_wc, now: u64) -> Result<(), String> {
-        let Parts { ground, qps, senders, receivers, .. } = &mut self.parts;
+        let Parts { ground, qps, senders, receivers, pool, .. } = &mut self.parts;
         let (verdict, success) = (&mut self.verdict, wc.status == IBV_WC_SUCCESS);
         let name = WrName::from_wr_id(wc.wr_id, ground.params.seed);
+        if let Some(pool) = pool.as_mut().filter(|_| name.queue == Queue::Receive && success) {
+            self.progress_ns = now;
+            verdict.gap.success(now);
+            let at = qps.iter().position(|qp| qp.number() == wc.qp_num);
+            let receiver = at.and_then(|at| receivers.get_mut(at));
+            return pool.completed(ground, name, receiver, wc, verdict).map_err(|e| e.to_string());
+        }
         let at = usize::from(name.qp);
         self.progress_ns = now;
         let Some(qp) = qps.get(at) else {
@@ -494,9 +504,9 @@ impl Session {
     /// Closes all verbs objects, as a program does that ends normally.
     pub fn close(self) -> Result<(), VerbError> {
         drop(self.second);
-        let Parts { verbs, qps, ground, .. } = self.parts;
+        let Parts { verbs, qps, ground, pool, .. } = self.parts;
         let regions: Vec<Region> = vec![ground.local, ground.shared];
-        verbs.close(qps, regions)
+        verbs.close(qps, pool.map(Pool::into_srq), regions)
     }
 }
 

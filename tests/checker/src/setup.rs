@@ -3,6 +3,7 @@
 use crate::args::{Local, Mode, Params, Polling, Ways};
 use crate::ground::Ground;
 use crate::layout::Layout;
+use crate::pool::Pool;
 use crate::predict::{mix, Direction, Plan, POISON};
 use crate::receiver::Receiver;
 use crate::sabotage::Sabotage;
@@ -10,7 +11,7 @@ use crate::sender::Sender;
 use crate::session::Parts;
 use crate::side::{Endpoint, Note, Side};
 use crate::trigger::Trigger;
-use crate::verbs::{CqWish, Qp, QpWish, Region, Route, VerbError, Verbs, Waiting};
+use crate::verbs::{CqWish, Qp, QpWish, Region, Route, Srq, VerbError, Verbs, Waiting};
 use shift_abi::*;
 use std::io;
 use std::time::Duration;
@@ -60,6 +61,7 @@ pub enum SetupError {
 /// What an end has made before it knows the peer.
 struct Opened {
     verbs: Verbs,
+    srq: Option<Srq>,
     qps: Vec<Qp>,
     psns: Vec<u32>,
     local: Region,
@@ -102,19 +104,20 @@ pub fn prepare(
     connect(&params, &opened, &peer)?;
     let senders = senders(end, &params, sabotage);
     let mut receivers = receivers(end, &params);
-    let Opened { verbs, qps, local, shared, .. } = opened;
+    let Opened { verbs, srq, qps, local, shared, .. } = opened;
     let layout = Layout::new(&params);
     let ground = Ground { params, layout, local, shared, peer };
     for (receiver, qp) in receivers.iter_mut().zip(&qps) {
         receiver.prepare(&ground, qp)?;
     }
+    let pool = srq.map(|srq| Pool::new(srq, &ground, &receivers)).transpose()?;
     side.send(&Note::Ready)?;
     let note = expect_note(&mut side)?;
     if note != Note::Ready {
         return Err(SetupError::Peer(Some(note)));
     }
     let commit = sabotage.map(|sabotage| sabotage.commit);
-    Ok(Parts { verbs, qps, ground, side, senders, receivers, trigger, commit })
+    Ok(Parts { verbs, qps, ground, side, senders, receivers, pool, trigger, commit })
 }
 
 fn senders(end: End, params: &Params, sabotage: Option<Sabotage>) -> Vec<Sender> {
@@ -149,17 +152,20 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
     let shared = verbs.region(layout.shared_bytes(), shared_access(&params.modes))?;
     own.fill(0, layout.local_bytes(), POISON);
     shared.fill(0, layout.shared_bytes(), POISON);
+    let all_receives = (0..params.qps).map(receives).sum::<u32>().max(1);
+    let srq = params.srq.then(|| verbs.srq(all_receives)).transpose()?;
     let (mut qps, mut psns) = (Vec::new(), Vec::new());
     for number in 0..params.qps {
         let receive_wrs = receives(number).max(1);
-        let qp = verbs.qp(QpWish { send_wrs: params.depth, receive_wrs, sges: params.sges, inline: params.inline })?;
+        let wish = QpWish { send_wrs: params.depth, receive_wrs, sges: params.sges, inline: params.inline };
+        let qp = verbs.qp(srq.as_ref(), wish)?;
         qp.init()?;
         qps.push(qp);
         psns.push(params.psn.unwrap_or_else(|| psn(params.seed, end, number)));
     }
     let numbers = qps.iter().map(Qp::number).zip(psns.iter().copied()).collect();
     let endpoint = Endpoint { gid, addr: shared.addr(0), rkey: shared.rkey(), qps: numbers };
-    Ok(Opened { verbs, qps, psns, local: own, shared, gid_index, endpoint })
+    Ok(Opened { verbs, srq, qps, psns, local: own, shared, gid_index, endpoint })
 }
 
 fn shared_access(modes: &[Mode]) -> u32 {

@@ -13,6 +13,7 @@ mod fences;
 mod memory;
 mod poller;
 mod queue;
+mod shared;
 
 pub use channel::{Channel, Waiting};
 pub use child::{fork_and_exec, fork_idle_child, fork_init, work_in_child};
@@ -20,6 +21,7 @@ pub use fences::{watch_fences, FenceSeen};
 pub use memory::{Region, Window};
 pub use poller::Poller;
 pub use queue::{Qp, QpWish, ReceiveRequest, Route, SendRequest};
+pub use shared::Srq;
 
 use crate::args::{Api, GidIndex};
 use shift_abi::*;
@@ -196,8 +198,14 @@ impl Verbs {
     }
 
     /// Makes a queue pair, in RESET, on the completion queue.
-    pub fn qp(&self, wish: QpWish) -> Result<Qp> {
-        Qp::new((self.context, self.pd), self.cqs, self.port, wish, self.api)
+    pub fn qp(&self, srq: Option<&Srq>, wish: QpWish) -> Result<Qp> {
+        let srq = srq.map_or(null_mut(), Srq::as_ptr);
+        Qp::new((self.context, self.pd), self.cqs, srq, self.port, wish, self.api)
+    }
+
+    /// Makes a shared receive queue.
+    pub fn srq(&self, receives: u32) -> Result<Srq> {
+        Srq::new(self.pd, receives)
     }
 
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
@@ -212,10 +220,11 @@ impl Verbs {
     }
 
     /// Closes everything, queue pairs first.
-    pub fn close(self, qps: Vec<Qp>, regions: Vec<Region>) -> Result<()> {
+    pub fn close(self, qps: Vec<Qp>, srq: Option<Srq>, regions: Vec<Region>) -> Result<()> {
         for qp in qps {
             qp.destroy()?;
         }
+        srq.map_or(Ok(()), Srq::destroy)?;
         if let Some(channel) = &self.channel {
             channel.stop();
         }

@@ -50,6 +50,7 @@ pub(super) fn create_qp(
     context: NonNull<ibv_context>,
     pd: NonNull<ibv_pd>,
     cqs: [NonNull<ibv_cq>; 2],
+    srq: *mut ibv_srq,
     wish: QpWish,
 ) -> Result<(NonNull<ibv_qp>, u32)> {
     const VERB: &str = "ibv_create_qp_ex";
@@ -60,6 +61,7 @@ pub(super) fn create_qp(
     let mut attr = ibv_qp_init_attr_ex {
         send_cq: cqs[0].as_ptr(),
         recv_cq: cqs[1].as_ptr(),
+        srq,
         cap: wish.cap(),
         qp_type: IBV_QPT_RC,
         comp_mask: IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,

@@ -117,13 +117,14 @@ impl Qp {
     pub(super) fn new(
         (context, pd): (NonNull<ibv_context>, NonNull<ibv_pd>),
         cqs: [NonNull<ibv_cq>; 2],
+        srq: *mut ibv_srq,
         port: u8,
         wish: QpWish,
         api: Api,
     ) -> Result<Self> {
         let (qp, inline) = match api {
-            Api::Plain => create(pd, cqs, wish)?,
-            Api::Ext | Api::ExtFull => extended::create_qp(context, pd, cqs, wish)?,
+            Api::Plain => create(pd, cqs, srq, wish)?,
+            Api::Ext | Api::ExtFull => extended::create_qp(context, pd, cqs, srq, wish)?,
         };
         Ok(Self { qp, port, inline, api, wrs: Vec::new(), sges: Vec::new() })
     }
@@ -268,10 +269,11 @@ impl Qp {
 }
 
 /// `ibv_create_qp`: the queue pair and the inline room that it was granted.
-fn create(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], wish: QpWish) -> Result<(NonNull<ibv_qp>, u32)> {
+fn create(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], srq: *mut ibv_srq, wish: QpWish) -> Result<(NonNull<ibv_qp>, u32)> {
     let mut attr = ibv_qp_init_attr {
         send_cq: cqs[0].as_ptr(),
         recv_cq: cqs[1].as_ptr(),
+        srq,
         cap: wish.cap(),
         qp_type: IBV_QPT_RC,
         ..ibv_qp_init_attr::zeroed()
