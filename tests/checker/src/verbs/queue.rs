@@ -269,7 +269,12 @@ impl Qp {
 }
 
 /// `ibv_create_qp`: the queue pair and the inline room that it was granted.
-fn create(pd: NonNull<ibv_pd>, cqs: [NonNull<ibv_cq>; 2], srq: *mut ibv_srq, wish: QpWish) -> Result<(NonNull<ibv_qp>, u32)> {
+fn create(
+    pd: NonNull<ibv_pd>,
+    cqs: [NonNull<ibv_cq>; 2],
+    srq: *mut ibv_srq,
+    wish: QpWish,
+) -> Result<(NonNull<ibv_qp>, u32)> {
     let mut attr = ibv_qp_init_attr {
         send_cq: cqs[0].as_ptr(),
         recv_cq: cqs[1].as_ptr(),

@@ -26,6 +26,7 @@ mod race;
 mod rough;
 mod second_fault;
 mod shared_port;
+mod shared_receives;
 mod status;
 mod strangers;
 mod survive;
@@ -100,6 +101,7 @@ pub fn all() -> Vec<Scenario> {
         extended::scenarios(),
         loss::scenarios(),
         shared_port::scenarios(),
+        shared_receives::scenarios(),
         race::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
