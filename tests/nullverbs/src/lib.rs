@@ -42,11 +42,21 @@ pub fn shim() -> Result<PathBuf, String> {
 }
 
 fn build_shim() -> Result<PathBuf, String> {
+    build("shift-verbs", "libshift_verbs.so")
+}
+
+/// shiftctl, built in the same way.
+pub fn shiftctl() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    BUILT.get_or_init(|| build("shiftctl", "shiftctl")).clone()
+}
+
+fn build(package: &str, file: &str) -> Result<PathBuf, String> {
     // target/PROFILE/build/PACKAGE/out
     let profile =
         Path::new(env!("NULLVERBS_DIRECTORY")).ancestors().nth(3).ok_or("the build directory has no profile")?;
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "shift-verbs", "--manifest-path"]);
+    cargo.args(["build", "--quiet", "-p", package, "--manifest-path"]);
     cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
     cargo.arg("--target-dir").arg(profile.parent().ok_or("the profile has no directory")?);
     if profile.ends_with("release") {
@@ -54,7 +64,7 @@ fn build_shim() -> Result<PathBuf, String> {
     }
     let output = cargo.output().map_err(|error| format!("cargo does not run: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    output.status.success().then(|| profile.join("libshift_verbs.so")).ok_or(said)
+    output.status.success().then(|| profile.join(file)).ok_or(said)
 }
 
 /// A run of a program over nullverbs.
@@ -124,11 +134,9 @@ impl Run {
         Ok(self.env("LD_PRELOAD", list.trim()))
     }
 
-    /// Runs it to its end.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn run(self) -> Result<Ran, String> {
+    /// The command that starts it; it keeps its process.
+    #[must_use]
+    pub fn command(&self) -> Command {
         // Not by this process' environment: what is preloaded is for the program alone.
         let mut command = Command::new("env");
         if let Some(root) = root() {
@@ -141,8 +149,17 @@ impl Run {
             pair.push(value);
             command.arg(pair);
         }
-        let output =
-            command.args(&self.words).output().map_err(|error| format!("{command:?} does not run: {error}"))?;
+        command.args(&self.words);
+        command
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(self) -> Result<Ran, String> {
+        let mut command = self.command();
+        let output = command.output().map_err(|error| format!("{command:?} does not run: {error}"))?;
         let log = root().unwrap_or_default().join(if root().is_some() {
             self.log.trim_start_matches('/')
         } else {
