@@ -84,13 +84,19 @@ impl Row {
 
 const PERFTEST_PORT: u16 = 18515;
 const PINGPONG_PORT: u16 = 18515;
-const CHANNEL: &str = "completion channel";
+const SRQ: &str = "SRQ";
 
 /// A run of perftest of one to three seconds: options, and what differs from a plain one.
 fn perftest(tool: &str, options: &str, load: &str) -> Row {
     let command = format!("/usr/bin/{tool} -d rxe0 {load} {options}");
     let title = format!("{tool} {options}");
     Row::new(title.trim(), "perftest", &command, &format!("{command} 10.77.0.2")).listens(PERFTEST_PORT)
+}
+
+/// The same, connected by librdmacm over rail 0.
+fn perftest_by_cm(tool: &str, load: &str) -> Row {
+    let command = format!("/usr/bin/{tool} -d rxe0 {load} -R");
+    Row::new(&format!("{tool} -R"), "perftest", &command, &format!("{command} 10.77.1.2"))
 }
 
 fn perftests() -> Vec<Row> {
@@ -110,22 +116,17 @@ fn perftests() -> Vec<Row> {
     for tool in ["ib_write_bw", "ib_send_bw", "ib_read_bw"] {
         rows.push(perftest(tool, "--use_old_post_send", bulk));
         rows.push(perftest(tool, "-q 8", "-s 65536 -n 300").qps(8));
-        rows.push(perftest(tool, "-R", bulk).cm());
+        rows.push(perftest_by_cm(tool, bulk));
         if tool != "ib_read_bw" {
             rows.push(perftest(tool, "-b", "-s 65536 -n 800"));
         }
     }
-    rows.push(perftest("ib_send_bw", "--use-srq", bulk));
-    rows.push(perftest("ib_send_bw", "-e", bulk).expected(Expected::Unprotected(CHANNEL)));
+    rows.push(perftest("ib_send_bw", "--use-srq", bulk).expected(Expected::Unprotected(SRQ)));
+    rows.push(perftest("ib_send_bw", "-e", bulk));
     rows
 }
 
 impl Row {
-    fn cm(mut self) -> Row {
-        self.listens = Listens::Cm;
-        self
-    }
-
     fn shape(mut self) -> Row {
         self.compared = Compared::Shape;
         self
@@ -156,18 +157,16 @@ fn examples() -> Vec<Row> {
     let stream = "-S 65536 -C 700";
     vec![
         named(pingpong("ibv_rc_pingpong", "-n 6000"), "ibv_rc_pingpong"),
-        named(pingpong("ibv_rc_pingpong", "-n 4000 -e"), "ibv_rc_pingpong -e").expected(Expected::Unprotected(CHANNEL)),
-        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16),
+        named(pingpong("ibv_rc_pingpong", "-n 4000 -e"), "ibv_rc_pingpong -e"),
+        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16).expected(Expected::Unprotected(SRQ)),
         Row::new("rping", "rdmacm-utils", &format!("/usr/bin/rping -s {rping}"), &format!("/usr/bin/rping -c {rping}"))
-            .varies(&["DISCONNECT EVENT"])
-            .expected(Expected::Unprotected(CHANNEL)),
+            .varies(&["DISCONNECT EVENT"]),
         Row::new(
             "rstream",
             "rdmacm-utils",
             &format!("/usr/bin/rstream -b 10.77.1.2 {stream}"),
             &format!("/usr/bin/rstream -s 10.77.1.2 {stream}"),
-        )
-        .expected(Expected::Unprotected(CHANNEL)),
+        ),
     ]
 }
 
@@ -182,7 +181,6 @@ fn qperf() -> Vec<Row> {
         .listens(19765)
         .served_for_ever()
         .shape()
-        .expected(Expected::Unprotected(CHANNEL))
     };
     vec![row("rc_bw"), row("rc_lat")]
 }
@@ -196,16 +194,14 @@ fn frameworks() -> Vec<Row> {
             &command,
             &format!("{command} 10.77.0.2"),
         );
-        row.listens(13337).shape().varies(&["Accepted connection from"])
+        row.listens(13337).shape().varies(&["Accepted connection from"]).expected(Expected::Unprotected(SRQ))
     };
     let fi = "/usr/bin/fi_pingpong -p verbs -e msg -d rxe0 -S 4096 -I 3000";
     vec![
         ucx("am_bw", "-D bcopy -s 4096 -n 6000"),
         ucx("put_bw", "-D zcopy -s 4096 -n 6000"),
         ucx("am_lat", "-s 64 -n 3000"),
-        Row::new("fi_pingpong -p verbs", "libfabric-bin", fi, &format!("{fi} 10.77.1.2"))
-            .listens(47592)
-            .expected(Expected::Unprotected(CHANNEL)),
+        Row::new("fi_pingpong -p verbs", "libfabric-bin", fi, &format!("{fi} 10.77.1.2")).listens(47592),
     ]
 }
 
