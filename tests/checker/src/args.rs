@@ -167,6 +167,15 @@ pub enum Mode {
     Cas,
 }
 
+/// A shape of work that is another program's, in place of modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// NCCL's: clear-to-send by unsignalled WRITEs out of slots that are used again, a WRITE with an empty WRITE_WITH_IMM behind it, a READ on a
+    /// queue pair that is connected to itself, a thread for events. Every second queue pair carries data from the server if both ends send.
+    Nccl,
+}
+
 /// Which end sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -261,6 +270,9 @@ pub struct Params {
     /// Which operations move the messages; of several modes the queue pairs take one each, in turn.
     #[arg(long = "mode", value_enum, value_delimiter = ',', default_value = "mixed", value_name = "MODE,…")]
     pub modes: Vec<Mode>,
+    /// Instead of modes: the work requests of another program.
+    #[arg(long, value_enum)]
+    pub pattern: Option<Pattern>,
     /// Messages per queue pair and direction.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..1 << 40))]
     pub messages: u64,

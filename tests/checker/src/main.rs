@@ -14,6 +14,7 @@ mod args;
 mod ground;
 mod judge;
 mod layout;
+mod nccl;
 mod pollers;
 mod pool;
 mod predict;
@@ -29,7 +30,7 @@ mod trigger;
 mod verbs;
 mod witness;
 
-use args::{Cli, Fork, Local, Params, Role};
+use args::{Cli, Fork, Local, Params, Pattern, Role};
 use clap::Parser;
 use report::{Ending, Report};
 use sabotage::Sabotage;
@@ -130,6 +131,9 @@ fn run(
         End::Server => "server",
         End::Client => "client",
     };
+    if params.pattern == Some(Pattern::Nccl) {
+        return nccl::run(end, &params, local, side, trigger);
+    }
     let parts = prepare(end, params.clone(), local, side, sabotage, trigger)?;
     if local.watch_fences {
         witness::start(&parts).map_err(SetupError::Params)?;

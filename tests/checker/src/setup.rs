@@ -177,7 +177,7 @@ fn shared_access(modes: &[Mode]) -> u32 {
     }
 }
 
-fn psn(seed: u64, end: End, qp: u16) -> u32 {
+pub(crate) fn psn(seed: u64, end: End, qp: u16) -> u32 {
     let side = u64::from(end == End::Server);
     (mix(seed ^ mix(0x50_534e ^ u64::from(qp) << 1 ^ side)) & 0xff_ffff) as u32
 }
@@ -203,7 +203,7 @@ fn connect(params: &Params, opened: &Opened, peer: &Endpoint) -> Result<(), Setu
     Ok(())
 }
 
-fn expect_note(side: &mut Side) -> Result<Note, SetupError> {
+pub(crate) fn expect_note(side: &mut Side) -> Result<Note, SetupError> {
     match side.wait(STEP_LIMIT)? {
         Some(Note::Failed(why)) => Err(SetupError::Peer(Some(Note::Failed(why)))),
         Some(note) => Ok(note),

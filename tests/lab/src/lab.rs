@@ -133,6 +133,20 @@ impl Lab {
         }
     }
 
+    /// Makes the RDMA device of `rail` anew on both hosts. After a link was down with a message of the RDMA connection manager under way, soft-RoCE's
+    /// queue pair 1 sends none any more, though the link is up again: nobody connects by it from then on.
+    ///
+    /// # Errors
+    /// A guest is lost, or the device is in use.
+    pub fn renew(&self, rail: Rail) -> Result<()> {
+        let (device, interface) = (rail.device(), rail.link().interface());
+        let renew = format!("rdma link delete {device}; rdma link add {device} type rxe netdev {interface}");
+        for host in Host::ALL {
+            self.guest(host).shell(&format!("{renew} && /bin/busybox chmod 666 /dev/infiniband/*"))?;
+        }
+        self.wait_ready()
+    }
+
     /// Takes the carrier of `rail` away from `host` alone, or gives it back: a fault that this host sees.
     ///
     /// # Errors

@@ -204,7 +204,7 @@ pub struct Trial {
     pub fault: Fault,
     /// When.
     pub moment: Moment,
-    /// The client is idle until this file is there; it is made after the fault at [`Moment::Idle`], and once all is protected at [`Moment::Armed`].
+    /// The client is idle until this file is there; it is made after the fault at [`Moment::Idle`], and once all is protected at [`Moment::Armed`] and [`Moment::Together`].
     pub go_on: Option<&'static str>,
     /// How long nothing may move.
     pub stall_limit: Duration,
@@ -318,6 +318,7 @@ impl Trial {
                 if !Trial::wait_armed(|a, b| a + b >= qps, client, server, over)? {
                     return Ok(false);
                 }
+                self.let_go(lab)?;
                 packets
             }
             Moment::Armed { qps, packets } => {

@@ -262,7 +262,7 @@ impl Qp {
         check("ibv_post_recv", unsafe { post_recv(self.qp.as_ptr(), &mut wr, &mut bad) })
     }
 
-    pub(super) fn destroy(self) -> Result<()> {
+    pub(crate) fn destroy(self) -> Result<()> {
         // SAFETY: `self` is consumed, so nobody names the queue pair any more.
         check("ibv_destroy_qp", unsafe { ibv_destroy_qp(self.qp.as_ptr()) })
     }

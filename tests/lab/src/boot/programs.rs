@@ -4,7 +4,7 @@
 //! The links are part of the image; the contents are read when a scenario starts the program, so that no other boot pays for them.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +40,10 @@ const LIBRARIES: &[&str] = &[
 ];
 /// Stagings are shared by all checkouts that use the cache; one that is not this checkout's may be in use for so long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Changes whenever a package does.
+const PACKAGES: &str = "/var/lib/dpkg/status";
+/// In a staging: the files that are linked one by one.
+const LINKED: &str = "linked";
 /// Where guests see the cache.
 pub const IN_GUEST: &str = "/cache";
 
@@ -55,24 +59,30 @@ pub struct Staged {
 /// # Errors
 /// A program is not installed, or the cache cannot be written.
 pub fn obtain(cache: &Path, base: &Files, say: impl Fn(&str)) -> Result<Staged> {
-    let (single, trees) = collect(base)?;
+    let (mut single, trees) = collect()?;
     let mut hasher = DefaultHasher::new();
     hash_files(&single, &mut hasher);
     hash_files(&trees, &mut hasher);
+    // Which libraries these files are linked with takes ldd seconds to say, and changes only with the machine's packages.
+    hash_files(&Files::from([("packages".to_owned(), PathBuf::from(PACKAGES))]), &mut hasher);
+    base.keys().for_each(|name| name.hash(&mut hasher));
     let name = format!("programs-{:016x}", hasher.finish());
-    if !cache.join(&name).exists() {
+    let dir = cache.join(&name);
+    if !dir.exists() {
         say("staging programs for the guests");
         remove_old(cache);
-        stage(cache, &name, single.iter().chain(&trees))?;
+        add_libraries(&mut single, &trees)?;
+        single.retain(|name, _| !base.contains_key(name) && !trees.contains_key(name));
+        stage(cache, &name, &single, &trees)?;
     }
+    let single = fs::read_to_string(dir.join(LINKED)).concerning(LINKED)?;
+    let trees = TREES.iter().filter(|tree| Path::new(tree).exists()).map(|tree| tree.trim_start_matches('/'));
     let link = |path: &str| (path.to_owned(), format!("{IN_GUEST}/{name}/{path}"));
-    let mut links: Vec<_> = single.keys().map(|path| link(path)).collect();
-    links.extend(TREES.iter().filter(|tree| Path::new(tree).exists()).map(|tree| link(tree.trim_start_matches('/'))));
-    Ok(Staged { links })
+    Ok(Staged { links: single.lines().chain(trees).map(link).collect() })
 }
 
 /// Files that are linked one by one, and files below directories that are linked whole.
-fn collect(base: &Files) -> Result<(Files, Files)> {
+fn collect() -> Result<(Files, Files)> {
     let (mut single, mut trees) = (Files::new(), Files::new());
     for path in PROGRAMS.iter().chain(LIBRARIES) {
         if !Path::new(path).exists() {
@@ -86,24 +96,29 @@ fn collect(base: &Files) -> Result<(Files, Files)> {
         // `add` puts everything below usr; what a tree has lies where the tree is linked.
         trees.extend(found.into_values().map(|path| (path.to_string_lossy().trim_start_matches('/').to_owned(), path)));
     }
-    let plugins: Vec<String> =
-        trees.keys().filter(|name| name.contains(".so")).map(|name| format!("/{name}")).collect();
-    let linked: Vec<&str> =
-        PROGRAMS.iter().chain(LIBRARIES).copied().chain(plugins.iter().map(String::as_str)).collect();
-    for library in libraries_of(&linked)? {
-        add(&mut single, &library);
-    }
-    single.retain(|name, _| !base.contains_key(name) && !trees.contains_key(name));
     Ok((single, trees))
 }
 
-fn stage<'a>(cache: &Path, name: &str, files: impl Iterator<Item = (&'a String, &'a PathBuf)>) -> Result<()> {
+/// What programs, libraries and plugins are linked with.
+fn add_libraries(single: &mut Files, trees: &Files) -> Result<()> {
+    let plugins = trees.keys().filter(|name| name.contains(".so")).map(|name| format!("/{name}"));
+    let plugins: Vec<String> = plugins.collect();
+    let all = PROGRAMS.iter().chain(LIBRARIES).copied().chain(plugins.iter().map(String::as_str));
+    for library in libraries_of(&all.collect::<Vec<_>>())? {
+        add(single, &library);
+    }
+    Ok(())
+}
+
+fn stage(cache: &Path, name: &str, single: &Files, trees: &Files) -> Result<()> {
     let half = cache.join(format!("half-{}", std::process::id()));
-    for (path, source) in files {
+    for (path, source) in single.iter().chain(trees) {
         let target = half.join(path);
         fs::create_dir_all(target.parent().unwrap_or(&half)).concerning(target.display())?;
         fs::copy(source, &target).concerning(source.display())?;
     }
+    let linked: Vec<&str> = single.keys().map(String::as_str).collect();
+    fs::write(half.join(LINKED), linked.join("\n")).concerning(LINKED)?;
     match fs::rename(&half, cache.join(name)) {
         // Another run was quicker.
         Err(_) if cache.join(name).exists() => fs::remove_dir_all(&half).concerning(half.display()),

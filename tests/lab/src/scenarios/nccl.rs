@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 
-use super::survive::{moved, require_fault, run};
+use super::checker::Checker;
+use super::survive::{moved, require_fault, run, survives};
 use super::Scenario;
 use crate::boot::nccl::{self, Release, PACKAGE, RELEASES};
 use crate::figures::Figures;
@@ -38,8 +39,66 @@ const PEER_MEMORY: &str = "[ -e /sys/kernel/mm/memory_peers ] || {
     echo 1 > /sys/kernel/mm/memory_peers/nv_mem/version; }";
 const NO_PEER_MEMORY: &str = "/bin/busybox umount /sys/kernel/mm";
 
+/// The checking application with the same shapes of work requests, so that they are tried without the wheel too: name, options, and about half of
+/// the packets that such a run sends.
+const SHAPES: [(&str, &str, u64); 2] = [
+    ("many-small", "--messages 300 --depth 16 --size 0..9000", 3000),
+    ("few-large", "--messages 60 --depth 4 --size 0..60000 --mtu 4096 --psn 16776960", 1000),
+];
+/// Its queue pairs: half of them carry data each way.
+const LANES: u64 = 4;
+
 pub(super) fn scenarios() -> Vec<Scenario> {
-    RELEASES.into_iter().flat_map(of_release).collect()
+    let mut scenarios: Vec<Scenario> = RELEASES.into_iter().flat_map(of_release).collect();
+    let about = "the checking application with NCCL's work requests, under the shim, no fault: all is right";
+    let whole = move |lab: &mut Lab, seed| checker(lab, None, seed);
+    scenarios.push(Scenario::guests("shim-checker-nccl", about, whole));
+    for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
+        let about =
+            format!("the checking application with NCCL's work requests, rail 0 down at one {side}: all is right");
+        let run = move |lab: &mut Lab, seed| checker(lab, Some(host), seed);
+        scenarios.push(Scenario::guests(format!("shim-checker-nccl-cut-{side}"), about, run));
+    }
+    let about = "the checking application with NCCL's work requests: without the shim it runs, and dies of either cut";
+    scenarios.push(Scenario::guests("checker-plain-nccl-cut", about, checker_dies));
+    scenarios
+}
+
+fn pattern(shape: &str, seed: u64) -> String {
+    format!("--pattern nccl --qps {LANES} --direction both --seed {seed} {shape}")
+}
+
+fn checker(lab: &mut Lab, cut: Option<Host>, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    for (name, shape, packets) in SHAPES {
+        lab.reset()?;
+        let options = pattern(shape, seed);
+        let checker = if cut.is_some() { Checker::gated(options) } else { Checker::shimmed(options) };
+        // Receivers have a queue pair more, to flush with.
+        let qps = LANES + LANES / 2;
+        let moment = Moment::Armed { qps, packets: Seed::new(seed, name).within(0..packets) };
+        let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), moment));
+        figures.note(name, json!(survives(lab, &checker, fault)?));
+    }
+    Ok(figures)
+}
+
+fn checker_dies(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    let options = format!("{} --retry-cnt 3 --deadline 10", pattern("--messages 300 --depth 16", seed));
+    let whole = Checker::plain(&options).trial().run(lab)?;
+    whole.require_success()?;
+    for (side, host) in [("sender", Host::A), ("receiver", Host::B)] {
+        lab.reset()?;
+        let moment = Moment::from_seed(seed, 100, 1000);
+        let mut trial = Checker::plain(&options).trial().fault(Fault::Cut(host, Rail::Zero), moment);
+        trial.stall_limit = STALL;
+        let story = trial.run(lab)?;
+        require_fault(&story)?;
+        require(story.is_dead(), || "it survived without a shim: the scenario with one proves nothing".into())?;
+        figures.note(side, json!(story.figures()));
+    }
+    Ok(figures)
 }
 
 fn of_release(release: Release) -> Vec<Scenario> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use self::outline::outline;
-use self::table::{Expected, Row};
+use self::table::{Connects, Expected, Row, Unusual};
 use super::survive::{moved, require_fault, run};
 use super::Scenario;
 use crate::boot::run_tool;
@@ -24,6 +24,7 @@ use crate::seed::Seed;
 use crate::trial::{protected, Fault, Moment, ServerEnd, Story, Trial};
 use crate::trouble::{require, Result, Trouble};
 
+mod mpi;
 mod outline;
 mod table;
 
@@ -77,6 +78,30 @@ fn trial(row: &Row, shim: Shim) -> Trial {
     Trial { server_end: row.server_end, ..trial }
 }
 
+/// What has to be there before a run. A cut in an earlier scenario may have left it without a connection manager.
+fn prepare(lab: &Lab, row: &Row) -> Result<()> {
+    if row.connects == Connects::Rdmacm {
+        lab.renew(Rail::Zero)?;
+    }
+    match row.unusual {
+        Unusual::Nothing => Ok(()),
+        Unusual::Mpi => mpi::prepare(lab),
+    }
+}
+
+/// The trial of a cut.
+fn cut_trial(row: &Row, fault: Fault, packets: u64) -> Trial {
+    let trial = trial(row, Shim::Both);
+    match row.unusual {
+        Unusual::Nothing => trial.fault(fault, Moment::Armed { qps: row.qps, packets }),
+        Unusual::Mpi => {
+            let client = mpi::gated(trial.client.clone());
+            let trial = Trial { client, go_on: Some(mpi::GATE), ..trial };
+            trial.fault(fault, Moment::Together { qps: row.qps, packets })
+        }
+    }
+}
+
 /// What two runs must have in common: how each end ended, and what it printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Told {
@@ -103,6 +128,7 @@ fn without_shim(lab: &mut Lab, row: &Row) -> Result<Told> {
     if let Some(told) = known().get_or_insert_with(HashMap::new).get(&row.slug) {
         return Ok(told.clone());
     }
+    prepare(lab, row)?;
     let story = trial(row, Shim::Nowhere).run(lab)?;
     let plain = told(row, &story)?;
     require(plain.ends.iter().all(|(code, _)| *code == Some(0)), || {
@@ -126,6 +152,7 @@ fn require_alike(plain: &Told, with: &Told) -> Result<()> {
 
 fn without_fault(lab: &mut Lab, row: &Row) -> Result<Figures> {
     let plain = without_shim(lab, row)?;
+    prepare(lab, row)?;
     let (story, evidence) = run(lab, &trial(row, Shim::Both))?;
     require_alike(&plain, &told(row, &story)?)?;
     require(evidence.migrations() == 0, || "there was a migration without a fault".into())?;
@@ -151,9 +178,9 @@ fn cut(lab: &mut Lab, row: &Row, host: Host, seed: u64) -> Result<Figures> {
         return dies_alike(lab, row, fault, words);
     }
     let plain = without_shim(lab, row)?;
+    prepare(lab, row)?;
     let packets = Seed::new(seed, &row.slug).within(0..row.packets);
-    let moment = Moment::Armed { qps: row.qps, packets };
-    let (story, evidence) = run(lab, &trial(row, Shim::Both).fault(fault, moment))?;
+    let (story, evidence) = run(lab, &cut_trial(row, fault, packets))?;
     require_fault(&story)?;
     require(evidence.migrations() > 0, || "nothing was migrated: the run proves nothing".into())?;
     let result = if row.expected == Expected::Atomics && surfaced(&evidence) {
@@ -183,6 +210,7 @@ fn dies_alike(lab: &mut Lab, row: &Row, fault: Fault, words: &str) -> Result<Fig
     let mut figures = described(row)?;
     for shim in [Shim::Nowhere, Shim::Both] {
         lab.reset()?;
+        prepare(lab, row)?;
         let mut trial = trial(row, shim).fault(fault.clone(), Moment::Packets(UNPROTECTED_PACKETS));
         trial.stall_limit = STALL;
         let story = trial.run(lab)?;

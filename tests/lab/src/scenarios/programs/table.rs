@@ -45,6 +45,28 @@ pub struct Row {
     pub packets: u64,
     /// What the cut does.
     pub expected: Expected,
+    /// By what it connects.
+    pub connects: Connects,
+    /// What it needs that others do not.
+    pub unusual: Unusual,
+}
+
+/// What a row needs beside its two programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unusual {
+    /// Nothing.
+    Nothing,
+    /// Files on both hosts; ranks of both hosts speak through the client, and wait for a file.
+    Mpi,
+}
+
+/// How a program's queue pairs are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connects {
+    /// It exchanges their numbers itself.
+    Itself,
+    /// By librdmacm, whose messages go over rail 0 too.
+    Rdmacm,
 }
 
 impl Row {
@@ -63,10 +85,31 @@ impl Row {
             qps: 1,
             packets: 1000,
             expected: Expected::Comes,
+            connects: Connects::Rdmacm,
+            unusual: Unusual::Nothing,
         }
     }
 
+    /// Of programs that are not told in words.
+    pub fn special(title: &str, package: &'static str, server: Program, client: Program) -> Row {
+        Row { server, client, connects: Connects::Itself, ..Row::new(title, package, "", "") }
+    }
+
+    /// With a variable for both ends.
+    pub fn env(mut self, name: &str, value: &str) -> Row {
+        self.server = self.server.env(name, value);
+        self.client = self.client.env(name, value);
+        self
+    }
+
+    /// It listens by TCP, and connects its queue pairs itself.
     fn listens(mut self, port: u16) -> Row {
+        (self.listens, self.connects) = (Listens::Tcp(port), Connects::Itself);
+        self
+    }
+
+    /// It listens by TCP, and connects its queue pairs by librdmacm.
+    fn listens_for_rdmacm(mut self, port: u16) -> Row {
         self.listens = Listens::Tcp(port);
         self
     }
@@ -201,11 +244,11 @@ fn frameworks() -> Vec<Row> {
         ucx("am_bw", "-D bcopy -s 4096 -n 6000"),
         ucx("put_bw", "-D zcopy -s 4096 -n 6000"),
         ucx("am_lat", "-s 64 -n 3000"),
-        Row::new("fi_pingpong -p verbs", "libfabric-bin", fi, &format!("{fi} 10.77.1.2")).listens(47592),
+        Row::new("fi_pingpong -p verbs", "libfabric-bin", fi, &format!("{fi} 10.77.1.2")).listens_for_rdmacm(47592),
     ]
 }
 
 /// All of them.
 pub fn rows() -> Vec<Row> {
-    [perftests(), examples(), qperf(), frameworks()].into_iter().flatten().collect()
+    [perftests(), examples(), qperf(), frameworks(), vec![super::mpi::row()]].into_iter().flatten().collect()
 }
