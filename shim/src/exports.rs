@@ -3,7 +3,7 @@
 //! A cold export never unwinds into C: if this library panics, the call has either been passed on already, or its failure is reported as C does it.
 //! The hot ones have nothing that panics. A call that comes from inside of libibverbs (its own functions call each other through the same symbols) is passed through.
 
-use crate::cold::{channel, cq, device, mr, pd, qp, srq};
+use crate::cold::{channel, cq, device, mlx5, mr, pd, qp, srq};
 use crate::hot::{poll, post};
 use crate::loader;
 use crate::process::Inside;
@@ -91,6 +91,12 @@ exported! {
     fn ibv_query_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: *mut ibv_qp_init_attr) -> c_int = qp::query, else libc::EIO;
     /// Destroys it.
     fn ibv_destroy_qp(pair: *mut ibv_qp) -> c_int = qp::destroy, else libc::EIO;
+    /// libmlx5's way to open a device.
+    fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = mlx5::open_device, else core::ptr::null_mut();
+    /// libmlx5's way to make a QP: it is not protected, and that is said.
+    fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = mlx5::create_qp, else core::ptr::null_mut();
+    /// libmlx5's way to register memory of another device, on both devices with the same flags.
+    fn mlx5dv_reg_dmabuf_mr(domain: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int, own: c_int) -> *mut ibv_mr = mlx5::reg_dmabuf_mr, else core::ptr::null_mut();
 }
 
 /// What `ibv_open_device` of a second copy of libibverbs is taken for: see [`device::open_elsewhere`].
@@ -164,6 +170,7 @@ pub unsafe extern "C" fn patched_post_send(
         // SAFETY: passed on.
         return unsafe { post::post_send(shadow, wr, bad) };
     }
+    qp::notice(pair);
     // SAFETY: the application posts on a live QP.
     let context = unsafe { (*pair).context };
     match device::CONTEXTS.get(context) {
@@ -186,6 +193,7 @@ pub unsafe extern "C" fn patched_post_recv(
         // SAFETY: passed on.
         return unsafe { post::post_recv(shadow, wr, bad) };
     }
+    qp::notice(pair);
     // SAFETY: the application posts on a live QP.
     let context = unsafe { (*pair).context };
     match device::CONTEXTS.get(context) {

@@ -145,4 +145,10 @@ real_functions! {
     fn ibv_ack_async_event(event: *mut ibv_async_event) -> Nothing = NOTHING;
     /// Name of a device.
     fn ibv_get_device_name(device: *mut ibv_device) -> *const c_char = core::ptr::null();
+    /// libmlx5: opens a device with attributes of its own.
+    fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = core::ptr::null_mut();
+    /// libmlx5: makes a QP with attributes of its own.
+    fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = core::ptr::null_mut();
+    /// libmlx5: registers memory of another device, with access flags of its own.
+    fn mlx5dv_reg_dmabuf_mr(pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int, own: c_int) -> *mut ibv_mr = core::ptr::null_mut();
 }

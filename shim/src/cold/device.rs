@@ -46,7 +46,7 @@ pub unsafe fn import(command_fd: c_int) -> *mut ibv_context {
 }
 
 /// Patches a context that was just made.
-fn adopt(context: *mut ibv_context) -> *mut ibv_context {
+pub fn adopt(context: *mut ibv_context) -> *mut ibv_context {
     if context.is_null() || process::start().is_none() {
         return context;
     }

@@ -136,7 +136,10 @@ unsafe extern "C" fn open_qp(context: *mut ibv_context, attr: *mut ibv_qp_open_a
     // SAFETY: passed on from the application's call.
     made(
         || unsafe { open(context, attr) },
-        |_| tell::once("a queue pair opened by ibv_open_qp is not protected: it is shared", "ibv_open_qp"),
+        |pair| {
+            qp::named(pair);
+            tell::once("a queue pair opened by ibv_open_qp is not protected: it is shared", "ibv_open_qp");
+        },
     )
 }
 

@@ -6,6 +6,7 @@ pub mod datapath;
 pub mod device;
 pub mod extended;
 pub mod fence;
+pub mod mlx5;
 pub mod mr;
 pub mod notify;
 pub mod pd;

@@ -139,10 +139,15 @@ fn register(request: &Request) -> *mut ibv_mr {
 
 /// `ibv_reg_mr` and its sisters: `first` is the application's own registration, made by the function it called.
 pub fn registered(request: &Request, mr: *mut ibv_mr) {
+    registered_by(request, mr, |pd| register(&Request { pd, ..*request }));
+}
+
+/// The same, and `register` makes such a registration in another PD.
+pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl FnOnce(*mut ibv_pd) -> *mut ibv_mr) {
     let Some(pd) = pd::PDS.get(request.pd).filter(|_| !mr.is_null()) else { return };
     // SAFETY: the registration was just made.
     let ibv_mr { lkey, rkey, .. } = unsafe { mr.read() };
-    let twin = twin_of(pd, request);
+    let twin = twin_of(pd, request, register);
     if twin.is_none() && pd.standby.is_ok() {
         note_lack(pd, request.access);
     }
@@ -183,9 +188,9 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
     });
 }
 
-fn twin_of(pd: &PdShadow, request: &Request) -> Option<Raw<ibv_mr>> {
+fn twin_of(pd: &PdShadow, request: &Request, register: impl FnOnce(*mut ibv_pd) -> *mut ibv_mr) -> Option<Raw<ibv_mr>> {
     let standby = pd.standby.as_ref().ok()?;
-    let twin = register(&Request { pd: standby.pd.0, ..*request });
+    let twin = register(standby.pd.0);
     if twin.is_null() {
         let errno = std::io::Error::last_os_error();
         let advice = if errno.raw_os_error() == Some(libc::ENOMEM) {

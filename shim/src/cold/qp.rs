@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 /// QPs of the application that are recorded.
 pub static QPS: PtrTable<QpShadow> = PtrTable::new();
+/// QPs of the application that are not, and of which that was said.
+static OTHERS: PtrTable<()> = PtrTable::new();
 
 /// `ibv_create_qp`.
 ///
@@ -54,8 +56,33 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     // SAFETY: the QP is live.
     let qpn = unsafe { (*qp).qp_num };
     mark_foreign(init, qpn);
+    OTHERS.insert(qp, Arc::new(()));
     tell::unrecorded(device_of(qp), qpn, reason.to_owned());
     srq::note_stranger(init.srq, qpn, reason);
+}
+
+/// A QP that has no shadow is being used. One that this library did not see being made is said to be unprotected, too.
+#[inline]
+pub fn notice(qp: *mut ibv_qp) {
+    if OTHERS.get(qp).is_none() {
+        first_seen(qp);
+    }
+}
+
+#[cold]
+fn first_seen(qp: *mut ibv_qp) {
+    let device = device_of(qp);
+    if process::get().is_none() || device.is_none() || !OTHERS.insert(qp, Arc::new(())) {
+        return;
+    }
+    // SAFETY: the application uses the QP, so it is live.
+    let qpn = unsafe { (*qp).qp_num };
+    tell::unrecorded(device, qpn, "nothing was seen of its making: another library, or an import, made it".to_owned());
+}
+
+/// It was said by other words why this QP is not protected.
+pub fn named(qp: *mut ibv_qp) {
+    OTHERS.insert(qp, Arc::new(()));
 }
 
 /// The device of a QP of the application, if it was opened under the shim.
@@ -466,6 +493,7 @@ fn among_cqs_of(qp: *mut ibv_qp, change: impl FnOnce() -> c_int) -> c_int {
 }
 
 fn forget_foreign(qp: *mut ibv_qp) {
+    OTHERS.remove(qp);
     // SAFETY: the QP is live until the application's destroy runs; its lock is not touched.
     let qpn = unsafe { (*qp).qp_num };
     if let Some(device) = device_of(qp) {

@@ -1,0 +1,63 @@
+/* cc: -libverbs -lmlx5 -ldl */
+/*
+ * What NCCL does with libmlx5, on libraries that it opened itself; or, as UCX, by links: prints whether posts go through the shim.
+ *
+ *   mlx5 looked-up | linked     a device, a registration of a dmabuf and a QP through libmlx5
+ *   mlx5 unseen-modify          a QP that nobody saw being made, first used by ibv_modify_qp
+ *   mlx5 unseen-post            the same, first used by a post
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <infiniband/mlx5dv.h>
+#include <infiniband/verbs.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct ibv_mr *registrar(struct ibv_pd *, uint64_t, size_t, uint64_t, int, int, int);
+
+/* Not in every header. */
+struct ibv_mr *mlx5dv_reg_dmabuf_mr(struct ibv_pd *, uint64_t, size_t, uint64_t, int, int, int);
+struct ibv_qp *nullverbs_make_qp(const char *, struct ibv_context *, struct ibv_qp_init_attr_ex *);
+
+static __typeof__(mlx5dv_open_device) *open_device = mlx5dv_open_device;
+static __typeof__(mlx5dv_create_qp) *create_qp = mlx5dv_create_qp;
+static registrar *register_dmabuf = mlx5dv_reg_dmabuf_mr;
+
+static void look_up(void)
+{
+    void *handle = dlopen("libmlx5.so", RTLD_NOW | RTLD_LOCAL);
+
+    open_device = (__typeof__(open_device))dlvsym(handle, "mlx5dv_open_device", "MLX5_1.7");
+    create_qp = (__typeof__(create_qp))dlvsym(handle, "mlx5dv_create_qp", "MLX5_1.3");
+    register_dmabuf = (registrar *)dlvsym(handle, "mlx5dv_reg_dmabuf_mr", "MLX5_1.25");
+}
+
+int main(int count, char **words)
+{
+    const char *how = count > 1 ? words[1] : "";
+    struct ibv_qp_init_attr_ex init = {
+        .qp_type = IBV_QPT_RC, .cap = { 16, 16, 1, 1, 0 }, .comp_mask = IBV_QP_INIT_ATTR_PD,
+    };
+    struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = 1 };
+    struct ibv_send_wr wr = { .opcode = IBV_WR_SEND }, *bad;
+    struct ibv_context *context;
+    struct ibv_mr *mr;
+    struct ibv_qp *qp;
+
+    if (!strcmp(how, "looked-up"))
+        look_up();
+    context = open_device(ibv_get_device_list(NULL)[0], NULL);
+    init.pd = ibv_alloc_pd(context);
+    init.send_cq = init.recv_cq = ibv_create_cq(context, 64, NULL, NULL, 0);
+    mr = register_dmabuf(init.pd, 4096, 8192, 0x10000, 7, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, 1);
+    printf("registered %s\n", mr ? "yes" : "no");
+    if (!strncmp(how, "unseen", 6))
+        qp = nullverbs_make_qp("unseen", context, &init);
+    else
+        qp = create_qp(context, &init, &(struct mlx5dv_qp_init_attr){ 0 });
+    if (strcmp(how, "unseen-post"))
+        printf("modified %d\n", ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PORT));
+    printf("posted %d\n", ibv_post_send(qp, &wr, &bad));
+    printf("closed %d\n", ibv_destroy_qp(qp) | ibv_dereg_mr(mr) | ibv_destroy_cq(init.send_cq) | ibv_dealloc_pd(init.pd) | ibv_close_device(context));
+    return 0;
+}
