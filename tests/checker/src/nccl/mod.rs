@@ -91,7 +91,7 @@ fn prepare(
     let place = Place::new(params, |bytes| verbs.region(bytes, access))?;
     let wish = QpWish { send_wrs: params.depth * SEND_QUEUE, receive_wrs: params.depth, sges: 1, inline: 0 };
     let make = |_| -> Result<Qp, SetupError> {
-        let qp = verbs.qp(wish)?;
+        let qp = verbs.qp(None, wish)?;
         qp.init()?;
         Ok(qp)
     };
