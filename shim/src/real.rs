@@ -2,6 +2,7 @@
 //!
 //! There is no link-time dependency: this library is loaded into every child process, most of which never see RDMA.
 
+use crate::cold::cm::{RdmaCmEvent, RdmaCmId, RdmaEventChannel};
 use crate::loader;
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -46,6 +47,28 @@ pub fn blocking_get_cq_event() -> Option<GetCqEvent> {
     let found = SYMBOL.get()?;
     // SAFETY: a symbol of this name in libibverbs has this signature.
     Some(unsafe { core::mem::transmute::<*mut c_void, GetCqEvent>(found) })
+}
+
+/// `ibv_get_async_event` of libibverbs where it may block.
+pub type GetAsyncEvent = unsafe extern "C-unwind" fn(*mut ibv_context, *mut ibv_async_event) -> c_int;
+
+/// See [`GetAsyncEvent`].
+pub fn blocking_get_async_event() -> Option<GetAsyncEvent> {
+    static SYMBOL: Symbol = Symbol::new(c"ibv_get_async_event");
+    let found = SYMBOL.get()?;
+    // SAFETY: a symbol of this name in libibverbs has this signature.
+    Some(unsafe { core::mem::transmute::<*mut c_void, GetAsyncEvent>(found) })
+}
+
+/// `rdma_get_cm_event` of librdmacm where it may block.
+pub type GetCmEvent = unsafe extern "C-unwind" fn(*mut RdmaEventChannel, *mut *mut RdmaCmEvent) -> c_int;
+
+/// See [`GetCmEvent`].
+pub fn blocking_get_cm_event() -> Option<GetCmEvent> {
+    static SYMBOL: Symbol = Symbol::new(c"rdma_get_cm_event");
+    let found = SYMBOL.get()?;
+    // SAFETY: a symbol of this name in librdmacm has this signature.
+    Some(unsafe { core::mem::transmute::<*mut c_void, GetCmEvent>(found) })
 }
 
 macro_rules! real_functions {
@@ -143,6 +166,16 @@ real_functions! {
     fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int = -1;
     /// Acknowledges it.
     fn ibv_ack_async_event(event: *mut ibv_async_event) -> Nothing = NOTHING;
+    /// Ends a connection.
+    fn rdma_disconnect(id: *mut RdmaCmId) -> c_int = -1;
+    /// Destroys a connection's id.
+    fn rdma_destroy_id(id: *mut RdmaCmId) -> c_int = -1;
+    /// Takes an event of connections. For channels that have one.
+    fn rdma_get_cm_event(channel: *mut RdmaEventChannel, event: *mut *mut RdmaCmEvent) -> c_int = -1;
+    /// Acknowledges it.
+    fn rdma_ack_cm_event(event: *mut RdmaCmEvent) -> c_int = -1;
+    /// Destroys a channel of such events.
+    fn rdma_destroy_event_channel(channel: *mut RdmaEventChannel) -> Nothing = NOTHING;
     /// Name of a device.
     fn ibv_get_device_name(device: *mut ibv_device) -> *const c_char = core::ptr::null();
     /// libmlx5: opens a device with attributes of its own.

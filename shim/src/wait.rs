@@ -16,13 +16,14 @@ const CANCEL_DISABLE: c_int = 1;
 /// No descriptor: `poll` looks past it.
 pub const NONE: c_int = -1;
 
-/// Sleeps until one of both descriptors is readable or broken. `false`: a signal came, and the call that waits ends with EINTR.
-pub fn until_readable(first: c_int, second: c_int) -> bool {
+/// Sleeps until one of both descriptors is readable or broken, or for so many milliseconds (-1: for ever). `false`: a signal came, and the call that
+/// waits ends with EINTR.
+pub fn until_readable(first: c_int, second: c_int, patience: c_int) -> bool {
     let of = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [of(first), of(second)];
     loop {
         // SAFETY: the array is writable and as long as is said.
-        let count = unsafe { poll(fds.as_mut_ptr(), 2, -1) };
+        let count = unsafe { poll(fds.as_mut_ptr(), 2, patience) };
         if count >= 0 || errno() != libc::EINTR {
             return true;
         }

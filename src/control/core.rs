@@ -488,6 +488,7 @@ impl Core {
         log::debug!("peer process {:016x} is gone", process.0);
         for qp in self.qps.values_mut().filter(|q| q.process == Some(process)) {
             qp.handle_peer_gone(&mut self.world, now);
+            self.world.data.peer_left(qp.life);
         }
         let data = self.world.data.clone();
         self.world.probes.forget_peer(&*data, process);
@@ -570,7 +571,11 @@ impl Core {
         self.with_end(from.process, to, |q, world| {
             if q.remote.is_some_and(|r| r.end == from) {
                 q.note_report(&msg, now);
+                let is_gone = msg == Handshake::Gone;
                 q.handle_message(world, msg, now);
+                if is_gone {
+                    world.data.peer_left(q.life);
+                }
             }
         });
     }

@@ -214,6 +214,8 @@ pub trait DataPath: Send + Sync {
     /// Completes the first entry that is not retired with `status` and flushes it and all behind it, receives too; the QP stays in error.
     /// `status` is a `wc.status`; `None`: the error the NIC gave first, else RETRY_EXC_ERR.
     fn surface(&self, qp: QpLife, status: Option<u32>);
+    /// The peer's queue pair is gone for good, as its process says, or with it.
+    fn peer_left(&self, _qp: QpLife) {}
     /// Every entry below this sequence number is retired (its completion was given out or is ready to be).
     fn retired_below(&self, qp: QpLife) -> WrSeq;
     /// Every entry below this sequence number was posted.

@@ -1,6 +1,6 @@
 //! Opening a device: the one place where a context's table of functions is patched.
 
-use crate::cold::{extended, rail, tell};
+use crate::cold::{asynchronous, extended, rail, tell};
 use crate::loader;
 use crate::process::{self, Inside};
 use crate::real;
@@ -60,6 +60,7 @@ pub fn adopt(context: *mut ibv_context) -> *mut ibv_context {
                 .insert(context, Arc::new(ContextShadow { ops, extended: extended::ops_of(context), device: rail.id }))
             {
                 patch(context);
+                asynchronous::begin(context);
             }
         }
         Err(why) => tell::once(&format!("device {name} is not protected: {why}"), &why),
@@ -125,10 +126,12 @@ fn patch(context: *mut ibv_context) {
 /// As `ibv_close_device`.
 pub unsafe fn close(context: *mut ibv_context) -> c_int {
     let shadow = CONTEXTS.remove(context);
+    asynchronous::end(context);
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_close_device(context) };
     if let (true, Some(shadow)) = (errno != 0, shadow) {
         CONTEXTS.insert(context, shadow);
+        asynchronous::begin(context);
     }
     errno
 }

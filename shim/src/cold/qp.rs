@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{cq, device, pd, rail, reaper, replay, srq, tell, twin};
+use crate::cold::{asynchronous, cq, device, pd, rail, reaper, replay, srq, tell, twin};
 use crate::hot::poll;
 use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
@@ -57,6 +57,8 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     let qpn = unsafe { (*qp).qp_num };
     mark_foreign(init, qpn);
     OTHERS.insert(qp, Arc::new(()));
+    // SAFETY: as above.
+    asynchronous::count_foreign(unsafe { (*qp).context }, true);
     tell::unrecorded(device_of(qp), qpn, reason.to_owned());
     srq::note_stranger(init.srq, qpn, reason);
 }
@@ -299,7 +301,7 @@ fn make_receives_safe(qp: &QpShadow, srq: &SrqShadow, given: &ibv_qp_attr) -> c_
 }
 
 /// Its primary was fenced: what the application sees is not the state of its own object any more.
-fn has_moved(qp: &QpShadow) -> bool {
+pub fn has_moved(qp: &QpShadow) -> bool {
     qp.sq.epoch.load(Ordering::Relaxed) != 0 || qp.stance() == Stance::Masking
 }
 
@@ -474,9 +476,14 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
     let destroy = || unsafe { real::ibv_destroy_qp(qp) };
     let Some(shadow) = QPS.get_arc(qp) else {
         forget_foreign(qp);
+        asynchronous::forget_qp(qp);
+        // SAFETY: the QP is live until the call below.
+        asynchronous::count_foreign(unsafe { (*qp).context }, false);
         return among_cqs_of(qp, destroy);
     };
     end(qp, &shadow);
+    // After the end of its life, from where on nothing more is put into the queue.
+    asynchronous::forget_qp(qp);
     process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
     let errno = among_cqs_of(qp, destroy);
     withdraw_copies(&shadow);

@@ -164,6 +164,7 @@ pub fn read_async(rail: &Rail) {
             IBV_EVENT_PORT_ACTIVE => Some(true),
             _ => None,
         };
+        crate::cold::asynchronous::of_twin(&event);
         // SAFETY: the event was just got and is acknowledged once.
         unsafe { real::ibv_ack_async_event(&mut event) };
         if let Some(up) = up {
