@@ -213,6 +213,18 @@ pub enum Api {
     ExtFull,
 }
 
+/// What an end makes of asynchronous events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AsyncUse {
+    /// Nobody takes them.
+    Ignore,
+    /// A thread takes them, and the report names them.
+    Watch,
+    /// The same, and the run ends at one that says that a device, a port, a queue pair or a completion queue is broken.
+    Fatal,
+}
+
 /// An error that is committed on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Commit {
@@ -361,6 +373,9 @@ pub struct Params {
     /// Two completion queues per end, for sends and for receives; with --poll event or epoll on one channel.
     #[arg(long)]
     pub split_cqs: bool,
+    /// What both ends make of asynchronous events.
+    #[arg(long, value_enum, default_value = "ignore")]
+    pub async_events: AsyncUse,
     /// How both ends poll when nothing happens.
     #[arg(long, value_enum, default_value = "spin")]
     pub poll: Polling,

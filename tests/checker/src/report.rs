@@ -29,6 +29,8 @@ pub struct Verdict {
     pub bytes: u64,
     /// Completion events that came.
     pub events: u64,
+    /// Asynchronous events that came.
+    pub async_events: Vec<String>,
 }
 
 /// A queue pair that ended in an error, as one end saw it.
@@ -112,6 +114,7 @@ pub struct Report {
     received: u64,
     bytes: u64,
     events: u64,
+    async_events: Vec<String>,
     #[serde(flatten)]
     tally: Tally,
     fallen: Vec<Fallen>,
@@ -150,6 +153,7 @@ impl Report {
             received: verdict.received,
             bytes: verdict.bytes,
             events: verdict.events,
+            async_events: verdict.async_events,
             tally: verdict.tally,
             fallen: verdict.fallen,
             errors: verdict.errors,

@@ -1,6 +1,6 @@
 //! One run at one end: the only loop. It carries completions and notes to the flows and decides when the run is over.
 
-use crate::args::{Commit, Mode, Polling};
+use crate::args::{AsyncUse, Commit, Mode, Polling};
 use crate::ground::Ground;
 use crate::judge::Kind;
 use crate::pollers::Second;
@@ -156,6 +156,7 @@ impl Session {
         let posted = self.post(now)?;
         self.send_notes()?;
         self.pause_and_resume(now)?;
+        self.hear()?;
         self.advance_phase(now)?;
         Ok(noted || polled || looked || posted)
     }
@@ -231,6 +232,18 @@ impl Session {
             Note::Params(_) | Note::Endpoint(_) | Note::Ready => return Err("a note out of turn".to_owned()),
         }
         Ok(())
+    }
+
+    /// Takes what asynchronous events told. A program like NCCL's ends at those that say that something is broken.
+    fn hear(&mut self) -> Result<(), String> {
+        const FATAL: [&str; 4] = ["CQ_ERR", "QP_FATAL", "DEVICE_FATAL", "PORT_ERR"];
+        let came = self.parts.verbs.came().map_err(|e| e.to_string())?;
+        let fatal = came.iter().find(|name| FATAL.iter().any(|fatal| name.ends_with(fatal))).cloned();
+        self.verdict.async_events.extend(came);
+        match fatal.filter(|_| self.parts.ground.params.async_events == AsyncUse::Fatal) {
+            Some(event) => Err(format!("the event thread heard {event}")),
+            None => Ok(()),
+        }
     }
 
     /// An end that sleeps polls only once it was told to.

@@ -1,6 +1,6 @@
 //! From the command line to connected queue pairs: open the device, tell the peer, hear from it, connect.
 
-use crate::args::{Local, Mode, Params, Polling, Ways};
+use crate::args::{AsyncUse, Local, Mode, Params, Polling, Ways};
 use crate::ground::Ground;
 use crate::layout::Layout;
 use crate::pool::Pool;
@@ -145,7 +145,8 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
         Polling::Event => Some(Waiting::Thread),
         Polling::Epoll => Some(Waiting::Epoll),
     };
-    let wish = CqWish { cqe, split: params.split_cqs, waiting, api: params.api };
+    let hears = params.async_events != AsyncUse::Ignore;
+    let wish = CqWish { cqe, split: params.split_cqs, waiting, api: params.api, hears };
     let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;

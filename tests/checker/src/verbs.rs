@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
 mod async_events;
+mod asynchronous;
 mod channel;
 mod child;
 mod extended;
@@ -15,8 +16,10 @@ mod memory;
 mod poller;
 mod queue;
 mod shared;
+mod waiter;
 
 pub use async_events::AsyncNews;
+pub use asynchronous::AsyncEvents;
 pub use channel::{Channel, Waiting};
 pub use child::{fork_and_exec, fork_idle_child, fork_init, work_in_child};
 pub use fences::{watch_fences, FenceSeen};
@@ -111,6 +114,7 @@ pub struct Verbs {
     pollers: Vec<Poller>,
     channel: Option<Channel>,
     api: Api,
+    events: Option<AsyncEvents>,
 }
 
 /// What completions are told by.
@@ -124,6 +128,8 @@ pub struct CqWish {
     pub waiting: Option<Waiting>,
     /// By which functions they are made and polled.
     pub api: Api,
+    /// Asynchronous events are heard.
+    pub hears: bool,
 }
 
 impl Verbs {
@@ -139,7 +145,8 @@ impl Verbs {
         let second = if wish.split { create_cq(context, wish, channel.as_ref())? } else { first };
         let cqs = [first, second];
         let pollers = cqs.iter().take(1 + usize::from(wish.split)).map(|cq| Poller::new(context, *cq, api)).collect();
-        Ok(Self { context, pd, cqs, port, pollers, channel, api })
+        let events = wish.hears.then(|| AsyncEvents::start(context)).transpose()?;
+        Ok(Self { context, pd, cqs, port, pollers, channel, api, events })
     }
 
     /// Where completions are told by events: whether one came within `patience`. `None`: they are not.
@@ -151,6 +158,11 @@ impl Verbs {
     pub fn arm(&self, solicited: bool) -> Result<()> {
         let Some(channel) = &self.channel else { return Ok(()) };
         self.pollers.iter().try_for_each(|poller| channel.arm(poller.cq(), solicited))
+    }
+
+    /// Asynchronous events that came since this was asked last.
+    pub fn came(&self) -> Result<Vec<String>> {
+        self.events.as_ref().map_or(Ok(Vec::new()), AsyncEvents::came)
     }
 
     /// Events that came so far.
@@ -228,12 +240,12 @@ impl Verbs {
     }
 
     /// Closes everything, queue pairs first.
-    pub fn close(self, qps: Vec<Qp>, srq: Option<Srq>, regions: Vec<Region>) -> Result<()> {
+    pub fn close(mut self, qps: Vec<Qp>, srq: Option<Srq>, regions: Vec<Region>) -> Result<()> {
         for qp in qps {
             qp.destroy()?;
         }
         srq.map_or(Ok(()), Srq::destroy)?;
-        if let Some(channel) = &self.channel {
+        if let Some(channel) = &mut self.channel {
             channel.stop();
         }
         for poller in &self.pollers {
@@ -248,6 +260,9 @@ impl Verbs {
         }
         // SAFETY: its queue pairs and registrations are gone.
         check("ibv_dealloc_pd", unsafe { ibv_dealloc_pd(self.pd.as_ptr()) })?;
+        if let Some(events) = self.events.take() {
+            events.stop();
+        }
         // SAFETY: all its objects are gone, and `self` with the pointer is consumed.
         check("ibv_close_device", unsafe { ibv_close_device(self.context.as_ptr()) })
     }

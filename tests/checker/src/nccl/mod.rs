@@ -83,7 +83,7 @@ fn prepare(
     let lanes = u32::from(params.qps);
     // Sends, receives and flushes of every lane.
     let cqe = lanes * params.depth * (SEND_QUEUE + 2);
-    let wish = CqWish { cqe, split: false, waiting: None, api: params.api };
+    let wish = CqWish { cqe, split: false, waiting: None, api: params.api, hears: false };
     let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
     let news = verbs.async_news();
     let (gid_index, gid) = verbs.gid(local.gid_index)?;

@@ -6,8 +6,11 @@ use std::ptr::NonNull;
 use std::sync::mpsc::{channel, Receiver};
 
 extern "C" {
-    fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int;
     fn ibv_ack_async_event(event: *mut ibv_async_event);
+}
+
+extern "C-unwind" {
+    fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int;
 }
 
 /// What the thread heard.

@@ -1,15 +1,18 @@
 //! Programs that sleep until they are told: of completions by a channel, of the rest by asynchronous events.
 
+use std::time::Duration;
+
 use serde_json::{json, Value};
 
 use crate::figures::Figures;
 use crate::lab::Lab;
+use crate::perftest::Shim;
 use crate::place::{Host, Rail};
 use crate::trial::{Fault, Moment};
 use crate::trouble::{require, Result};
 
 use super::checker::{report, Checker};
-use super::survive::{dies_without, survives_and_tells};
+use super::survive::{dies_without, require_fault, run, survives_and_tells};
 use super::Scenario;
 
 /// How an end sleeps, its messages over all queue pairs, and how many packets they take at least on rail 0. Each end polls only after an event, so one that is
@@ -30,6 +33,11 @@ const SOLICITED: [(&str, &str, u64); 2] = [
 /// Only messages that consume a receive can be solicited.
 const SOLICITED_MODES: [&str; 2] = ["write_imm", "send"];
 
+/// How long a rail is gone that comes back.
+const GONE: Duration = Duration::from_secs(1);
+/// Longer than the patience of that run.
+const DARK: Duration = Duration::from_secs(5);
+
 /// The sides of a rail that can be cut.
 const SIDES: [(&str, Host); 2] = [("sender", Host::A), ("receiver", Host::B)];
 
@@ -44,7 +52,68 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     let about = "ends that poll only after a completion event die of either cut without the shim";
     let run = |lab: &mut Lab, seed| dies_without(lab, &MODES, "--poll event", seed);
     scenarios.push(Scenario::guests("checker-plain-events-cut", about, run));
+    let about = "a fault that is masked is not told by an asynchronous event, one that is surfaced is, and one that hits unprotected queue pairs";
+    scenarios.push(Scenario::guests("shim-async-events", about, asynchronous));
     scenarios
+}
+
+/// Runs in which a thread takes the asynchronous events, as NCCL's does.
+fn asynchronous(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let mut figures = Figures::new();
+    let options = format!("--mode send,write_imm --qps 2 --seed {seed} --messages 600 --depth 16");
+    for (side, host) in SIDES {
+        lab.reset()?;
+        let checker = Checker::gated(format!("{options} --async-events fatal"));
+        let fault = (Fault::Cut(host, Rail::Zero), Moment::armed(2, seed, 100, 500));
+        let (_, story) = survives_and_tells(lab, &checker, Some(fault))?;
+        let heard = [heard(&report(&story, Host::A)?), heard(&report(&story, Host::B)?)].concat();
+        // Also no word of a port that is up again, of which nobody heard that it was down.
+        require(!heard.iter().any(|name| is_of_fault(name)), || format!("masked, {side}: {heard:?}"))?;
+        figures.note(&format!("masked, {side}"), heard.join(", "));
+    }
+    lab.reset()?;
+    figures.note("unprotected", unprotected(lab, &options, seed)?);
+    lab.reset()?;
+    figures.note("surfaced", surfaced(lab, &options, seed)?);
+    Ok(figures)
+}
+
+/// The peer has no shim: nothing is protected, and the port's error is told as without one.
+fn unprotected(lab: &mut Lab, options: &str, seed: u64) -> Result<String> {
+    let mut checker = Checker::plain(format!("{options} --async-events watch --retry-cnt 3 --deadline 10"));
+    checker.shim = Shim::Only(Host::A);
+    // It comes back, so that the end of the program does not wait for the packets of its queue pairs.
+    let fault = Fault::Flap { host: Some(Host::A), rail: Rail::Zero, gone: GONE };
+    let story = checker.trial().fault(fault, Moment::from_seed(seed, 100, 400)).run(lab)?;
+    require_fault(&story)?;
+    let heard = heard(&report(&story, Host::A)?);
+    let told = heard.iter().filter(|name| name.ends_with("PORT_ERR")).count();
+    require(told == 1, || format!("unprotected: {heard:?}"))?;
+    Ok(heard.join(", "))
+}
+
+/// Both rails are gone for longer than anybody waits: the error is surfaced, and told once for each queue pair.
+fn surfaced(lab: &mut Lab, options: &str, seed: u64) -> Result<String> {
+    let mut checker = Checker::gated(format!("{options} --async-events watch --may-fail --settle-ms 1000"));
+    checker.env = vec![("SHIFT_PATIENCE_MS", "2500")];
+    let fault = Fault::AllCut { host: Host::A, gone: DARK, back: Rail::One };
+    let (story, _) = run(lab, &checker.trial().fault(fault, Moment::armed(2, seed, 100, 500)))?;
+    require_fault(&story)?;
+    let heard = heard(&report(&story, Host::A)?);
+    let count = |what: &str| heard.iter().filter(|name| name.ends_with(what)).count();
+    require(count("QP_FATAL") == 2, || format!("surfaced, two queue pairs: {heard:?}"))?;
+    require(count("PORT_ERR") == 1, || format!("surfaced: {heard:?}"))?;
+    Ok(heard.join(", "))
+}
+
+fn heard(report: &Value) -> Vec<String> {
+    let names = report.get("async_events").and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+fn is_of_fault(name: &str) -> bool {
+    ["PORT_ERR", "PORT_ACTIVE", "QP_FATAL", "DEVICE_FATAL"].iter().any(|fault| name.ends_with(fault))
+        || name.contains("came back")
 }
 
 fn sleepers(lab: &mut Lab, cut: Option<Host>, seed: u64) -> Result<Figures> {

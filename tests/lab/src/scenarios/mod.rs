@@ -8,6 +8,7 @@ use crate::trouble::Result;
 mod bad_input;
 mod binding;
 mod checker;
+mod connections;
 mod control_cuts;
 mod corners;
 mod events;
@@ -98,6 +99,7 @@ pub fn all() -> Vec<Scenario> {
         binding::scenarios(),
         corners::scenarios(),
         events::scenarios(),
+        connections::scenarios(),
         extended::scenarios(),
         loss::scenarios(),
         shared_port::scenarios(),
