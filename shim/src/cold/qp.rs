@@ -229,13 +229,18 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     if state == Some(IBV_QPS_ERR) && (has_moved(&shadow) || shadow.stance() == Stance::Surfaced) {
         // Everything was flushed; the object itself may be in RESET, from where the kernel allows no ERR.
         twin::to_error(shadow.qp);
+        twin::show_state(shadow.qp, IBV_QPS_ERR);
         // SAFETY: as above.
         merge(&mut shadow.cold().attr, &unsafe { attr.read() }, bits);
         return 0;
     }
     if matches!(state, None | Some(IBV_QPS_RTS)) && has_moved(&shadow) {
         // SAFETY: as above.
-        return twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
+        let errno = twin::send_as_well(&shadow, &unsafe { attr.read() }, bits);
+        if let (0, Some(state)) = (errno, state) {
+            twin::show_state(shadow.qp, state);
+        }
+        return errno;
     }
     if let (Some(IBV_QPS_RTR), Some(srq)) = (state, &shadow.srq) {
         // SAFETY: as above.

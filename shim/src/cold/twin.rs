@@ -258,9 +258,26 @@ fn modify(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, mask: u32) -> c_int {
     // SAFETY: the QP is live (its owner is locked by the caller, or it is this library's own); `attr` is readable.
     let mut change = || unsafe { real::ibv_modify_qp(qp.0, attr, mask as c_int) };
     match crate::cold::qp::QPS.get(qp.0) {
-        Some(shadow) => crate::cold::qp::changing(shadow, state, change),
+        Some(shadow) => {
+            let shown = state_of(qp);
+            let errno = crate::cold::qp::changing(shadow, state, change);
+            show_state(qp, shown);
+            errno
+        }
         None => change(),
     }
+}
+
+/// What a QP says its state is. libibverbs writes there what it was last told, and programs read it: UCX looks before each post.
+fn state_of(qp: Raw<ibv_qp>) -> ibv_qp_state {
+    // SAFETY: the QP is live, as in `modify`.
+    unsafe { (&raw const (*qp.0).state).read_volatile() }
+}
+
+/// Makes the application's QP say a state: the one that the application gave it.
+pub fn show_state(qp: Raw<ibv_qp>, state: ibv_qp_state) {
+    // SAFETY: the QP is live, as in `modify`; its lock does not guard this field, which libibverbs writes without it.
+    unsafe { (&raw mut (*qp.0).state).write_volatile(state) };
 }
 
 /// Moves a QP to ERR; a refusal means that it is of no use already.
