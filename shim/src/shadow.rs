@@ -160,6 +160,8 @@ pub struct CqInner {
     pub moderation: Option<ibv_modify_cq_attr>,
     /// Room asked of the provider for the application's CQ and its twin.
     pub entries: u32,
+    /// Room that the application asked for.
+    pub asked: u32,
     /// Finished completions, in order.
     pub stash: VecDeque<StashedWc>,
     /// Raw completions whose predecessor is still in the hands of another thread.
@@ -174,6 +176,14 @@ pub struct CqInner {
     pub depth: u32,
     /// The application destroyed the CQ.
     pub destroyed: bool,
+}
+
+impl CqInner {
+    /// Room that the application's CQ has to have.
+    pub fn needed(&self) -> u32 {
+        let of_others = if self.foreign.is_empty() { 0 } else { self.asked };
+        self.depth.saturating_add(of_others)
+    }
 }
 
 /// How many destroyed QP numbers a CQ remembers; a CQ that is polled at all forgets them long before.

@@ -198,7 +198,8 @@ fn new_shadow(
     has_channel: bool,
     channel: Option<Arc<ChannelShadow>>,
 ) -> CqShadow {
-    let inner = CqInner { entries: u32::try_from(cqe).unwrap_or(0), ..CqInner::default() };
+    let entries = u32::try_from(cqe).unwrap_or(0);
+    let inner = CqInner { entries, asked: entries, ..CqInner::default() };
     CqShadow {
         cq: Raw(cq),
         ops,
@@ -215,14 +216,15 @@ fn new_shadow(
     }
 }
 
-/// Makes room in the application's CQ for everything that one more QP can have flushed, beside what the others can.
+/// Makes room in the application's CQ for everything that one more QP can have flushed, beside what the others can, and what the application asked for
+/// where QPs use it that are not recorded.
 pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _growing = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (needed, has) = {
         let mut inner = cq.inner.lock();
         inner.depth = inner.depth.saturating_add(depth);
-        (inner.depth, inner.entries)
+        (inner.needed(), inner.entries)
     };
     if needed <= has {
         return Ok(());
@@ -338,10 +340,12 @@ fn extended_twin(
 /// # Safety
 /// As `ibv_resize_cq`.
 pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
-    let room = CQS
-        .get(cq)
-        .filter(|shadow| shadow.attention.load(Ordering::Relaxed) & TAGGED != 0)
-        .map_or(0, |shadow| shadow.inner.lock().depth);
+    let room =
+        CQS.get(cq).filter(|shadow| shadow.attention.load(Ordering::Relaxed) & TAGGED != 0).map_or(0, |shadow| {
+            let mut inner = shadow.inner.lock();
+            inner.asked = u32::try_from(cqe).unwrap_or(0);
+            inner.needed()
+        });
     let entries = cqe.max(c_int::try_from(room).unwrap_or(c_int::MAX));
     let errno = {
         let _alone = CQS.get(cq).and_then(alone);

@@ -205,6 +205,13 @@ fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
             inner.foreign.push(qpn);
         }
         cq.attention.fetch_or(FOREIGN, Ordering::Relaxed);
+        drop(inner);
+        if let Err(why) = cq::grow(cq, 0) {
+            tell::once(
+                &format!("a CQ that protected queue pairs share with others may overrun at a fault: {why}"),
+                "room of a shared CQ",
+            );
+        }
     }
 }
 

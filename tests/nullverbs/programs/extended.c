@@ -399,13 +399,14 @@ static void strange(void)
 {
     struct ibv_cq_ex *cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = IBV_WC_STANDARD_FLAGS });
     struct ibv_cq_ex *unknown = queue((struct ibv_cq_init_attr_ex){ .comp_mask = 1u << 30 });
-    struct ibv_qp *qps[3];
+    struct ibv_qp *qps[4];
     unsigned int at;
 
     qps[0] = pair(pd, ibv_cq_ex_to_cq(cq), IBV_QPT_UD, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
     qps[1] = pair(pd, ibv_cq_ex_to_cq(cq), IBV_QPT_RC, 1u << 30, 0);
     qps[2] = pair(pd, ibv_cq_ex_to_cq(unknown), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
-    for (at = 0; at < 3; at++)
+    qps[3] = pair(pd, ibv_cq_ex_to_cq(cq), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
+    for (at = 0; at < 4; at++)
         CHECK(!ibv_destroy_qp(qps[at]));
     CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(cq)));
     CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(unknown)));

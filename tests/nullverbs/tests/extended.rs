@@ -153,3 +153,11 @@ fn what_nobody_knows_a_standby_of_is_passed_through_and_named() -> Outcome {
     assert!(on(&ran, "create_qp", "null1").is_empty(), "{:?}", ran.verbs);
     Ok(())
 }
+
+#[test]
+fn a_queue_that_others_share_has_room_for_them_and_for_all_flushes() -> Outcome {
+    let ran = run("strange")?;
+    // 64 that the program asked for, beside the 32 and 4 of the queue pair that is recorded.
+    assert_eq!(on(&ran, "resize_cq", "null0"), ["cqe=100"], "{:?}", ran.verbs);
+    Ok(())
+}
