@@ -657,7 +657,8 @@ mod tests {
         let sends = Ring::<SendSlot>::with_room_for(depth).size() as usize * size_of::<SendSlot>();
         let receives = Ring::<RecvSlot>::with_room_for(depth).size() as usize * size_of::<RecvSlot>();
         let scratch = 2 * crate::hot::post::BATCH * size_of::<ibv_sge>();
-        let total = size_of::<QpShadow>() + sends + receives + scratch;
+        let extended = crate::hot::wr::bytes_at_first();
+        let total = size_of::<QpShadow>() + sends + receives + scratch + extended;
         assert!(total <= 64 << 10, "{total} bytes");
     }
 }

@@ -3,7 +3,7 @@
 use crate::process;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
-use shift_abi::{ibv_wc_status, ibv_wr_opcode, IBV_WR_BIND_MW, IBV_WR_LOCAL_INV, IBV_WR_SEND_WITH_INV};
+use shift_abi::{ibv_wc_status, ibv_wr_opcode, IBV_WR_BIND_MW, IBV_WR_FLUSH, IBV_WR_LOCAL_INV, IBV_WR_SEND_WITH_INV};
 use shift_control::datapath::Event;
 use shift_control::datapath::{DeviceId, QpLife, Unprotected};
 use shift_proto::id::Epoch;
@@ -59,8 +59,16 @@ pub fn unprotect_opcode(qp: &QpShadow, opcode: ibv_wr_opcode) {
             }
             _ => "which is not among the protected opcodes",
         };
-        unprotect(qp, format!("it posts {opcode:?}, {why}"));
+        unprotect(qp, format!("it posts {}, {why}", name_of(opcode)));
     }
+}
+
+/// Newer opcodes than the header that the constants are compared with have their names here.
+fn name_of(opcode: ibv_wr_opcode) -> String {
+    if opcode == IBV_WR_FLUSH {
+        return "IBV_WR_FLUSH".to_owned();
+    }
+    format!("{opcode:?}")
 }
 
 /// The peer's devices are atomic each by itself only: once the connection moved, an atomic could slip between the halves of another.

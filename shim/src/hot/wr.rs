@@ -278,6 +278,12 @@ fn shadow_of<'a>(pair: *mut ibv_qp_ex) -> Option<(&'a QpShadow, &'a QpEx)> {
     Some((shadow, shadow.ex.as_deref()?))
 }
 
+/// What a queue pair of one element a request and no inline room costs beside its shadow.
+#[cfg(test)]
+pub const fn bytes_at_first() -> usize {
+    size_of::<QpEx>() + CHAIN * (size_of::<ibv_send_wr>() + size_of::<usize>() + size_of::<ibv_sge>())
+}
+
 /// Runs `add` on what this thread collects.
 #[inline]
 fn collecting(pair: *mut ibv_qp_ex, add: impl FnOnce(&mut Collected)) {
