@@ -271,13 +271,17 @@ fn modify(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, mask: u32) -> c_int {
 /// What a QP says its state is. libibverbs writes there what it was last told, and programs read it: UCX looks before each post.
 fn state_of(qp: Raw<ibv_qp>) -> ibv_qp_state {
     // SAFETY: the QP is live, as in `modify`.
-    unsafe { (&raw const (*qp.0).state).read_volatile() }
+    let place = unsafe { &raw const (*qp.0).state };
+    // SAFETY: as above; an enumeration of C is read as its number.
+    unsafe { place.read_volatile() }
 }
 
 /// Makes the application's QP say a state: the one that the application gave it.
 pub fn show_state(qp: Raw<ibv_qp>, state: ibv_qp_state) {
-    // SAFETY: the QP is live, as in `modify`; its lock does not guard this field, which libibverbs writes without it.
-    unsafe { (&raw mut (*qp.0).state).write_volatile(state) };
+    // SAFETY: the QP is live, as in `modify`.
+    let place = unsafe { &raw mut (*qp.0).state };
+    // SAFETY: as above; its lock does not guard this field, which libibverbs writes without it.
+    unsafe { place.write_volatile(state) };
 }
 
 /// Moves a QP to ERR; a refusal means that it is of no use already.
