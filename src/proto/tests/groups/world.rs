@@ -1,0 +1,542 @@
+//! The world around the machines: clock, network, ports, and of the data path only which path each queue pair takes receives on.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId};
+use shift_proto::ledger::{IncarnationReport, Proof};
+use shift_proto::migrate::{
+    Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Member, Order, Stage, Surfaced,
+};
+
+/// What may go wrong, in chances of 1000.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    processes: usize,
+    drop: u64,
+    max_delay_us: u64,
+    outages: u64,
+    slow_fence: u64,
+    destroy: u64,
+    late: u64,
+    hold: u64,
+    silent: u64,
+}
+
+impl Profile {
+    pub const CALM: Self = Self {
+        processes: 4,
+        drop: 0,
+        max_delay_us: 5_000,
+        outages: 1,
+        slow_fence: 0,
+        destroy: 0,
+        late: 0,
+        hold: 0,
+        silent: 0,
+    };
+    pub const ROUGH: Self = Self {
+        processes: 3,
+        drop: 100,
+        max_delay_us: 60_000,
+        outages: 3,
+        slow_fence: 100,
+        destroy: 60,
+        late: 200,
+        hold: 200,
+        silent: 100,
+    };
+}
+
+/// The faults end then.
+const FAULTS_END: u64 = 12_000_000;
+const RUN_END: u64 = FAULTS_END + 40_000_000;
+const PROBE_EVERY: u64 = 20_000;
+
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound.max(1)
+    }
+
+    fn chance(&mut self, in_1000: u64) -> bool {
+        self.below(1000) < in_1000
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Deliver(usize, Handshake),
+    /// An answer of the data path; void if the end was given a newer effect since.
+    Answer(usize, u64, Input),
+    Notice(usize, Input),
+    Tick(usize),
+    Probe(usize, u64),
+    Connect(usize),
+    Port(usize, u8, bool),
+    RetriesOver(usize, Epoch),
+}
+
+struct Scheduled(u64, u64, Happening);
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+/// One end of a pair; ends 2n and 2n + 1 are connected.
+struct End {
+    process: usize,
+    machine: Machine,
+    connected: bool,
+    /// Its NIC takes receives there.
+    takes_on: Option<u8>,
+    wants_receives: Option<PathId>,
+    in_error: bool,
+    seek: Option<u64>,
+    generation: u64,
+    surfaced: bool,
+    replaying: bool,
+}
+
+pub struct World {
+    profile: Profile,
+    dice: Dice,
+    now: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    ends: Vec<End>,
+    groups: Vec<Group<usize>>,
+    /// By process and path.
+    ports: Vec<[bool; 2]>,
+    /// Processes that hear and say nothing, until then.
+    silent: Vec<u64>,
+    marks: BTreeSet<&'static str>,
+    trace: Vec<String>,
+}
+
+impl World {
+    pub fn new(seed: u64, profile: Profile) -> Self {
+        let mut world = Self {
+            profile,
+            dice: Dice(seed),
+            now: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            ends: Vec::new(),
+            groups: Vec::new(),
+            ports: vec![[true; 2]; profile.processes],
+            silent: vec![0; profile.processes],
+            marks: BTreeSet::new(),
+            trace: Vec::new(),
+        };
+        world.set_the_stage();
+        world
+    }
+
+    fn set_the_stage(&mut self) {
+        let deadlines = Deadlines::default();
+        let limit = Micros(deadlines.exchange.0 - 2 * deadlines.drain.0);
+        let count = self.profile.processes;
+        self.groups = (0..count).map(|_| Group::new(limit)).collect();
+        for a in 0..count {
+            for b in a + 1..count {
+                for _ in 0..1 + self.dice.below(2) {
+                    self.add_pair(a, b, deadlines);
+                }
+            }
+        }
+        for _ in 0..self.profile.outages {
+            let process = self.dice.below(count as u64) as usize;
+            let path = if self.profile.outages == 1 { 0 } else { self.dice.below(2) as u8 };
+            let at = 1000 + self.dice.below(FAULTS_END / 2);
+            let length = if self.profile.outages == 1 { RUN_END } else { self.dice.below(FAULTS_END / 2) };
+            self.schedule(at, Happening::Port(process, path, false));
+            self.schedule(at + length, Happening::Port(process, path, true));
+        }
+        for process in 0..count {
+            if self.dice.chance(self.profile.silent) {
+                self.silent[process] = self.dice.below(FAULTS_END);
+            }
+        }
+    }
+
+    fn add_pair(&mut self, a: usize, b: usize, deadlines: Deadlines) {
+        let first = self.ends.len();
+        let name = |process: usize, at: usize| EndpointId {
+            process: ProcessId(10 + process as u64),
+            life: at as u32 + 1,
+            side: 0,
+        };
+        let names = [name(a, first), name(b, first + 1)];
+        for (process, (me, peer)) in [a, b].into_iter().zip([(0, 1), (1, 0)]) {
+            self.ends.push(End {
+                process,
+                machine: Machine::new(names[me], names[peer], deadlines),
+                connected: false,
+                takes_on: None,
+                wants_receives: None,
+                in_error: false,
+                seek: None,
+                generation: 0,
+                surfaced: false,
+                replaying: false,
+            });
+        }
+        let late = if self.dice.chance(self.profile.late) { self.dice.below(FAULTS_END / 2) } else { 0 };
+        for end in [first, first + 1] {
+            self.schedule(late, Happening::Connect(end));
+            for path in 0..2 {
+                self.schedule(late + 1, Happening::Notice(end, Input::PathArmed(PathId(path))));
+            }
+            if self.dice.chance(self.profile.destroy) {
+                let at = late + 2 + self.dice.below(FAULTS_END);
+                self.schedule(at, Happening::Notice(end, Input::Destroyed));
+            }
+            if self.dice.chance(self.profile.hold) {
+                let at = late + 2 + self.dice.below(FAULTS_END / 2);
+                self.schedule(at, Happening::Notice(end, Input::Hold(true)));
+                let until = at + self.dice.below(3_000_000);
+                self.schedule(until, Happening::Notice(end, Input::Hold(false)));
+            }
+        }
+    }
+
+    fn schedule(&mut self, at: u64, happening: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled(at, self.order, happening)));
+    }
+
+    fn answer(&mut self, delay: u64, end: usize, input: Input) {
+        let generation = self.ends[end].generation;
+        self.schedule(self.now + delay, Happening::Answer(end, generation, input));
+    }
+
+    pub fn run(mut self) -> BTreeSet<&'static str> {
+        while let Some(Reverse(Scheduled(at, _, happening))) = self.queue.pop() {
+            if at > RUN_END {
+                break;
+            }
+            self.now = at;
+            self.happen(happening);
+        }
+        self.judge_the_end();
+        self.marks
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Port(process, path, up) => self.port(process, path, up),
+            Happening::Connect(end) => {
+                self.ends[end].connected = true;
+                self.ends[end].takes_on = Some(0);
+            }
+            Happening::Deliver(end, message) => self.input(end, Input::Frame(message)),
+            Happening::Notice(end, input) => {
+                if input == Input::Destroyed {
+                    (self.ends[end].takes_on, self.ends[end].wants_receives) = (None, None);
+                    self.ends[end].generation += 1;
+                    self.marks.insert("destroyed");
+                }
+                self.input(end, input);
+            }
+            Happening::Answer(end, generation, input) => {
+                if generation == self.ends[end].generation {
+                    self.take_answer(end, input);
+                }
+            }
+            Happening::Tick(end) => {
+                if self.ends[end].machine.deadline().is_some_and(|due| due.0 <= self.now) {
+                    self.input(end, Input::Tick);
+                }
+            }
+            Happening::Probe(end, generation) => self.probe(end, generation),
+            Happening::RetriesOver(end, epoch) => self.retries_over(end, epoch),
+        }
+    }
+
+    fn take_answer(&mut self, end: usize, input: Input) {
+        match &input {
+            Input::Fenced { .. } => self.ends[end].takes_on = None,
+            Input::Reposted => {
+                let path = self.ends[end].machine.path().0;
+                self.ends[end].takes_on = Some(path);
+                self.ends[end].in_error = false;
+            }
+            Input::Retired => self.ends[end].replaying = false,
+            _ => {}
+        }
+        self.input(end, input);
+    }
+
+    /// Whether the pair of that end has the path whole.
+    fn is_up(&self, end: usize, path: u8) -> bool {
+        [end, end ^ 1].iter().all(|end| self.ports[self.ends[*end].process][usize::from(path)])
+    }
+
+    fn port(&mut self, process: usize, path: u8, up: bool) {
+        self.ports[process][usize::from(path)] = up;
+        for end in 0..self.ends.len() {
+            if up || (self.ends[end].process != process && self.ends[end ^ 1].process != process) {
+                continue;
+            }
+            if self.ends[end].machine.path() == PathId(path) && self.ends[end].connected {
+                let epoch = self.ends[end].machine.epoch();
+                let retries = self.dice.below(1_500_000);
+                self.schedule(self.now + retries, Happening::RetriesOver(end, epoch));
+                if self.ends[end].process == process && self.dice.chance(500) {
+                    self.schedule(
+                        self.now + retries / 2,
+                        Happening::Notice(end, Input::Fault { cause: Cause::PortDown, fatal: false }),
+                    );
+                }
+            }
+        }
+    }
+
+    fn retries_over(&mut self, end: usize, epoch: Epoch) {
+        let stage = self.ends[end].machine.state().stage;
+        let path = self.ends[end].machine.path().0;
+        let busy = matches!(stage, Stage::Running | Stage::Replaying) && epoch == self.ends[end].machine.epoch();
+        if !busy || self.ends[end].in_error {
+            return;
+        }
+        if !self.is_up(end, path) {
+            self.ends[end].in_error = true;
+            self.input(end, Input::Fault { cause: Cause::RetryExceeded, fatal: true });
+        } else if self.ends[end].replaying {
+            self.answer(1, end, Input::Retired);
+        }
+    }
+
+    fn probe(&mut self, end: usize, generation: u64) {
+        if self.ends[end].seek != Some(generation) {
+            return;
+        }
+        for path in 0..2u8 {
+            if self.is_up(end, path) && self.ends[end].seek.is_some() {
+                self.input(end, Input::PathAnswered(PathId(path)));
+            }
+        }
+        let delay = PROBE_EVERY + self.dice.below(PROBE_EVERY);
+        self.schedule(self.now + delay, Happening::Probe(end, generation));
+    }
+
+    fn input(&mut self, end: usize, input: Input) {
+        self.give(end, input);
+        // The group of that end, and whoever is told something by it, until nobody has anything to say.
+        for _ in 0..4 {
+            if !self.tend(self.ends[end].process) {
+                break;
+            }
+        }
+    }
+
+    fn give(&mut self, end: usize, input: Input) {
+        self.trace.push(format!("{} {end} {} <- {input:?}", self.now, self.ends[end].machine.state()));
+        self.ends[end].machine.handle(Micros(self.now), input);
+        while let Some(effect) = self.ends[end].machine.poll_effect() {
+            self.effect(end, effect);
+        }
+        if let Some(due) = self.ends[end].machine.deadline() {
+            let at = due.0.max(self.now) + self.dice.below(500);
+            self.schedule(at, Happening::Tick(end));
+        }
+    }
+
+    fn members(&self, process: usize) -> Vec<Member<usize>> {
+        let of = |(at, end): (usize, &End)| {
+            (end.process == process && end.connected).then(|| Member {
+                key: at,
+                stage: end.machine.state().stage,
+                path: end.machine.path(),
+                is_armed: end.machine.is_armed(),
+                has_peer: self.ends[at ^ 1].machine.state().stage != Stage::Gone,
+            })
+        };
+        self.ends.iter().enumerate().filter_map(of).collect()
+    }
+
+    /// Whether anybody was told anything.
+    fn tend(&mut self, process: usize) -> bool {
+        let members = self.members(process);
+        let home = self.groups[process].home();
+        let orders = self.groups[process].turn(Micros(self.now), &members);
+        let is_ready = Group::is_ready(&members);
+        for member in &members {
+            let scope = self.groups[process].scope(member, is_ready);
+            self.ends[member.key].machine.confine(scope);
+        }
+        if self.groups[process].home() != home {
+            self.check_fenced(process);
+        }
+        let told = !orders.is_empty();
+        for order in orders {
+            match order {
+                Order::Follow(end, path) => {
+                    if self.groups[process].goal().is_none() {
+                        self.marks.insert("called");
+                    }
+                    self.give(end, Input::Follow(path));
+                }
+                Order::LeaveBehind(end) => self.give(end, Input::LeftBehind),
+            }
+        }
+        for end in 0..self.ends.len() {
+            let wants = self.ends[end].wants_receives.filter(|path| self.groups[process].is_open(*path));
+            if wants.is_some() && self.ends[end].process == process {
+                self.ends[end].wants_receives = None;
+                let delay = self.dice.below(3000);
+                self.answer(delay, end, Input::Reposted);
+            }
+        }
+        told
+    }
+
+    /// The receives are about to be posted on another path.
+    fn check_fenced(&mut self, process: usize) {
+        let home = self.groups[process].home().0;
+        if home == 0 {
+            self.marks.insert("moved back");
+        }
+        for (at, end) in self.ends.iter().enumerate().filter(|(_, end)| end.process == process && end.connected) {
+            let is_out = end.takes_on.is_none_or(|path| path == home);
+            assert!(is_out, "end {at} takes receives on {:?}\n{}", end.takes_on, self.trace.join("\n"));
+        }
+    }
+
+    fn effect(&mut self, end: usize, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.send(end, message),
+            Effect::Seek => {
+                self.order += 1;
+                let generation = self.order;
+                self.ends[end].seek = Some(generation);
+                let delay = self.dice.below(PROBE_EVERY);
+                self.schedule(self.now + delay, Happening::Probe(end, generation));
+            }
+            Effect::StopSeek => self.ends[end].seek = None,
+            Effect::Exclude => {
+                let delay = self.dice.below(1000);
+                self.answer(delay, end, Input::Excluded);
+            }
+            Effect::Release => {
+                self.ends[end].generation += 1;
+                if self.ends[end].replaying {
+                    self.replay(end);
+                }
+            }
+            Effect::Fence => self.fence(end),
+            Effect::Repost { tuple } => self.ends[end].wants_receives = Some(tuple.target),
+            Effect::Replay { .. } => {
+                self.ends[end].replaying = true;
+                self.replay(end);
+            }
+            Effect::Surface { why } => self.surface(end, why),
+            Effect::Forget { .. } | Effect::Phase(_) | Effect::Confirmed { .. } => {}
+        }
+    }
+
+    fn fence(&mut self, end: usize) {
+        let reports = vec![IncarnationReport {
+            epoch: Epoch(0),
+            path: PathId(0),
+            proof: Proof::Count,
+            receives: 1,
+            fenced: true,
+        }];
+        let limit = if self.dice.chance(self.profile.slow_fence) { 900_000 } else { 200_000 };
+        let delay = self.dice.below(limit);
+        self.ends[end].generation += 1;
+        (self.ends[end].wants_receives, self.ends[end].replaying) = (None, false);
+        self.answer(delay, end, Input::Fenced { reports, complete: true });
+    }
+
+    fn replay(&mut self, end: usize) {
+        let path = self.ends[end].machine.path().0;
+        let delay = self.dice.below(5000);
+        self.answer(delay, end, Input::Replayed);
+        if self.is_up(end, path) {
+            let retired = delay + 1 + self.dice.below(20_000);
+            self.answer(retired, end, Input::Retired);
+        } else {
+            let (epoch, retries) = (self.ends[end].machine.epoch(), self.dice.below(1_000_000));
+            self.schedule(self.now + retries, Happening::RetriesOver(end, epoch));
+        }
+    }
+
+    fn surface(&mut self, end: usize, why: Surfaced) {
+        self.marks.insert(if why == Surfaced::LeftBehind { "left behind" } else { "surfaced" });
+        let state = &mut self.ends[end];
+        (state.surfaced, state.takes_on, state.wants_receives) = (true, None, None);
+        state.generation += 1;
+    }
+
+    fn send(&mut self, end: usize, message: Handshake) {
+        let peer = end ^ 1;
+        let mute = [end, peer].iter().any(|end| self.silent[self.ends[*end].process] > self.now);
+        let clean = self.now >= FAULTS_END;
+        if !clean && (mute || self.dice.chance(self.profile.drop)) {
+            return;
+        }
+        let delay = 50 + self.dice.below(self.profile.max_delay_us);
+        self.schedule(self.now + delay, Happening::Deliver(peer, message));
+    }
+
+    fn judge_the_end(&mut self) {
+        let picture = || {
+            let states: Vec<String> = (0..self.ends.len())
+                .map(|at| {
+                    let end = &self.ends[at];
+                    let name = (end.machine.state().to_string(), end.machine.path(), end.machine.epoch());
+                    format!("{at} of {}: {name:?}, takes on {:?}", end.process, end.takes_on)
+                })
+                .collect();
+            format!("{}\n{}", states.join("\n"), self.trace.join("\n"))
+        };
+        let mut moved = BTreeMap::<bool, u64>::new();
+        for (at, end) in self.ends.iter().enumerate() {
+            let state = end.machine.state();
+            if !matches!(state.stage, Stage::Running) {
+                let ended = matches!(state.stage, Stage::Dead | Stage::Gone);
+                assert!(ended, "end {at} waits for ever: {}", picture());
+                continue;
+            }
+            let peer = self.ends[at ^ 1].machine.state().stage;
+            if peer != Stage::Running {
+                continue;
+            }
+            assert_eq!(state.attempt, Attempt::Idle, "end {at} never comes to rest: {}", picture());
+            assert!(!end.in_error, "end {at} masks an error for ever: {}", picture());
+            let home = self.groups[end.process].home();
+            assert_eq!(end.machine.path(), home, "end {at} is not where its receives are: {}", picture());
+            assert_eq!(end.takes_on, Some(home.0), "end {at} takes no receives: {}", picture());
+            *moved.entry(home == PathId(1)).or_default() += 1;
+        }
+        assert!(self.groups.iter().all(|group| group.goal().is_none()), "a group moves for ever: {}", picture());
+        if moved.get(&true).is_some_and(|count| *count > 0) && !moved.contains_key(&false) {
+            self.marks.insert("all moved");
+        }
+        if self.ends.iter().any(|end| end.surfaced) {
+            self.marks.insert("surfaced");
+        }
+    }
+}
