@@ -3,6 +3,8 @@
 //! mpirun starts its daemon on the other host by a "remote shell" that is two lines of shell and a socket: nothing else of a guest's is needed.
 //! Ranks inherit the shim from mpirun and from the listener of that shell.
 
+use std::time::Duration;
+
 use super::table::{Row, Unusual};
 use crate::guest::Program;
 use crate::lab::{Lab, Listens};
@@ -19,6 +21,8 @@ const JOB_AT: &str = "/tmp/allreduce.py";
 /// Without this file the job waits after its first rounds.
 pub const GATE: &str = "/tmp/allreduce-go-on";
 const ROUNDS: u32 = 150;
+/// mpirun, its daemon, and four times Python are long in starting, and say nothing.
+pub const STALL: Duration = Duration::from_secs(60);
 /// Two of each host, each connected with both of the other.
 const QPS: u64 = 8;
 
@@ -39,7 +43,9 @@ pub fn row() -> Row {
         unusual: Unusual::Mpi,
         ..row
     };
-    row.env("UCX_TLS", "rc_v,sm,self").env("UCX_NET_DEVICES", "rxe0:1").env("TMPDIR", "/tmp")
+    // TCP makes the first contact: by UD, which UCX would take else, two ranks need some ten seconds here. Data goes by rc_verbs alone.
+    let row = row.env("UCX_TLS", "rc_verbs,tcp,sm,self").env("UCX_NET_DEVICES", "rxe0:1,eth0");
+    row.env("UCX_MAX_EAGER_LANES", "1").env("UCX_MAX_RNDV_LANES", "1").env("TMPDIR", "/tmp")
 }
 
 /// What the job needs on both hosts.
