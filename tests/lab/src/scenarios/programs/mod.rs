@@ -54,6 +54,7 @@ fn of_row(row: Row) -> Vec<Scenario> {
     for (end, host) in ENDS {
         let what = match row.expected {
             Expected::Comes => "under the shim: as without a fault",
+            Expected::OwnTcp => "under the shim: its queue pairs move",
             Expected::Atomics => "under the shim: an error where the shim says so, else none",
             Expected::Unprotected(_) => "ends as without the shim, and the shim said why",
         };
@@ -181,6 +182,9 @@ fn cut(lab: &mut Lab, row: &Row, host: Host, seed: u64) -> Result<Figures> {
     if let Expected::Unprotected(words) = row.expected {
         return ends_alike(lab, row, fault, words);
     }
+    if row.expected == Expected::OwnTcp {
+        return queue_pairs_move(lab, row, fault, seed);
+    }
     let plain = without_shim(lab, row)?;
     prepare(lab, row)?;
     let packets = Seed::new(seed, &row.slug).within(0..row.packets);
@@ -206,6 +210,20 @@ fn require_error(story: &Story) -> Result<()> {
     require(end.is_some_and(|ended| ended.code.is_some_and(|code| code != 0)), || {
         format!("the shim says that a result was lost, and the client: {:?}", end.map(Ended::brief))
     })
+}
+
+/// The program cannot come through, since its own connection does not; its queue pairs do.
+fn queue_pairs_move(lab: &mut Lab, row: &Row, fault: Fault, seed: u64) -> Result<Figures> {
+    prepare(lab, row)?;
+    let packets = Seed::new(seed, &row.slug).within(0..row.packets);
+    let mut trial = cut_trial(row, fault, packets);
+    trial.stall_limit = STALL;
+    let (story, evidence) = run(lab, &trial)?;
+    require_fault(&story)?;
+    require(evidence.migrations() > 0 && !surfaced(&evidence), || "its queue pairs did not move".into())?;
+    let figures = described(row)?.with("result", "its queue pairs move");
+    let figures = figures.with("reason", "the program's own TCP connection goes over rail 0 and is gone with it");
+    Ok(moved(figures, &story, &evidence))
 }
 
 /// With the shim the same end as without it, and the shim has said why. A sender that is told of no loss may well end with 0.
