@@ -63,6 +63,8 @@ struct null_cq {
     /* 0: not asked for, 1: any completion, 2: solicited or failed ones. */
     int notify;
     unsigned int events;
+    /* As it was made; as elsewhere, the field of the object is only looked at. */
+    struct null_channel *channel;
 };
 
 /* Requests that are out: a queue of wr_id. */

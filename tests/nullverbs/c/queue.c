@@ -41,6 +41,7 @@ static struct null_cq *make_cq(struct ibv_context *context, uint32_t cqe, void *
     pthread_mutex_init(&cq->base.mutex, NULL);
     pthread_cond_init(&cq->base.cond, NULL);
     pthread_spin_init(&cq->lock, PTHREAD_PROCESS_PRIVATE);
+    cq->channel = (struct null_channel *)channel;
     if (channel)
         channel->refcnt++;
     return cq;
@@ -101,7 +102,7 @@ int ibv_destroy_cq(struct ibv_cq *base)
 
 static void wake(struct null_cq *cq)
 {
-    struct null_channel *channel = (struct null_channel *)cq->base.channel;
+    struct null_channel *channel = cq->channel;
 
     cq->notify = 0;
     cq->events++;

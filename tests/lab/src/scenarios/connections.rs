@@ -22,7 +22,7 @@ const PROGRAMS: [(&str, &str, &str); 2] = [
 ];
 /// A rail that comes back is gone for so long: long enough to be left.
 const GONE: Duration = Duration::from_millis(1500);
-/// No end may take longer than this beyond a run without the shim and without a fault.
+/// No end may take longer than this beyond a run without a fault.
 const LATER: Duration = Duration::from_secs(5);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -38,12 +38,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 fn comes_to_its_end(lab: &mut Lab, server: &str, client: &str, back: bool, seed: u64) -> Result<Figures> {
-    let trial = |shim: Shim| {
-        let apply = |host, words: &str| shim.apply(host, Program::words(words));
+    let trial = || {
+        let apply = |host, words: &str| Shim::Both.apply(host, Program::words(words));
         Trial::new(Host::B, Listens::Cm, apply(Host::B, server), apply(Host::A, client))
     };
     let started_ns = crate::clock::monotonic_ns();
-    let (story, _) = run(lab, &trial(Shim::Nowhere))?;
+    let (story, _) = run(lab, &trial())?;
     let unfaulted = lasted(&story, started_ns)?;
     lab.reset()?;
     let fault = if back {
@@ -52,7 +52,7 @@ fn comes_to_its_end(lab: &mut Lab, server: &str, client: &str, back: bool, seed:
         Fault::Silence(Rail::Zero, None)
     };
     let started_ns = crate::clock::monotonic_ns();
-    let (story, evidence) = run(lab, &trial(Shim::Both).fault(fault, Moment::armed(1, seed, 50, 500)))?;
+    let (story, evidence) = run(lab, &trial().fault(fault, Moment::armed(1, seed, 50, 500)))?;
     require_fault(&story)?;
     require(evidence.migrations() > 0, || "nothing was migrated: the run proves nothing".into())?;
     let with_fault = lasted(&story, started_ns)?;
