@@ -95,7 +95,8 @@ build_portable() {
         require_debian_rust "$1"
         rustc=/usr/bin/rustc
     fi
-    env PYTHONPATH="$zig" PATH="$zig/bin:$PATH" RUSTC="$rustc" cargo zigbuild --quiet -p shift-verbs --target "$triple.$oldest_glibc" "${@:2}" >&2
+    env PYTHONPATH="$zig" PATH="$zig/bin:$PATH" RUSTC="$rustc" cargo zigbuild --quiet -p shift-verbs --target "$triple.$oldest_glibc" "${@:2}" >&2 ||
+        return 1
     portable="${CARGO_TARGET_DIR:-target}/$triple/$([[ " ${*:2} " == *" --release "* ]] && echo release || echo debug)/libshift_verbs.so"
 }
 

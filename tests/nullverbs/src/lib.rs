@@ -6,7 +6,8 @@
 
 //!
 //! The tests can be run in another system: NULLVERBS_ROOT names the directory that is to be its root, in whose `/nullverbs` lies a copy of
-//! [`directory`], and NULLVERBS_SHIM a library to load there instead of the one that these sources make (see ci/portable).
+//! [`directory`], and NULLVERBS_SHIM a library to load there instead of the one that these sources make. NULLVERBS_RUNNER is an emulator that runs
+//! the programs of another machine, and takes their variables by `-E`. See ci/portable.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -143,7 +144,10 @@ impl Run {
             command = Command::new("chroot");
             command.arg(root).arg("/usr/bin/env");
         }
+        let runner = std::env::var_os("NULLVERBS_RUNNER");
+        command.args(&runner);
         for (name, value) in &self.environment {
+            command.args(runner.as_ref().map(|_| "-E"));
             let mut pair = OsString::from(name);
             pair.push("=");
             pair.push(value);
