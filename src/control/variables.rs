@@ -24,6 +24,13 @@ pub struct Variable {
 static SETTINGS: &[(&str, &str, &str, &str)] = &[
     ("SHIFT_DISABLE", "0", "0 or 1", "1 makes the library inert: the program runs as without it."),
     (
+        "SHIFT_SRQ",
+        "0",
+        "0 or 1",
+        "1 protects queue pairs that receive through a shared receive queue (SRQ) too. It is an experiment with known faults: without it they are \
+         passed through.",
+    ),
+    (
         "SHIFT_STANDBY",
         "the shim chooses among the usable devices",
         "PRIMARY=STANDBY[,...]",

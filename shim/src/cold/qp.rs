@@ -129,6 +129,9 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
 }
 
 fn srq_of(raw: *mut ibv_srq) -> Result<Arc<SrqShadow>, String> {
+    if !srq::is_wanted() {
+        return Err("it receives through an SRQ".to_owned());
+    }
     let srq = srq::SRQS.get_arc(raw).ok_or("its SRQ was not made through ibv_create_srq")?;
     match srq.unprotected.get() {
         Some(reason) => Err(reason.clone()),

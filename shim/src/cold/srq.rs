@@ -9,6 +9,7 @@ use crate::hot::keys::KeyCache;
 use crate::hot::poll;
 use crate::hot::srq::{give, Slots, SrqPoster, SrqShadow};
 use crate::lives;
+use crate::process;
 use crate::real;
 use crate::shadow::*;
 use crate::spin::SpinCell;
@@ -70,6 +71,11 @@ pub fn by_life(life: u32) -> Option<Arc<SrqShadow>> {
     BY_LIFE.read().unwrap_or_else(PoisonError::into_inner).get(&life).cloned()
 }
 
+/// Whether SRQs are recorded at all: SHIFT_SRQ.
+pub fn is_wanted() -> bool {
+    process::get().is_some_and(|process| process.config.shared_receives)
+}
+
 /// `ibv_create_srq`.
 ///
 /// # Safety
@@ -77,7 +83,7 @@ pub fn by_life(life: u32) -> Option<Arc<SrqShadow>> {
 pub unsafe fn create(domain: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut ibv_srq {
     // SAFETY: passed on.
     let srq = unsafe { real::ibv_create_srq(domain, init) };
-    if srq.is_null() {
+    if srq.is_null() || !is_wanted() {
         return srq;
     }
     // SAFETY: the call above succeeded, so `init` is readable; the library wrote the granted sizes into it.

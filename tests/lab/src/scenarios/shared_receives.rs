@@ -46,7 +46,8 @@ fn run(lab: &mut Lab, cut: Option<Host>, seed: u64) -> Result<Figures> {
     for (index, (name, shape, packets)) in (0..).zip(SHAPES) {
         lab.reset()?;
         let options = options(seed, shape);
-        let checker = if cut.is_some() { Checker::gated(options) } else { Checker::shimmed(options) };
+        let mut checker = if cut.is_some() { Checker::gated(options) } else { Checker::shimmed(options) };
+        checker.env.push(("SHIFT_SRQ", "1"));
         let dice = seed.wrapping_mul(1000) + 100 * index;
         let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::armed(QPS, dice, 0, packets)));
         figures.note(name, json!(survives(lab, &checker, fault)?));
