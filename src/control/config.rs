@@ -133,7 +133,9 @@ impl Config {
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         match name {
             "SHIFT_DISABLE" => self.disabled = parse_switch(value, "switch the shim off, 0 to leave it on")?,
-            "SHIFT_SRQ" => self.shared_receives = parse_switch(value, "protect queue pairs on shared receive queues, 0 not to")?,
+            "SHIFT_SRQ" => {
+                self.shared_receives = parse_switch(value, "protect queue pairs on shared receive queues, 0 not to")?
+            }
             "SHIFT_STANDBY" => self.standby = parse_standby(value)?,
             "SHIFT_POLICY" => self.policy = Policy::parse(value).map_err(|e| e.to_string())?,
             "SHIFT_PROOF" => self.proof = ProofCap::parse(value).map_err(|e| e.to_string())?,

@@ -70,7 +70,13 @@ fn of_row(row: Row) -> Vec<Scenario> {
 /// Who it is, for the table.
 fn described(row: &Row) -> Result<Figures> {
     let version = run_tool(Command::new("dpkg-query").args(["-W", "-f", "${Version}", row.package]))?;
-    Ok(Figures::new().with("program", row.title.as_str()).with("package", format!("{} {version}", row.package)))
+    let mut figures = Figures::new();
+    figures.note("program", row.title.as_str());
+    figures.note("package", format!("{} {version}", row.package));
+    if let Some(switches) = row.switches() {
+        figures.note("switches", switches);
+    }
+    Ok(figures)
 }
 
 fn trial(row: &Row, shim: Shim) -> Trial {

@@ -43,7 +43,7 @@ pub fn row() -> Row {
         unusual: Unusual::Mpi,
         ..row
     };
-    row.env("UCX_TLS", "rc_v,sm,self").env("UCX_NET_DEVICES", "rxe0:1").env("TMPDIR", "/tmp")
+    row.env("UCX_TLS", "rc_v,sm,self").env("UCX_NET_DEVICES", "rxe0:1").env("TMPDIR", "/tmp").sharing_receives()
 }
 
 /// What the job needs on both hosts.

@@ -104,6 +104,17 @@ impl Row {
         self
     }
 
+    /// Its queue pairs receive through shared receive queues.
+    pub fn sharing_receives(self) -> Row {
+        self.env("SHIFT_SRQ", "1")
+    }
+
+    /// The shim's switches that it needs, as words.
+    pub fn switches(&self) -> Option<String> {
+        let shims = self.client.env.iter().filter(|(name, _)| name.starts_with("SHIFT_"));
+        shims.map(|(name, value)| format!("with {name}={value}")).reduce(|all, next| format!("{all}, {next}"))
+    }
+
     /// It listens by TCP, and connects its queue pairs itself.
     fn listens(mut self, port: u16) -> Row {
         (self.listens, self.connects) = (Listens::Tcp(port), Connects::Itself);
@@ -165,7 +176,7 @@ fn perftests() -> Vec<Row> {
             rows.push(perftest(tool, "-b", "-s 65536 -n 800"));
         }
     }
-    rows.push(perftest("ib_send_bw", "--use-srq", bulk));
+    rows.push(perftest("ib_send_bw", "--use-srq", bulk).sharing_receives());
     rows.push(perftest("ib_send_bw", "-e", bulk));
     rows.push(perftest("ib_send_bw", "-c UD", "-s 1024 -n 8000").expected(Expected::Unprotected("IBV_QPT_UD")));
     rows
@@ -203,7 +214,7 @@ fn examples() -> Vec<Row> {
     vec![
         named(pingpong("ibv_rc_pingpong", "-n 6000"), "ibv_rc_pingpong"),
         named(pingpong("ibv_rc_pingpong", "-n 4000 -e"), "ibv_rc_pingpong -e"),
-        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16),
+        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16).sharing_receives(),
         Row::new("rping", "rdmacm-utils", &format!("/usr/bin/rping -s {rping}"), &format!("/usr/bin/rping -c {rping}"))
             .varies(&["DISCONNECT EVENT"]),
         Row::new(
@@ -239,7 +250,7 @@ fn frameworks() -> Vec<Row> {
             &command,
             &format!("{command} 10.77.0.2"),
         );
-        row.listens(13337).shape().varies(&["Accepted connection from"])
+        row.listens(13337).shape().varies(&["Accepted connection from"]).sharing_receives()
     };
     let fi = "/usr/bin/fi_pingpong -p verbs -e msg -d rxe0 -S 4096 -I 3000";
     vec![
