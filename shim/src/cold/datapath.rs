@@ -80,7 +80,11 @@ impl DataPath for Shim {
         own_psn: Psn,
         peer_psn: Psn,
     ) -> Result<(), Errno> {
-        Self::with(qp, Err(GONE), |qp| twin::connect(qp, path.0, epoch.0, peer, own_psn, peer_psn))
+        Self::with(qp, Err(GONE), |qp| {
+            let connected = twin::connect(qp, path.0, epoch.0, peer, own_psn, peer_psn);
+            // It may have been destroyed meanwhile.
+            connected.map_err(|error| if qp.cold().alive { error } else { GONE })
+        })
     }
 
     fn set_armed(&self, qp: QpLife, armed: bool) {
