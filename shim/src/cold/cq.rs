@@ -61,6 +61,8 @@ pub fn enter(
 /// What is asked of an extended CQ.
 pub struct Asked {
     wc_flags: u64,
+    /// What the application wrote, to be changed where it asks for something else: its own structure is only read. `None`: it may be longer than is known.
+    copy: Option<ibv_cq_init_attr_ex>,
     /// As the application named it, and ours behind it.
     channel: *mut ibv_comp_channel,
     given: Option<Arc<ChannelShadow>>,
@@ -87,11 +89,26 @@ impl Asked {
         let wc_flags = unsafe { (*attr).wc_flags };
         // SAFETY: as above.
         let channel = unsafe { (*attr).channel };
-        let is_known = mask & !(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD) == 0
+        let has_known_size = mask & !(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD) == 0;
+        let copy = ibv_cq_init_attr_ex {
+            // SAFETY: as above.
+            cqe: unsafe { (*attr).cqe },
+            // SAFETY: as above.
+            cq_context: unsafe { (*attr).cq_context },
+            channel,
+            // SAFETY: as above.
+            comp_vector: unsafe { (*attr).comp_vector },
+            wc_flags,
+            comp_mask: mask,
+            flags,
+            parent_domain: domain,
+        };
+        let is_known = has_known_size
             && flags & !(IBV_CREATE_CQ_ATTR_SINGLE_THREADED | IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN) == 0
             && wc_flags & !poll_ex::KNOWN == 0;
         Self {
             wc_flags,
+            copy: has_known_size.then_some(copy),
             channel,
             given: channel::given(channel),
             is_unlocked: flags & IBV_CREATE_CQ_ATTR_SINGLE_THREADED != 0 || pd::has_thread_domain(domain),
@@ -113,17 +130,17 @@ pub unsafe fn make_extended(
 ) -> *mut ibv_cq_ex {
     let make = |wc_flags: u64| {
         let real_channel = asked.given.as_ref().map_or(asked.channel, |ours| ours.real());
-        // The application's structure is its argument, and has its own values again below.
-        // SAFETY: the caller vouches for the structure.
-        unsafe { (*attr).wc_flags = wc_flags };
-        // SAFETY: as above.
-        unsafe { (*attr).channel = real_channel };
-        // SAFETY: passed on.
-        let queue = unsafe { create(context, attr) };
-        // SAFETY: as above.
-        unsafe { (*attr).wc_flags = asked.wc_flags };
-        // SAFETY: as above.
-        unsafe { (*attr).channel = asked.channel };
+        let queue = match asked.copy {
+            Some(copy) => {
+                let mut changed = ibv_cq_init_attr_ex { wc_flags, channel: real_channel, ..copy };
+                // SAFETY: passed on; the copy has all that its mask names.
+                unsafe { create(context, &mut changed) }
+            }
+            // SAFETY: passed on as it is.
+            None if asked.given.is_none() => unsafe { create(context, attr) },
+            // SAFETY: passed on from the caller.
+            None => unsafe { make_in_place(create, context, attr, real_channel) },
+        };
         if let Some(ours) = asked.given.as_ref().filter(|_| !queue.is_null()) {
             ours.adopt(queue.cast());
         }
@@ -137,6 +154,22 @@ pub unsafe fn make_extended(
         asked.refused.set(Some("its CQ does not say which queue pair a completion is of"));
     }
     make(asked.wc_flags)
+}
+
+/// With the real channel in the application's own structure, of which nobody knows how long it is.
+unsafe fn make_in_place(
+    create: create_cq_ex_fn,
+    context: *mut ibv_context,
+    attr: *mut ibv_cq_init_attr_ex,
+    channel: *mut ibv_comp_channel,
+) -> *mut ibv_cq_ex {
+    // SAFETY: the caller vouches for the structure.
+    let before = unsafe { core::mem::replace(&mut (*attr).channel, channel) };
+    // SAFETY: passed on.
+    let queue = unsafe { create(context, attr) };
+    // SAFETY: as above.
+    unsafe { (*attr).channel = before };
+    queue
 }
 
 /// Records an extended CQ that was just made.
