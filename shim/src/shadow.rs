@@ -2,7 +2,7 @@
 //!
 //! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `QpEx`'s cell, then the posters' cells
 //! (`SendQueue::poster`, `RecvQueue::poster`, `SrqShadow::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried, then
-//! `SrqShadow::slots`. Two CQs of one QP
+//! `SrqShadow::slots`, then the state of a `ChannelShadow`, then the mutex of a CQ of libibverbs'. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
 use crate::cold::channel::ChannelShadow;
@@ -131,7 +131,7 @@ pub struct CqShadow {
     pub has_channel: bool,
     /// Its completion channel, if that is one of ours.
     pub channel: Option<Arc<ChannelShadow>>,
-    /// What the application asked for and got no event of yet: 0, or a constant of `cold::notify`. SeqCst, for the handshakes described there.
+    /// What the application asked for and got no event of yet: 0, or constants of `cold::notify`. SeqCst, for the handshakes described there.
     pub armed: AtomicU8,
     /// Completions that had waited for their predecessor went to the stash. Under `inner`.
     pub late: AtomicBool,

@@ -10,14 +10,13 @@
 //! Refuses to own: when an event is due (`cold::notify`).
 
 use crate::cold::rail::{self, Rail};
-use crate::cold::{cq, device, reaper, tell};
+use crate::cold::{cq, device, notify, reaper, tell};
 use crate::process::Inside;
 use crate::real;
 use crate::shadow::Raw;
 use crate::tables::PtrTable;
 use crate::wait::{self, errno};
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::Ordering;
 use shift_abi::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -153,12 +152,12 @@ impl ChannelShadow {
         let (mut cq, mut context) = (core::ptr::null_mut(), core::ptr::null_mut());
         // SAFETY: the real channel is live as long as ours is; it does not block; both places are writable.
         if unsafe { real::ibv_get_cq_event(self.real.0, &mut cq, &mut context) } == 0 {
-            disarm(cq);
+            heard(cq);
             return Ok(Some(cq));
         }
         match errno() {
             libc::EAGAIN | libc::EINTR => Ok(self.state().pop_twin()),
-            errno => Err(errno),
+            errno => self.state().lose_real(self.real, errno),
         }
     }
 }
@@ -183,7 +182,7 @@ impl State {
             return;
         }
         let operation = if wanted { libc::EPOLL_CTL_ADD } else { libc::EPOLL_CTL_DEL };
-        match self.set(operation, always_readable()) {
+        match always_readable().and_then(|fd| self.set(operation, fd)) {
             Ok(()) => self.is_shown = wanted,
             Err(errno) => log::error!("a completion event cannot be shown (errno {errno})"),
         }
@@ -212,11 +211,25 @@ impl State {
             // The context of a twin is the CQ of the application that it belongs to.
             let cq: *mut ibv_cq = context.cast();
             if self.cqs.contains(&(cq as usize)) {
-                disarm(cq);
+                heard(cq);
                 report(cq);
                 return Some(cq);
             }
         }
+    }
+
+    /// The primary device is gone. Where there are twins the queue pairs go on there, or end in errors of this library's own: a program that
+    /// sleeps for these is not woken by an error of the channel.
+    fn lose_real(&mut self, channel: Raw<ibv_comp_channel>, errno: c_int) -> Result<Option<*mut ibv_cq>, c_int> {
+        if self.twin.is_none() {
+            return Err(errno);
+        }
+        // SAFETY: the real channel is live as long as ours is.
+        let fd = unsafe { (*channel.0).fd };
+        if self.set(libc::EPOLL_CTL_DEL, fd).is_ok() {
+            log::warn!("a completion channel broke (errno {errno}); events come from the standby from now on");
+        }
+        Ok(self.pop_twin())
     }
 
     /// The standby device is gone: its channel would be readable for ever.
@@ -242,18 +255,27 @@ fn report(cq: *mut ibv_cq) {
     unsafe { libc::pthread_mutex_unlock(mutex) };
 }
 
-/// The application is about to hear of this CQ: it looks, and asks again.
-fn disarm(cq: *mut ibv_cq) {
+/// The application is about to hear of this CQ from a NIC.
+fn heard(cq: *mut ibv_cq) {
     if let Some(shadow) = cq::CQS.get_arc(cq) {
-        shadow.armed.store(0, Ordering::SeqCst);
+        notify::heard(&shadow);
     }
 }
 
-/// One for all channels; nobody reads it.
-fn always_readable() -> RawFd {
-    static FD: OnceLock<RawFd> = OnceLock::new();
-    // SAFETY: it makes a descriptor, or says -1, which no set takes.
-    *FD.get_or_init(|| unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
+/// One for all channels, made with the first; nobody reads it.
+fn always_readable() -> Result<RawFd, c_int> {
+    static FD: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(fd) = FD.get() {
+        return Ok(fd.as_raw_fd());
+    }
+    // SAFETY: it makes a descriptor or says -1.
+    let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(errno());
+    }
+    // SAFETY: the descriptor was just made and nobody else has it.
+    let made = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(FD.get_or_init(|| made).as_raw_fd())
 }
 
 /// `ibv_create_comp_channel`.
@@ -276,6 +298,8 @@ pub unsafe fn create(context: *mut ibv_context) -> *mut ibv_comp_channel {
 }
 
 fn wrap(context: *mut ibv_context, real: Raw<ibv_comp_channel>) -> Result<*mut ibv_comp_channel, c_int> {
+    // Without it no event of our own could ever be shown.
+    always_readable()?;
     // SAFETY: it makes a descriptor or says -1.
     let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
     if epoll < 0 {
@@ -289,10 +313,17 @@ fn wrap(context: *mut ibv_context, real: Raw<ibv_comp_channel>) -> Result<*mut i
     state.set(libc::EPOLL_CTL_ADD, fd)?;
     let ours = Box::into_raw(Box::new(ibv_comp_channel { context, fd: epoll, refcnt: 0 }));
     let shadow = ChannelShadow { ours: Raw(ours), real, state: Mutex::new(state) };
-    let failed = match wait::set_nonblocking(fd) {
-        0 if CHANNELS.insert(ours, Arc::new(shadow)) => return Ok(ours),
-        0 => libc::ENOMEM,
-        errno => errno,
+    // What changes the real channel comes last: the application gets that one if something fails.
+    let failed = if CHANNELS.insert(ours, Arc::new(shadow)) {
+        match wait::set_nonblocking(fd) {
+            0 => return Ok(ours),
+            errno => {
+                CHANNELS.remove(ours);
+                errno
+            }
+        }
+    } else {
+        libc::ENOMEM
     };
     // SAFETY: the box was leaked above and given to nobody.
     drop(unsafe { Box::from_raw(ours) });
@@ -377,5 +408,20 @@ pub unsafe fn take(channel: *mut ibv_comp_channel, cq: *mut *mut ibv_cq, cq_cont
             wait::set_errno(errno);
             Taken::Failed
         }
+    }
+}
+
+#[cfg(test)]
+impl ChannelShadow {
+    /// Of these CQs, and of no library: only events of our own come out of it.
+    pub fn of(cqs: &[*mut ibv_cq]) -> Arc<Self> {
+        let cqs = cqs.iter().map(|cq| *cq as usize).collect();
+        let state = State { epoll: None, cqs, ready: VecDeque::new(), is_shown: false, twin: None };
+        Arc::new(Self { ours: Raw(core::ptr::null_mut()), real: Raw(core::ptr::null_mut()), state: Mutex::new(state) })
+    }
+
+    /// How many events of our own wait.
+    pub fn due(&self) -> usize {
+        self.state().ready.len()
     }
 }

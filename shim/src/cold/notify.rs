@@ -18,6 +18,37 @@ use shift_abi::*;
 pub const ANY: u8 = 1;
 /// Only an error, or the receive of a message whose sender asked for it.
 pub const SOLICITED: u8 = 2;
+/// Beside one of both: an event of a NIC came since, perhaps of an earlier arming whose event nobody had read yet. So it does not end this one for the
+/// completions that no NIC tells of.
+pub const HEARD: u8 = 4;
+
+/// What the application asked for.
+fn asked_for(cq: &CqShadow) -> u8 {
+    cq.armed.load(SeqCst) & !HEARD
+}
+
+/// The application asked for an event, and no NIC made one since.
+pub fn is_fresh(cq: &CqShadow) -> bool {
+    matches!(cq.armed.load(SeqCst), ANY | SOLICITED)
+}
+
+/// An event of a NIC goes out.
+pub fn heard(cq: &CqShadow) {
+    // An exchange that fails finds the CQ armed again, or an event of our own made: both are newer.
+    let armed = cq.armed.load(SeqCst);
+    if armed != 0 {
+        let _ = cq.armed.compare_exchange(armed, armed | HEARD, SeqCst, SeqCst);
+    }
+}
+
+/// What a CQ is armed for that was armed so before: until an event came, the wider of both holds.
+const fn wider(before: u8, kind: u8) -> u8 {
+    if before == ANY {
+        ANY
+    } else {
+        kind
+    }
+}
 
 /// `ibv_req_notify_cq` on a CQ with a shadow.
 ///
@@ -30,11 +61,14 @@ pub unsafe fn request(cq: &CqShadow, solicited_only: c_int) -> c_int {
         return unsafe { arm(cq.cq.0, solicited_only) };
     };
     let kind = if solicited_only == 0 { ANY } else { SOLICITED };
+    let before = cq.armed.load(SeqCst);
+    let kind = wider(before, kind);
     cq.armed.store(kind, SeqCst);
     // SAFETY: passed on.
     let errno = unsafe { arm(cq.cq.0, solicited_only) };
-    if errno != 0 {
-        cq.armed.store(0, SeqCst);
+    // The primary may be gone; what has a twin goes on there, and is armed there by whoever sets TWIN.
+    if errno != 0 && cq.inner.lock().twin.is_none() {
+        cq.armed.store(before, SeqCst);
         return errno;
     }
     // The agent sets TWIN, then looks at `armed`; this one the other way round: one of both arms the twin.
@@ -51,7 +85,7 @@ pub unsafe fn request(cq: &CqShadow, solicited_only: c_int) -> c_int {
 /// Something was put into the stash, or is still there. Called with the lock of the CQ.
 #[cold]
 pub fn stashed(cq: &CqShadow, inner: &CqInner) {
-    let kind = cq.armed.load(SeqCst);
+    let kind = asked_for(cq);
     let Some(channel) = cq.channel.as_ref().filter(|_| kind != 0) else { return };
     // What had to wait for its predecessor had its event when nobody could get it yet.
     let is_late = cq.late.swap(false, SeqCst);
@@ -82,7 +116,7 @@ fn raise(cq: &CqShadow, channel: &ChannelShadow) {
 /// From now on completions come from the twins: those of CQs that the application has armed are armed, and looked at after that.
 pub fn arm_twins(qp: &QpShadow) {
     for cq in [&qp.send_cq, &qp.recv_cq] {
-        let kind = cq.armed.load(SeqCst);
+        let kind = asked_for(cq);
         if cq.channel.is_some() && kind != 0 {
             arm_twin(cq, kind);
             poll::sweep(cq);

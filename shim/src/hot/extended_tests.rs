@@ -5,7 +5,7 @@ use super::ring::*;
 use super::tag::{Queue, Tag};
 use super::tests::{Bench, CAP, PROVIDER, QPN};
 use super::wr::QpEx;
-use crate::cold::{cq::CQS, qp::QPS, replay};
+use crate::cold::{channel::ChannelShadow, cq::CQS, qp::QPS, replay};
 use crate::shadow::*;
 use core::ffi::{c_int, c_uint, c_void};
 use core::sync::atomic::Ordering::Relaxed;
@@ -383,8 +383,8 @@ fn a_provider_that_puts_its_own_complete_back_is_hooked_again() {
 }
 
 /// A queue pair whose completions are polled piece by piece.
-struct Queue2 {
-    bench: Bench,
+pub(super) struct Queue2 {
+    pub(super) bench: Bench,
     queue: Box<ibv_cq_ex>,
 }
 
@@ -420,7 +420,12 @@ unsafe extern "C" fn stamp(_queue: *mut ibv_cq_ex) -> u64 {
 }
 
 impl Queue2 {
-    fn new(wc_flags: u64) -> Self {
+    pub(super) fn new(wc_flags: u64) -> Self {
+        Self::on(wc_flags, false)
+    }
+
+    /// The same, with a channel of no library if wanted.
+    pub(super) fn on(wc_flags: u64, has_channel: bool) -> Self {
         STAMP.with_borrow_mut(|stamp| *stamp = 0);
         let mut queue = Box::new(ibv_cq_ex::zeroed());
         provide!(queue, start_poll = poll_start, next_poll = poll_next, end_poll = poll_end, read_opcode = opcode);
@@ -429,14 +434,15 @@ impl Queue2 {
         let raw = &raw mut *queue;
         // SAFETY: the queue was just made.
         let ex = unsafe { CqEx::new(raw, wc_flags) };
-        let bench = Bench::of((core::ptr::null_mut(), None), (raw.cast(), ex));
+        let channel = has_channel.then(|| ChannelShadow::of(&[raw.cast()]));
+        let bench = Bench::on((core::ptr::null_mut(), None), (raw.cast(), ex), channel);
         assert!(CQS.insert(raw, Arc::clone(&bench.qp.send_cq)));
         // SAFETY: as above.
         unsafe { poll_ex::hook(raw) };
         Self { bench, queue }
     }
 
-    fn raw(&self) -> *mut ibv_cq_ex {
+    pub(super) fn raw(&self) -> *mut ibv_cq_ex {
         (&raw const *self.queue).cast_mut()
     }
 
@@ -449,7 +455,7 @@ impl Queue2 {
         self.give(begin..begin + count);
     }
 
-    fn give(&self, entries: std::ops::Range<u64>) {
+    pub(super) fn give(&self, entries: std::ops::Range<u64>) {
         PROVIDER.with_borrow_mut(|provider| {
             provider.completions.extend(entries.map(|seq| {
                 let mut wc = ibv_wc::zeroed();
@@ -460,26 +466,26 @@ impl Queue2 {
         });
     }
 
-    fn start(&self) -> c_int {
+    pub(super) fn start(&self) -> c_int {
         let mut attr = ibv_poll_cq_attr::zeroed();
         let start = self.queue.start_poll.expect("hooked");
         // SAFETY: the queue lives as long as the test.
         unsafe { start(self.raw(), &mut attr) }
     }
 
-    fn next(&self) -> c_int {
+    pub(super) fn next(&self) -> c_int {
         let next = self.queue.next_poll.expect("hooked");
         // SAFETY: as above.
         unsafe { next(self.raw()) }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         let end = self.queue.end_poll.expect("hooked");
         // SAFETY: as above.
         unsafe { end(self.raw()) };
     }
 
-    fn wr_id(&self) -> u64 {
+    pub(super) fn wr_id(&self) -> u64 {
         // SAFETY: as above.
         unsafe { (*self.raw()).wr_id }
     }

@@ -9,6 +9,9 @@ mod extended_tests;
 pub mod keys;
 pub mod poll;
 pub mod poll_ex;
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a test that fails should say where")]
+mod poll_tests;
 pub mod post;
 pub mod ring;
 pub mod srq;

@@ -55,7 +55,7 @@ impl<'a> Sink<'a> {
 pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     cq.polls.store(cq.polls.load(Relaxed).wrapping_add(1), Relaxed);
     let attention = cq.attention.load(Relaxed);
-    if attention & (STASH | TWIN | UNLOCKED | SHARED) != 0 {
+    if is_taken_under_lock(attention) {
         // SAFETY: passed on from the caller.
         return unsafe { poll_slowly(cq, entries, wc) };
     }
@@ -64,22 +64,62 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     if taken <= 0 || attention & TAGGED == 0 {
         return taken;
     }
+    // SAFETY: the provider wrote `taken` completions, at most `entries`, into the caller's array.
+    unsafe { sort_out(cq, entries as usize, wc, taken as usize) }
+}
+
+/// Whether the providers are asked under the lock of the CQ. Completions of QPs without a shadow have no tag that says in which order they came.
+#[inline]
+pub(super) const fn is_taken_under_lock(attention: u32) -> bool {
+    attention & (STASH | TWIN | UNLOCKED | SHARED) != 0 || attention & (TAGGED | FOREIGN) == TAGGED | FOREIGN
+}
+
+/// Puts what the application gets in the place of what was taken. It takes fewer than it asked for to mean that the queue is empty, and goes to sleep:
+/// so for completions that it does not get others are taken, until there are none.
+///
+/// # Safety
+/// `wc` has room for `wanted` completions, and begins with `taken` raw ones.
+#[inline]
+unsafe fn sort_out(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, mut taken: usize) -> c_int {
+    let mut filled = 0;
+    loop {
+        let was_full = filled + taken == wanted;
+        // SAFETY: passed on from the caller; below, what the provider wrote behind `filled`.
+        filled = unsafe { account(cq, wanted, wc, filled, taken) };
+        if !was_full || filled == wanted {
+            return filled as c_int;
+        }
+        // SAFETY: the application polls its live CQ; behind `filled` its array has room for the rest.
+        let more = unsafe { (cq.ops.poll_cq)(cq.cq.0, (wanted - filled) as c_int, wc.wrapping_add(filled)) };
+        if more <= 0 {
+            return if filled == 0 { more } else { filled as c_int };
+        }
+        taken = more as usize;
+    }
+}
+
+/// One round of [`sort_out`]: says how many completions for the application the array begins with now.
+///
+/// # Safety
+/// `wc` has room for `wanted` completions; behind `filled` of them are `taken` raw ones.
+#[inline]
+unsafe fn account(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, filled: usize, taken: usize) -> usize {
     let mut inner = cq.inner.lock();
     let mut stash = core::mem::take(&mut inner.stash);
-    let mut sink = Sink { out: wc, filled: 0, limit: 0, stash: &mut stash, more: MoreWc::NONE };
-    for at in 0..taken as usize {
-        // SAFETY: the provider wrote `taken` completions, and `filled <= at`, so this one is still raw.
+    let mut sink = Sink { out: wc, filled, limit: filled, stash: &mut stash, more: MoreWc::NONE };
+    for at in filled..filled + taken {
+        // SAFETY: the provider wrote `taken` completions behind `filled`, and `sink.filled <= at`, so this one is still raw.
         let raw = unsafe { wc.wrapping_add(at).read() };
         sink.limit = at + 1;
         take(cq, &mut inner, raw, Source::Own, &mut sink);
     }
     unpark(cq, &mut inner, &mut sink);
     let mut filled = sink.filled;
-    // SAFETY: `filled <= taken <= entries`.
-    filled += unsafe { pop(&mut stash, wc.wrapping_add(filled), taken as usize - filled) };
+    // SAFETY: `filled <= wanted`, for which the array has room.
+    filled += unsafe { pop(&mut stash, wc.wrapping_add(filled), wanted - filled) };
     inner.stash = stash;
     settle(cq, &inner);
-    filled as c_int
+    filled
 }
 
 /// With a stash, or a twin to poll as well.
@@ -87,12 +127,13 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
 unsafe fn poll_slowly(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     let wanted = usize::try_from(entries).unwrap_or(0);
     let mut inner = cq.inner.lock();
-    if inner.stash.len() < wanted {
-        drain(cq, &mut inner, wanted);
-    }
+    let errno = if inner.stash.len() < wanted { drain(cq, &mut inner, wanted) } else { 0 };
     // SAFETY: the caller's array has room for `entries`.
     let filled = unsafe { pop(&mut inner.stash, wc, wanted) };
     settle(cq, &inner);
+    if filled == 0 && errno != 0 {
+        return -1;
+    }
     filled as c_int
 }
 
@@ -123,7 +164,9 @@ fn settle(cq: &CqShadow, inner: &CqInner) {
     if !is_said {
         cq.attention.fetch_or(STASH, Relaxed);
     }
-    if cq.late.load(Relaxed) {
+    // Another thread may have armed the CQ and found it empty while this one had them in its hand.
+    if cq.late.load(Relaxed) || notify::is_fresh(cq) {
+        cq.late.store(true, Relaxed);
         notify::stashed(cq, inner);
     }
 }
@@ -143,20 +186,33 @@ pub fn sweep(cq: &CqShadow) {
     settle_and_wake(cq, &inner);
 }
 
-/// One completion, where nothing waits in the stash and there is no twin to poll: what else the provider has goes into the stash.
-pub fn poll_one(cq: &CqShadow) -> Option<StashedWc> {
-    let mut raws = [const { MaybeUninit::<ibv_wc>::uninit() }; BATCH];
-    // SAFETY: the application polls its live CQ; the array has room for BATCH.
-    let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, BATCH as c_int, raws.as_mut_ptr().cast()) };
-    if taken <= 0 {
-        return None;
+/// One completion, where nothing waits in the stash and there is no twin to poll: what else was taken with it goes into the stash. `Err`: ENOENT, or
+/// what is wrong with the CQ.
+pub fn poll_one(cq: &CqShadow) -> Result<StashedWc, c_int> {
+    loop {
+        let mut raws = [const { MaybeUninit::<ibv_wc>::uninit() }; BATCH];
+        // SAFETY: the application polls its live CQ; the array has room for BATCH.
+        let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, BATCH as c_int, raws.as_mut_ptr().cast()) };
+        let taken = usize::try_from(taken).map_err(|_| libc::EIO)?;
+        if taken == 0 {
+            return Err(libc::ENOENT);
+        }
+        // SAFETY: the provider wrote so many.
+        let found = first_of(cq, raws.iter().take(taken).map(|raw| unsafe { raw.assume_init_read() }));
+        // Those that the application does not get are no reason to say that there is none.
+        if found.is_some() || taken < BATCH {
+            return found.ok_or(libc::ENOENT);
+        }
     }
+}
+
+/// Accounts for raw completions of the application's queue; the first one for the application.
+#[inline]
+fn first_of(cq: &CqShadow, raws: impl Iterator<Item = ibv_wc>) -> Option<StashedWc> {
     let mut inner = cq.inner.lock();
     let mut stash = core::mem::take(&mut inner.stash);
     let mut sink = Sink::into_stash(&mut stash);
-    for raw in raws.iter().take(taken as usize) {
-        // SAFETY: the provider wrote so many.
-        let raw = unsafe { raw.assume_init_read() };
+    for raw in raws {
         if cq.attention.load(Relaxed) & TAGGED == 0 {
             sink.put(raw, u32::MAX);
         } else {
@@ -170,26 +226,27 @@ pub fn poll_one(cq: &CqShadow) -> Option<StashedWc> {
     found
 }
 
-/// One completion out of the stash, or of what the providers have: by who is inside of `ex`.
-pub fn take_one(cq: &CqShadow, ex: &CqEx) -> Option<StashedWc> {
+/// One completion out of the stash, or of what the providers have: by who is inside of `ex`. `Err` as for [`poll_one`].
+pub fn take_one(cq: &CqShadow, ex: &CqEx) -> Result<StashedWc, c_int> {
     let mut inner = cq.inner.lock();
+    let mut errno = 0;
     if inner.stash.is_empty() {
         let own = if ex.has_more() { Fetch::Read(*ex.reads()) } else { Fetch::Poll(cq.cq, cq.ops.poll_cq) };
-        drain_from(cq, &mut inner, 1, Some(own));
+        errno = drain_from(cq, &mut inner, 1, Some(own));
     }
     let found = inner.stash.pop_front();
     settle(cq, &inner);
-    found
+    found.ok_or(if errno == 0 { libc::ENOENT } else { errno })
 }
 
-/// Takes at least `wanted` completions into the stash, if the providers have so many.
-pub fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) {
+/// Takes at least `wanted` completions into the stash, if the providers have so many. Gives what is wrong with the application's queue, or 0.
+fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) -> c_int {
     let Some(ex) = cq.ex.as_ref().filter(|ex| ex.has_more()) else {
         return drain_from(cq, inner, wanted, Some(Fetch::Poll(cq.cq, cq.ops.poll_cq)));
     };
     // While the application's poll is open the own queue is left alone: see the text of `poll_ex`.
     let open = ex.try_open();
-    drain_from(cq, inner, wanted, open.is_some().then(|| Fetch::Read(*ex.reads())));
+    drain_from(cq, inner, wanted, open.is_some().then(|| Fetch::Read(*ex.reads())))
 }
 
 /// How completions are taken from a provider.
@@ -202,30 +259,37 @@ enum Fetch {
 }
 
 impl Fetch {
-    /// Takes a batch at most; gives each to `each` and says how many they were.
-    fn batch(&self, mut each: impl FnMut(ibv_wc, MoreWc)) -> usize {
+    /// Takes a batch at most; gives each to `each` and says how many they were, and why they were no more if that is an error.
+    fn batch(&self, mut each: impl FnMut(ibv_wc, MoreWc)) -> (usize, c_int) {
         match self {
             Self::Poll(raw_cq, poll) => {
                 let mut raw = [ibv_wc::zeroed(); BATCH];
                 // SAFETY: the CQ is live as long as its shadow is; the array has room for BATCH.
                 let taken = unsafe { poll(raw_cq.0, BATCH as c_int, raw.as_mut_ptr()) };
-                let taken = usize::try_from(taken).unwrap_or(0);
+                let Ok(taken) = usize::try_from(taken) else { return (0, libc::EIO) };
                 raw.iter().take(taken).for_each(|wc| each(*wc, MoreWc::NONE));
-                taken
+                (taken, 0)
             }
             Self::Read(reads) => {
-                let all = core::iter::from_fn(|| reads.take()).take(BATCH);
-                all.map(|(wc, more)| each(wc, more)).count()
+                for taken in 0..BATCH {
+                    match reads.take() {
+                        Ok((wc, more)) => each(wc, more),
+                        Err(libc::ENOENT) => return (taken, 0),
+                        Err(errno) => return (taken, errno),
+                    }
+                }
+                (BATCH, 0)
             }
         }
     }
 }
 
 /// `drain`, with the application's own queue taken from as `own` says, or not at all.
-fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fetch>) {
+fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fetch>) -> c_int {
     if inner.destroyed {
-        return;
+        return 0;
     }
+    let mut failure = 0;
     let by_reads = inner.twin_reads.map(Fetch::Read);
     let twin = by_reads.or(inner.twin.map(|(raw_cq, poll)| Fetch::Poll(raw_cq, poll)));
     let mut stash = core::mem::take(&mut inner.stash);
@@ -233,10 +297,13 @@ fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fet
     for (fetch, source) in [(own, Source::Own), (twin, Source::Twin)] {
         let Some(fetch) = fetch else { continue };
         loop {
-            let taken = fetch.batch(|wc, more| {
+            let (taken, errno) = fetch.batch(|wc, more| {
                 sink.more = more;
                 take(cq, inner, wc, source, &mut sink);
             });
+            if source == Source::Own {
+                failure = errno;
+            }
             if taken < BATCH || sink.stash.len() >= wanted {
                 break;
             }
@@ -244,6 +311,7 @@ fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fet
     }
     unpark(cq, inner, &mut sink);
     inner.stash = stash;
+    failure
 }
 
 /// Tries parked completions again until none of them finds its predecessor.

@@ -10,7 +10,7 @@
 
 use super::poll;
 use crate::cold::cq::CQS;
-use crate::shadow::{CqShadow, Raw, StashedWc, STASH, TWIN, UNLOCKED};
+use crate::shadow::{CqShadow, Raw, StashedWc};
 use crate::spin::{SpinCell, SpinGuard};
 use core::ffi::{c_int, c_uint};
 use core::sync::atomic::Ordering::Relaxed;
@@ -111,18 +111,20 @@ readers! {
 }
 
 impl CqReads {
-    /// Takes one completion, whole. One a poll: soft-RoCE before rdma-core 59 moves on once too often where `next_poll` finds nothing.
-    pub fn take(&self) -> Option<(ibv_wc, MoreWc)> {
+    /// Takes one completion, whole. One a poll: soft-RoCE before rdma-core 59 moves on once too often where `next_poll` finds nothing. `Err`: what
+    /// `start_poll` said.
+    pub fn take(&self) -> Result<(ibv_wc, MoreWc), c_int> {
         let queue = self.queue.0;
         let mut attr = ibv_poll_cq_attr::zeroed();
         // SAFETY: the queue is live, and whoever calls keeps other pollers out where they matter.
-        if unsafe { (self.start_poll)(queue, &mut attr) } != 0 {
-            return None;
+        let errno = unsafe { (self.start_poll)(queue, &mut attr) };
+        if errno != 0 {
+            return Err(errno);
         }
         let taken = self.read();
         // SAFETY: the poll was started above.
         unsafe { (self.end_poll)(queue) };
-        Some(taken)
+        Ok(taken)
     }
 
     /// Of an error only name, status and the queue pair are valid.
@@ -225,11 +227,11 @@ fn shadow_of<'a>(queue: *mut ibv_cq_ex) -> Option<(&'a CqShadow, &'a CqEx)> {
 }
 
 /// The next completion, by whose poll is open.
-fn next_of(cq: &CqShadow, ex: &CqEx) -> Option<StashedWc> {
-    if cq.attention.load(Relaxed) & (STASH | TWIN | UNLOCKED) == 0 && !ex.has_more() {
-        return poll::poll_one(cq);
+fn next_of(cq: &CqShadow, ex: &CqEx) -> Result<StashedWc, c_int> {
+    if poll::is_taken_under_lock(cq.attention.load(Relaxed)) || ex.has_more() {
+        return poll::take_one(cq, ex);
     }
-    poll::take_one(cq, ex)
+    poll::poll_one(cq)
 }
 
 /// Shows it to the application.
@@ -250,7 +252,10 @@ unsafe extern "C" fn start_poll(queue: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_at
     }
     cq.polls.store(cq.polls.load(Relaxed).wrapping_add(1), Relaxed);
     let mut open = ex.open.lock();
-    let Some(found) = next_of(cq, ex) else { return libc::ENOENT };
+    let found = match next_of(cq, ex) {
+        Ok(found) => found,
+        Err(errno) => return errno,
+    };
     let shown = show(queue, &mut open, found);
     open.stay();
     shown
@@ -258,7 +263,10 @@ unsafe extern "C" fn start_poll(queue: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_at
 
 unsafe extern "C" fn next_poll(queue: *mut ibv_cq_ex) -> c_int {
     let Some((cq, ex)) = shadow_of(queue) else { return libc::ENOENT };
-    let Some(found) = next_of(cq, ex) else { return libc::ENOENT };
+    let found = match next_of(cq, ex) {
+        Ok(found) => found,
+        Err(errno) => return errno,
+    };
     // SAFETY: by the rules of verbs this thread's start_poll succeeded, and stayed inside.
     let mut open = unsafe { ex.open.resume() };
     let shown = show(queue, &mut open, found);

@@ -24,6 +24,8 @@ pub(super) struct Provider {
     room: Option<usize>,
     /// Is called at each poll.
     pub(super) at_poll: Option<Box<dyn Fn()>>,
+    /// It has nothing more to give, and says that the CQ is broken.
+    pub(super) is_broken: bool,
 }
 
 thread_local! {
@@ -79,6 +81,9 @@ unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mu
             // SAFETY: the caller's array has room for `entries`.
             unsafe { out.wrapping_add(at).write(wc) };
         }
+        if provider.is_broken && count == 0 {
+            return -1;
+        }
         count as c_int
     })
 }
@@ -100,12 +105,21 @@ pub(super) struct Bench {
 
 impl Bench {
     /// A QP of 64 sends that signals only what it is asked to.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of((core::ptr::null_mut(), None), (core::ptr::null_mut(), None))
     }
 
     /// The same with objects that an application could name, and what is extended of them.
     pub(super) fn of(pair: (*mut ibv_qp, Option<QpEx>), queue: (*mut ibv_cq, Option<CqEx>)) -> Self {
+        Self::on(pair, queue, None)
+    }
+
+    /// The same on a completion channel.
+    pub(super) fn on(
+        pair: (*mut ibv_qp, Option<QpEx>),
+        queue: (*mut ibv_cq, Option<CqEx>),
+        channel: Option<Arc<crate::cold::channel::ChannelShadow>>,
+    ) -> Self {
         PROVIDER.with_borrow_mut(|provider| *provider = Provider::default());
         let pd = PdShadow {
             device: 0,
@@ -117,7 +131,7 @@ impl Bench {
             cq: Raw(queue.0),
             ops: OPS,
             has_channel: false,
-            channel: None,
+            channel,
             armed: core::sync::atomic::AtomicU8::new(0),
             late: AtomicBool::new(false),
             refused: None,
@@ -138,7 +152,7 @@ impl Bench {
     }
 
     /// Posts a chain; gives errno and the index of `bad_wr`.
-    fn post(&self, requests: &mut [ibv_send_wr]) -> (c_int, Option<usize>) {
+    pub(super) fn post(&self, requests: &mut [ibv_send_wr]) -> (c_int, Option<usize>) {
         let first = requests.as_mut_ptr();
         for at in 1..requests.len() {
             requests[at - 1].next = first.wrapping_add(at);
@@ -183,7 +197,7 @@ impl Drop for Bench {
     }
 }
 
-fn request(wr_id: u64, opcode: ibv_wr_opcode, flags: u32) -> ibv_send_wr {
+pub(super) fn request(wr_id: u64, opcode: ibv_wr_opcode, flags: u32) -> ibv_send_wr {
     let mut wr = ibv_send_wr::zeroed();
     (wr.wr_id, wr.opcode, wr.send_flags) = (wr_id, opcode, flags);
     wr
