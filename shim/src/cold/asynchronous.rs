@@ -133,6 +133,36 @@ pub fn forget_qp(qp: *mut ibv_qp) {
     events.show(&state);
 }
 
+/// The application destroys this shared receive queue.
+pub fn forget_srq(srq: *mut ibv_srq) {
+    // SAFETY: the SRQ is live until its destroy runs.
+    let context = unsafe { (*srq).context };
+    let Some(events) = CONTEXTS.get(context) else { return };
+    let mut state = events.state();
+    state.queue.retain(|event| srq_of(event) != Some(srq));
+    events.show(&state);
+}
+
+/// The receives of an SRQ that has moved went below its limit; who calls keeps it from being destroyed.
+pub fn limit_reached(srq: *mut ibv_srq) {
+    // SAFETY: the caller keeps the SRQ.
+    let context = unsafe { (*srq).context };
+    let Some(events) = CONTEXTS.get(context) else { return };
+    let mut state = events.state();
+    let element = ibv_async_element { srq };
+    state.queue.push_back(ibv_async_event { element, event_type: IBV_EVENT_SRQ_LIMIT_REACHED });
+    events.show(&state);
+}
+
+/// The shared receive queue that an event is about.
+fn srq_of(event: &ibv_async_event) -> Option<*mut ibv_srq> {
+    if !matches!(event.event_type, IBV_EVENT_SRQ_LIMIT_REACHED | IBV_EVENT_SRQ_ERR) {
+        return None;
+    }
+    // SAFETY: of an event of these types this member was written.
+    Some(unsafe { event.element.srq })
+}
+
 /// An error was surfaced: the queue pair is in ERR, as the application is to believe it got there.
 pub fn surfaced(qp: &QpShadow) {
     tell_of(qp, IBV_EVENT_QP_FATAL);
@@ -140,6 +170,9 @@ pub fn surfaced(qp: &QpShadow) {
 
 /// An event of a twin that the application waits for: it moved its queue pair to ERR, and the last of its receives is back.
 pub fn of_twin(event: &ibv_async_event) {
+    if event.event_type == IBV_EVENT_SRQ_LIMIT_REACHED {
+        return srq_of(event).into_iter().for_each(crate::cold::srq::twin_reached_its_limit);
+    }
     let Some(twin) = qp_of(event).filter(|_| event.event_type == IBV_EVENT_QP_LAST_WQE_REACHED) else { return };
     let is_its = |qp: &Arc<QpShadow>| qp.cold().twin.is_some_and(|known| core::ptr::eq(known.0, twin));
     let found = lives::all().into_iter().find(is_its);
@@ -391,14 +424,26 @@ fn judge_again(qp: &QpShadow, held: &Withheld) -> Verdict {
 
 /// An event that the kernel did not count goes out: the destroy of its queue pair has to wait for its acknowledgement too.
 fn report(event: &ibv_async_event) {
-    let Some(qp) = qp_of(event) else { return };
-    // SAFETY: the event was in the queue of a context whose state is locked, and a destroy takes it out of there first.
-    let mutex = unsafe { &raw mut (*qp).mutex };
+    let (mutex, completed) = match (qp_of(event), srq_of(event)) {
+        (Some(qp), _) => {
+            // SAFETY: the event was in the queue of a context whose state is locked, and a destroy takes it out of there first.
+            let mutex = unsafe { &raw mut (*qp).mutex };
+            // SAFETY: as above.
+            (mutex, unsafe { &raw mut (*qp).events_completed })
+        }
+        (None, Some(srq)) => {
+            // SAFETY: as above.
+            let mutex = unsafe { &raw mut (*srq).mutex };
+            // SAFETY: as above.
+            (mutex, unsafe { &raw mut (*srq).events_completed })
+        }
+        (None, None) => return,
+    };
     // SAFETY: libibverbs initialized the mutex.
     unsafe { libc::pthread_mutex_lock(mutex) };
     // SAFETY: under the mutex this is the only access.
-    let completed = unsafe { &mut (*qp).events_completed };
-    *completed = completed.wrapping_sub(1);
+    let count = unsafe { &mut *completed };
+    *count = count.wrapping_sub(1);
     // SAFETY: locked above.
     unsafe { libc::pthread_mutex_unlock(mutex) };
 }

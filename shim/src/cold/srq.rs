@@ -4,7 +4,7 @@
 //! to that, see [`shift_control::datapath::DataPath::repost`]); an object of the SRQ that the group has left is emptied before anybody can take what is
 //! still in it, because its buffers have been used again since.
 
-use crate::cold::{device, pd, rail, reaper, tell, withdraw};
+use crate::cold::{asynchronous, device, pd, rail, reaper, tell, withdraw};
 use crate::hot::keys::KeyCache;
 use crate::hot::poll;
 use crate::hot::srq::{give, Slots, SrqPoster, SrqShadow};
@@ -140,18 +140,22 @@ const fn with_slack(entries: u32) -> u32 {
 pub unsafe fn destroy(srq: *mut ibv_srq) -> c_int {
     // The application's object cannot go while a queue pair of this library's own is attached to it.
     if let Some(shadow) = SRQS.get(srq) {
-        shadow.cold().withdrawal = None;
+        let mut cold = shadow.cold();
+        (cold.withdrawal, cold.destroyed) = (None, true);
+        asynchronous::forget_srq(srq);
     }
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_destroy_srq(srq) };
     if errno != 0 {
+        if let Some(shadow) = SRQS.get(srq) {
+            shadow.cold().destroyed = false;
+        }
         return errno;
     }
     if let Some(shadow) = SRQS.remove(srq) {
         BY_LIFE.write().unwrap_or_else(PoisonError::into_inner).remove(&shadow.life);
         lives::reserve(shadow.life, false);
         let mut cold = shadow.cold();
-        cold.destroyed = true;
         if let Some(twin) = cold.twin.take() {
             reaper::destroy_srq(twin);
         }
@@ -213,6 +217,18 @@ pub unsafe fn query(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int {
         unsafe { (*attr).srq_limit = limit_of(twin) };
     }
     0
+}
+
+/// An event of this library's own context: the receives on the standby went below the limit that the application set.
+pub fn twin_reached_its_limit(twin: *mut ibv_srq) {
+    let all = BY_LIFE.read().unwrap_or_else(PoisonError::into_inner);
+    for srq in all.values() {
+        // Destroying it takes the cold part first.
+        let cold = srq.cold();
+        if !cold.destroyed && cold.home == 1 && cold.twin.is_some_and(|known| core::ptr::eq(known.0, twin)) {
+            asynchronous::limit_reached(srq.srq.0);
+        }
+    }
 }
 
 fn limit_of(srq: Raw<ibv_srq>) -> u32 {
