@@ -47,6 +47,10 @@ exported! {
     fn ibv_import_device(command_fd: c_int) -> *mut ibv_context = device::import, else core::ptr::null_mut();
     /// Takes over a registration that was made elsewhere: the standby does not have it, and that is said.
     fn ibv_import_mr(domain: *mut ibv_pd, handle: u32) -> *mut ibv_mr = mr::import, else core::ptr::null_mut();
+    /// Gives it up.
+    fn ibv_unimport_mr(region: *mut ibv_mr) -> () = mr::unimport, else ();
+    /// Gives up a PD that was made elsewhere.
+    fn ibv_unimport_pd(domain: *mut ibv_pd) -> () = pd::unimport, else ();
     /// Closes it.
     fn ibv_close_device(context: *mut ibv_context) -> c_int = device::close, else libc::EIO;
     /// Makes a PD and its twin.

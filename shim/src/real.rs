@@ -104,6 +104,10 @@ real_functions! {
     fn ibv_import_device(command_fd: c_int) -> *mut ibv_context = core::ptr::null_mut();
     /// A registration that was made elsewhere.
     fn ibv_import_mr(pd: *mut ibv_pd, handle: u32) -> *mut ibv_mr = core::ptr::null_mut();
+    /// Gives it up.
+    fn ibv_unimport_mr(mr: *mut ibv_mr) -> Nothing = NOTHING;
+    /// Gives up a PD that was made elsewhere.
+    fn ibv_unimport_pd(pd: *mut ibv_pd) -> Nothing = NOTHING;
     /// Closes it.
     fn ibv_close_device(context: *mut ibv_context) -> c_int = libc::ENOSYS;
     /// What the device can do.

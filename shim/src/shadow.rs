@@ -2,7 +2,7 @@
 //!
 //! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `QpEx`'s cell, then the posters' cells
 //! (`SendQueue::poster`, `RecvQueue::poster`, `SrqShadow::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried, then
-//! `SrqShadow::slots`, then the state of a `ChannelShadow`, then the mutex of a CQ of libibverbs'. Two CQs of one QP
+//! `SrqShadow::slots`, then the state of a `ChannelShadow`, then the mutex of a CQ of libibverbs'; `QpEx::provider` is held across nothing. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
 use crate::cold::channel::ChannelShadow;
@@ -120,6 +120,9 @@ pub const FOREIGN: u32 = 1 << 3;
 pub const UNLOCKED: u32 = 1 << 4;
 /// QPs that receive through an SRQ complete here: it is polled under its lock.
 pub const SHARED: u32 = 1 << 5;
+
+/// A call that resizes it, or takes a QP's completions out of it, runs in the provider: who polls finds nothing, and waits for nobody. Of UNLOCKED ones.
+pub const IN_CALL: u32 = 1 << 6;
 
 /// A CQ of the application.
 pub struct CqShadow {

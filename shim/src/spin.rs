@@ -1,12 +1,11 @@
 //! The one lock of the hot path: a word that is exchanged once to enter and stored once to leave.
 //!
-//! Owns: [`SpinCell`]. Refuses to own: fairness. Sections are short and never sleep, so a waiter spins, and yields its
+//! Owns: [`SpinCell`], and [`HeldCell`] for what C enters and leaves in two calls. Refuses to own: fairness. Sections are short and never sleep, so a waiter spins, and yields its
 //! processor after a while in case the holder was preempted (one-CPU guests and containers).
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
@@ -47,29 +46,6 @@ impl<T> SpinCell<T> {
         (self.word.swap(TAKEN, Ordering::Acquire) == FREE).then(|| SpinGuard { cell: self })
     }
 
-    /// Enters if whoever is inside leaves within `limit`.
-    pub fn lock_within(&self, limit: Duration) -> Option<SpinGuard<'_, T>> {
-        let until = Instant::now() + limit;
-        loop {
-            if let Some(inside) = self.try_lock() {
-                return Some(inside);
-            }
-            if Instant::now() > until {
-                return None;
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    /// The guard of a thread that is inside already: it called [`SpinCell::lock`] and forgot the guard, because C enters and leaves in two calls.
-    ///
-    /// # Safety
-    /// This thread is inside, and no other guard of it exists.
-    #[inline]
-    pub unsafe fn resume(&self) -> SpinGuard<'_, T> {
-        SpinGuard { cell: self }
-    }
-
     #[cold]
     fn wait(&self) {
         let mut spins = 0_u32;
@@ -90,14 +66,6 @@ impl<T> SpinCell<T> {
 /// Access to the value; leaves when dropped.
 pub struct SpinGuard<'a, T> {
     cell: &'a SpinCell<T>,
-}
-
-impl<T> SpinGuard<'_, T> {
-    /// Stays inside: [`SpinCell::resume`] gets the guard back.
-    #[inline]
-    pub fn stay(self) {
-        core::mem::forget(self);
-    }
 }
 
 impl<T> Deref for SpinGuard<'_, T> {
@@ -124,6 +92,87 @@ impl<T> Drop for SpinGuard<'_, T> {
     }
 }
 
+/// A cell that C enters in one call and leaves in a later one. It knows whose it is, so that a call out of turn finds nothing.
+pub struct HeldCell<T> {
+    cell: SpinCell<T>,
+    /// The thread that is inside, or 0. Relaxed: a thread only ever looks for itself, and nobody else stores that.
+    owner: AtomicUsize,
+}
+
+impl<T> HeldCell<T> {
+    /// A free cell.
+    pub const fn new(value: T) -> Self {
+        Self { cell: SpinCell::new(value), owner: AtomicUsize::new(0) }
+    }
+
+    /// Enters, spinning while another thread is inside.
+    #[inline]
+    pub fn lock(&self) -> HeldGuard<'_, T> {
+        self.own(self.cell.lock())
+    }
+
+    /// Enters if nobody is inside.
+    #[inline]
+    pub fn try_lock(&self) -> Option<HeldGuard<'_, T>> {
+        Some(self.own(self.cell.try_lock()?))
+    }
+
+    fn own<'a>(&'a self, inside: SpinGuard<'a, T>) -> HeldGuard<'a, T> {
+        self.owner.store(this_thread(), Ordering::Relaxed);
+        HeldGuard { inside, owner: &self.owner }
+    }
+
+    /// The guard of this thread, if it is inside already: it entered by an earlier call and stayed.
+    #[inline]
+    pub fn resume(&self) -> Option<HeldGuard<'_, T>> {
+        (self.owner.load(Ordering::Relaxed) == this_thread())
+            .then(|| HeldGuard { inside: SpinGuard { cell: &self.cell }, owner: &self.owner })
+    }
+}
+
+#[inline]
+fn this_thread() -> usize {
+    // SAFETY: a function without conditions. No thread is 0.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Access to the value; leaves when dropped.
+pub struct HeldGuard<'a, T> {
+    inside: SpinGuard<'a, T>,
+    owner: &'a AtomicUsize,
+}
+
+impl<T> HeldGuard<'_, T> {
+    /// Stays inside: [`HeldCell::resume`] gets the guard back.
+    #[inline]
+    pub fn stay(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<T> Deref for HeldGuard<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.inside
+    }
+}
+
+impl<T> DerefMut for HeldGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inside
+    }
+}
+
+impl<T> Drop for HeldGuard<'_, T> {
+    /// The cell is left after this, by the guard inside.
+    #[inline]
+    fn drop(&mut self) {
+        self.owner.store(0, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,16 +195,22 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_inside_is_inside_until_it_leaves_by_a_later_call() {
-        let cell = SpinCell::new(1);
+    fn who_stays_inside_is_inside_until_it_leaves_by_a_later_call_and_nobody_else_is() {
+        let cell = HeldCell::new(1);
+        assert!(cell.resume().is_none(), "nobody is inside");
         cell.lock().stay();
         assert!(cell.try_lock().is_none());
-        assert!(cell.lock_within(Duration::from_millis(1)).is_none());
-        // SAFETY: this thread stayed inside above.
-        let mut inside = unsafe { cell.resume() };
-        *inside = 2;
-        drop(inside);
-        assert_eq!(cell.lock_within(Duration::from_millis(1)).map(|value| *value), Some(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert!(cell.resume().is_none(), "it is another thread's"));
+        });
+        let entered = cell.resume().map(|mut inside| {
+            *inside = 2;
+            inside.stay();
+        });
+        assert!(entered.is_some(), "this thread stayed inside above");
+        drop(cell.resume());
+        assert!(cell.resume().is_none(), "it left");
+        assert_eq!(cell.try_lock().map(|value| *value), Some(2));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! a reader that got a shadow got a counted reference or holds the lock named at the method.
 
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Slots of a table: 64 Ki objects of one kind, most jobs have a few hundred. Beyond it an object is passed through unprotected.
 const SLOTS: usize = 1 << 16;
@@ -24,7 +26,8 @@ struct Slot<T> {
 /// Address of an object -> its shadow.
 ///
 /// The caller of `get` makes a verbs call on the object, so by the rules of verbs nobody destroys the object meanwhile: a shadow is removed
-/// only inside of the destroying call. That is what keeps the returned reference valid.
+/// only inside of the destroying call. That is what keeps the returned reference valid. A QP that is reset gets another shadow while others may post:
+/// the one before is kept for [`GRACE`] by [`retire`].
 pub struct PtrTable<T> {
     slots: OnceLock<Box<[Slot<T>]>>,
     writers: Mutex<()>,
@@ -57,8 +60,9 @@ impl<T: Send + Sync> PtrTable<T> {
             let found = slot.key.load(Ordering::Acquire);
             if found == key {
                 // SAFETY: the pointer came from `Arc::into_raw` and is dropped only inside of the call that destroys the
-                // object, which by the rules of verbs does not run beside a call that uses it (see the type's text).
-                return unsafe { slot.shadow.load(Ordering::Relaxed).as_ref() };
+                // object, which by the rules of verbs does not run beside a call that uses it, or later (see the type's text).
+                // Acquire pairs with the swap of an `insert` that replaces it.
+                return unsafe { slot.shadow.load(Ordering::Acquire).as_ref() };
             }
             if found == 0 {
                 return None;
@@ -76,7 +80,8 @@ impl<T: Send + Sync> PtrTable<T> {
         Some(unsafe { Arc::from_raw(shadow) })
     }
 
-    /// Remembers a shadow. `false`: the table is full around there, the object stays without one.
+    /// Remembers a shadow, in the place of one that the object had before (who may still be read is the caller's to [`retire`]). `false`: the table
+    /// is full around there, the object stays without one.
     pub fn insert<K>(&self, object: *const K, shadow: Arc<T>) -> bool {
         let _writer = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.slots.get_or_init(|| {
@@ -85,20 +90,35 @@ impl<T: Send + Sync> PtrTable<T> {
                 .collect()
         });
         let key = object as usize;
-        for slot in self.probe(key) {
-            let found = slot.key.load(Ordering::Relaxed);
-            if found == 0 || found == TOMBSTONE {
-                slot.shadow.store(Arc::into_raw(shadow).cast_mut(), Ordering::Relaxed);
-                slot.key.store(key, Ordering::Release);
-                return true;
-            }
+        let holds = |slot: &&Slot<T>, keys: [usize; 2]| keys.contains(&slot.key.load(Ordering::Relaxed));
+        if let Some(slot) = self.probe(key).find(|slot| holds(slot, [key; 2])) {
+            let before = slot.shadow.swap(Arc::into_raw(shadow).cast_mut(), Ordering::AcqRel);
+            // SAFETY: an earlier `insert` stored it from `Arc::into_raw`; the swap makes this the only place that takes it back.
+            drop((!before.is_null()).then(|| unsafe { Arc::from_raw(before) }));
+            return true;
         }
-        false
+        let Some(slot) = self.probe(key).find(|slot| holds(slot, [0, TOMBSTONE])) else { return false };
+        slot.shadow.store(Arc::into_raw(shadow).cast_mut(), Ordering::Relaxed);
+        slot.key.store(key, Ordering::Release);
+        true
+    }
+
+    /// Forgets this shadow of `object`, which is gone: its address may be another one's by now, whose shadow stays.
+    pub fn remove_this<K>(&self, object: *const K, shadow: &Arc<T>) {
+        let _writer = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.get(object).is_some_and(|found| core::ptr::eq(found, &**shadow)) {
+            drop(self.take(object));
+        }
     }
 
     /// Forgets the shadow of `object` and gives it back.
     pub fn remove<K>(&self, object: *const K) -> Option<Arc<T>> {
         let _writer = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.take(object)
+    }
+
+    /// By who holds `writers`.
+    fn take<K>(&self, object: *const K) -> Option<Arc<T>> {
         let key = object as usize;
         for slot in self.probe(key) {
             if slot.key.load(Ordering::Relaxed) == key {
@@ -110,6 +130,23 @@ impl<T: Send + Sync> PtrTable<T> {
         }
         None
     }
+}
+
+/// How long a shadow is kept that another one replaced: longer than any thread stands between two of its own instructions.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Shadows that were replaced while somebody may have read them, with the times.
+static RETIRED: Mutex<VecDeque<(Instant, Arc<dyn Send + Sync>)>> = Mutex::new(VecDeque::new());
+
+/// Keeps a shadow that is being replaced until nobody can hold a reference to it any more.
+pub fn retire<T: Send + Sync + 'static>(shadow: Arc<T>) {
+    let now = Instant::now();
+    let mut retired = RETIRED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let over = retired.partition_point(|(since, _)| now.duration_since(*since) > GRACE);
+    let gone: Vec<_> = retired.drain(..over).collect();
+    retired.push_back((now, shadow));
+    drop(retired);
+    drop(gone);
 }
 
 #[cfg(test)]
@@ -131,5 +168,22 @@ mod tests {
             table.remove(&raw const **object);
         }
         assert_eq!(table.get(&raw const *objects[501]), None);
+    }
+
+    #[test]
+    fn an_address_that_is_used_again_has_one_shadow_the_newest() {
+        let table = PtrTable::<u32>::new();
+        let object = Box::new(0_u64);
+        let at = &raw const *object;
+        let [first, second] = [1, 2].map(Arc::new);
+        assert!(table.insert(at, Arc::clone(&first)) && table.insert(at, Arc::clone(&second)));
+        assert_eq!((table.get(at), Arc::strong_count(&first)), (Some(&2), 1));
+        table.remove_this(at, &first);
+        assert_eq!(table.get(at), Some(&2), "it is another object's by now");
+        table.remove_this(at, &second);
+        assert_eq!((table.get(at), Arc::strong_count(&second)), (None, 1));
+        retire(Arc::clone(&second));
+        retire(first);
+        assert_eq!(Arc::strong_count(&second), 2, "kept for those who may be reading it");
     }
 }

@@ -5,8 +5,8 @@ use crate::cold::rail::Rail;
 use crate::cold::{device, pd, reaper};
 use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
-use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TAGGED, UNLOCKED};
-use crate::spin::{SpinCell, SpinGuard};
+use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, IN_CALL, TAGGED, UNLOCKED};
+use crate::spin::SpinCell;
 use crate::tables::PtrTable;
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -14,6 +14,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// CQs of the application.
 pub static CQS: PtrTable<CqShadow> = PtrTable::new();
@@ -50,6 +51,8 @@ pub fn enter(
     if let Some(ours) = &given {
         ours.adopt(cq);
     }
+    // One that lay at this address, of a thread that is about to return from its destroy.
+    CQS.remove(cq);
     if let Some(shadow) = device::device_of(context) {
         // SAFETY: the CQ was just made.
         let granted = unsafe { (*cq).cqe };
@@ -280,20 +283,70 @@ pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Keeps everybody out of a CQ for which its provider has no lock, and nobody out of another.
-pub fn alone(cq: &CqShadow) -> Option<SpinGuard<'_, CqInner>> {
-    (cq.attention.load(Ordering::Relaxed) & UNLOCKED != 0).then(|| cq.inner.lock())
+/// CQs for which their provider has no lock, while a call that touches them runs. The call may take as long as a dying NIC does, so their cells are not
+/// held: who polls finds nothing meanwhile.
+pub struct Alone<'a>(Vec<&'a CqShadow>);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        for cq in &self.0 {
+            cq.attention.fetch_and(!IN_CALL, Ordering::Release);
+        }
+    }
 }
 
-/// Runs what a provider does to the CQs of a QP beside what it does to the QP: at RESET and destroy it takes the QP's completions out of them.
-pub fn among<R>(send_cq: *const ibv_cq, recv_cq: *const ibv_cq, change: impl FnOnce() -> R) -> R {
-    let is_unlocked = |cq: &&CqShadow| cq.attention.load(Ordering::Relaxed) & UNLOCKED != 0;
+/// Keeps everybody out of a CQ for which its provider has no lock, and nobody out of another.
+pub fn alone(cq: &CqShadow) -> Alone<'_> {
+    let mut alone = Alone(Vec::new());
+    while is_unlocked(cq) && !enter_call(cq, &mut alone) {
+        std::thread::yield_now();
+    }
+    alone
+}
+
+fn is_unlocked(cq: &CqShadow) -> bool {
+    cq.attention.load(Ordering::Relaxed) & UNLOCKED != 0
+}
+
+/// From here on nobody polls it. `false`: another call runs.
+fn enter_call<'a>(cq: &'a CqShadow, alone: &mut Alone<'a>) -> bool {
+    // Who polls holds this.
+    let _inner = cq.inner.lock();
+    let is_first = cq.attention.fetch_or(IN_CALL, Ordering::Acquire) & IN_CALL == 0;
+    if is_first {
+        alone.0.push(cq);
+    }
+    is_first
+}
+
+/// A call that touches it runs: what it has cannot be seen at this moment.
+pub fn is_in_call(cq: &CqShadow) -> bool {
+    cq.attention.load(Ordering::Relaxed) & IN_CALL != 0
+}
+
+/// Runs what a provider does to the CQs of a QP beside what it does to the QP: at RESET and destroy it takes the QP's completions out of them. Another such
+/// call is waited for: `None` if it runs on for longer than `patience`.
+pub fn among<R>(
+    send_cq: *const ibv_cq,
+    recv_cq: *const ibv_cq,
+    patience: Duration,
+    change: impl FnOnce() -> R,
+) -> Option<R> {
     let mut cqs: Vec<&CqShadow> =
-        [send_cq, recv_cq].into_iter().filter_map(|cq| CQS.get(cq)).filter(is_unlocked).collect();
+        [send_cq, recv_cq].into_iter().filter_map(|cq| CQS.get(cq)).filter(|cq| is_unlocked(cq)).collect();
     cqs.sort_by_key(|cq| core::ptr::from_ref(*cq));
     cqs.dedup_by_key(|cq| core::ptr::from_ref(*cq));
-    let _alone: Vec<SpinGuard<'_, CqInner>> = cqs.iter().map(|cq| cq.inner.lock()).collect();
-    change()
+    let began = Instant::now();
+    let mut alone = Alone(Vec::new());
+    for cq in cqs {
+        while !enter_call(cq, &mut alone) {
+            if began.elapsed() > patience {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+    Some(change())
 }
 
 /// Takes back what `grow` counted: the CQ keeps its size.
@@ -381,7 +434,7 @@ pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
         });
     let entries = cqe.max(c_int::try_from(room).unwrap_or(c_int::MAX));
     let errno = {
-        let _alone = CQS.get(cq).and_then(alone);
+        let _alone = CQS.get(cq).map(alone);
         // SAFETY: passed on, with a larger size at most.
         unsafe { real::ibv_resize_cq(cq, entries) }
     };
@@ -398,9 +451,9 @@ pub unsafe fn resize(cq: *mut ibv_cq, cqe: c_int) -> c_int {
 pub unsafe fn destroy(cq: *mut ibv_cq) -> c_int {
     // SAFETY: the CQ is live until the call below.
     let channel = channel::given(unsafe { (*cq).channel });
-    // Before the shadow goes: who takes an event of a member looks for it.
     let had_event = channel.as_ref().is_some_and(|channel| channel.leave(cq));
-    let shadow = CQS.remove(cq);
+    // It stays where it is found until the CQ is gone: a poll of it may be open, and the call may be refused.
+    let shadow = CQS.get_arc(cq);
     if let Some(shadow) = &shadow {
         shadow.inner.lock().destroyed = true;
     }
@@ -412,9 +465,12 @@ pub unsafe fn destroy(cq: *mut ibv_cq) -> c_int {
     let Some(shadow) = shadow else { return errno };
     if errno != 0 {
         shadow.inner.lock().destroyed = false;
-        CQS.insert(cq, shadow);
-    } else if let Some((twin, _)) = shadow.inner.lock().twin.take() {
+        return errno;
+    }
+    CQS.remove_this(cq, &shadow);
+    let twin = shadow.inner.lock().twin.take();
+    if let Some((twin, _)) = twin {
         reaper::destroy_cq(twin);
     }
-    errno
+    0
 }

@@ -13,7 +13,8 @@ use dashmap::DashMap;
 use shift_abi::*;
 use shift_control::datapath::DeviceId;
 use shift_control::datapath::Event;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Registrations up to this size are looked at page by page before their memory may be snapshotted: 16 Ki pages, 16 system calls. Larger
 /// ones are bulk data, which is replayed from the application's buffer as the NIC's own retransmission would be.
@@ -72,6 +73,22 @@ pub fn withdrawal_confirmed(device: u16, rkey: u32) {
         *count = count.saturating_sub(1);
     }
     unconfirmed.remove_if(&(device, rkey), |_, count| *count == 0);
+    let _waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    CONFIRMED.notify_all();
+}
+
+/// For those who wait until a withdrawal is confirmed.
+static WAITING: Mutex<()> = Mutex::new(());
+static CONFIRMED: Condvar = Condvar::new();
+/// How long a changed registration waits for the peers: some round trips of TCP, on hosts that are busy.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Waits until every peer knows that the key is withdrawn; `false`: some peer does not say so.
+fn await_confirmation(device: u16, rkey: u32) -> bool {
+    let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_open = |_: &mut ()| UNCONFIRMED.get().is_some_and(|keys| keys.contains_key(&(device, rkey)));
+    let waited = CONFIRMED.wait_timeout_while(waiting, CONFIRMED_WITHIN, is_open);
+    !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
 }
 
 fn is_unconfirmed(device: u16, region: *mut ibv_mr) -> bool {
@@ -295,6 +312,18 @@ pub unsafe fn rereg(
     if changes(IBV_REREG_MR_CHANGE_TRANSLATION) {
         (request.addr, request.length, request.iova) = (addr, length, addr as u64);
     }
+    // Who still takes the key for the twin that is gone would reach nothing with it, or other memory: the program may tell its peer of the change by
+    // a message that is faster than ours.
+    // SAFETY: the registration is live: it was just changed.
+    let keeps_key = unsafe { (*region).rkey } == shadow.rkey && shadow.twin.is_some();
+    if status == 0 && keeps_key && !await_confirmation(shadow.device, shadow.rkey) {
+        if let Some(pd) = pd::PDS.get(request.pd) {
+            unprotect_all(
+                pd,
+                "a registration kept its key when it was changed, and a peer has not confirmed the change",
+            );
+        }
+    }
     // Of a refusal in mid-way (any but the first kind) nobody knows what is left; and the descriptor of a dmabuf may be closed by now.
     let is_known = status == 0 || status == REREG_UNCHANGED;
     if is_known && !shadow.is_dmabuf {
@@ -329,6 +358,25 @@ pub unsafe fn import(domain: *mut ibv_pd, handle: u32) -> *mut ibv_mr {
         only_here(region, u32::MAX, "a registration that was imported");
     }
     region
+}
+
+/// `ibv_unimport_mr`: the registration stays where it was made, its structure here goes.
+///
+/// # Safety
+/// As `ibv_unimport_mr`.
+pub unsafe fn unimport(region: *mut ibv_mr) {
+    forget(region);
+    // SAFETY: passed on.
+    unsafe { real::ibv_unimport_mr(region) };
+}
+
+/// What was known of a registration that ends goes, and its twin.
+fn forget(region: *mut ibv_mr) {
+    if let Some(shadow) = MRS.remove(region) {
+        by_lkey().remove(&(shadow.device, shadow.lkey));
+        void_caches();
+        withdraw_twin(&shadow);
+    }
 }
 
 /// `ibv_alloc_null_mr`: a key under which nothing is read or written.
@@ -369,13 +417,7 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
 /// # Safety
 /// As `ibv_dereg_mr`.
 pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
-    let Some(shadow) = MRS.remove(mr) else {
-        // SAFETY: passed on.
-        return unsafe { real::ibv_dereg_mr(mr) };
-    };
-    by_lkey().remove(&(shadow.device, shadow.lkey));
-    void_caches();
-    withdraw_twin(&shadow);
+    forget(mr);
     // SAFETY: passed on.
     unsafe { real::ibv_dereg_mr(mr) }
 }

@@ -81,3 +81,13 @@ pub unsafe fn dealloc(pd: *mut ibv_pd) -> c_int {
     }
     errno
 }
+
+/// `ibv_unimport_pd`: its structure goes. It has no shadow of its own, but one that was freed by other ways may have lain at its address.
+///
+/// # Safety
+/// As `ibv_unimport_pd`.
+pub unsafe fn unimport(pd: *mut ibv_pd) {
+    PDS.remove(pd);
+    // SAFETY: passed on.
+    unsafe { real::ibv_unimport_pd(pd) };
+}

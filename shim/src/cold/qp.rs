@@ -8,7 +8,7 @@ use crate::lives;
 use crate::process;
 use crate::real;
 use crate::shadow::*;
-use crate::tables::PtrTable;
+use crate::tables::{retire, PtrTable};
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
@@ -16,6 +16,7 @@ use shift_control::datapath::Event;
 use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, GroupId, QpLife};
 use shift_proto::id::Mtu;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// QPs of the application that are recorded.
 pub static QPS: PtrTable<QpShadow> = PtrTable::new();
@@ -56,6 +57,8 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     // SAFETY: the QP is live.
     let qpn = unsafe { (*qp).qp_num };
     mark_foreign(init, qpn);
+    // One that lay at this address, of a thread that is about to return from its destroy.
+    QPS.remove(qp);
     OTHERS.insert(qp, Arc::new(()));
     // SAFETY: as above.
     asynchronous::count_foreign(unsafe { (*qp).context }, true);
@@ -113,6 +116,11 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
     }
     if let Some(why) = pd.unprotected.get() {
         return Err((*why).to_owned());
+    }
+    if rail::has_no_locks(pd.device) {
+        return Err(
+            "MLX5_SINGLE_THREADED takes the locks away that its provider and the shim's own thread need".to_owned()
+        );
     }
     let cq_of = |raw: *mut ibv_cq| {
         let shadow = cq::CQS.get_arc(raw).ok_or("its CQ was not made through ibv_create_cq")?;
@@ -261,7 +269,7 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     }
     // SAFETY: passed on.
     let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
-    let errno = changing(&shadow, state, change);
+    let errno = changing(&shadow, state, Duration::MAX, change);
     if errno != 0 {
         return errno;
     }
@@ -288,14 +296,20 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     0
 }
 
-/// Runs a call that changes the state of the application's own object, with what a provider may touch beside it kept from others.
-pub fn changing(qp: &QpShadow, state: Option<ibv_qp_state>, change: impl FnOnce() -> c_int) -> c_int {
+/// Runs a call that changes the state of the application's own object, with what a provider may touch beside it kept from others. Returns errno: EBUSY if
+/// another call had it for longer than `patience`.
+pub fn changing(
+    qp: &QpShadow,
+    state: Option<ibv_qp_state>,
+    patience: Duration,
+    change: impl FnOnce() -> c_int,
+) -> c_int {
     let change = || match &qp.ex {
         Some(ex) => ex.across(change),
         None => change(),
     };
     if state == Some(IBV_QPS_RESET) {
-        return cq::among(qp.send_cq.cq.0, qp.recv_cq.cq.0, change);
+        return cq::among(qp.send_cq.cq.0, qp.recv_cq.cq.0, patience, change).unwrap_or(libc::EBUSY);
     }
     change()
 }
@@ -359,9 +373,11 @@ fn renew(qp: *mut ibv_qp, old: &Arc<QpShadow>) {
         recv_cq: Arc::clone(&old.recv_cq),
         srq: old.srq.clone(),
     };
-    end(qp, old);
+    end(old);
     process::tell(Event::Destroyed { qp: QpLife(old.life) });
     withdraw_copies(old);
+    // Other threads find the old life, in which nothing is posted any more, until the new one takes its place.
+    retire(Arc::clone(old));
     if let Err(reason) = begin(qp, old.qpn, &init, shadows, old.ex.clone()) {
         if let Some(ex) = &old.ex {
             ex.unhook();
@@ -496,12 +512,23 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
         asynchronous::count_foreign(unsafe { (*qp).context }, false);
         return among_cqs_of(qp, destroy);
     };
-    end(qp, &shadow);
+    end(&shadow);
     // After the end of its life, from where on nothing more is put into the queue.
     asynchronous::forget_qp(qp);
     process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
+    let init = shadow.cold().init;
     let errno = among_cqs_of(qp, destroy);
     withdraw_copies(&shadow);
+    if errno == 0 {
+        QPS.remove_this(qp, &shadow);
+        return 0;
+    }
+    // It is still there, and the program goes on with it.
+    retire(Arc::clone(&shadow));
+    if let Some(ex) = &shadow.ex {
+        ex.unhook();
+    }
+    pass_through(qp, &init, "it was about to be destroyed, and could not be");
     errno
 }
 
@@ -511,7 +538,7 @@ fn among_cqs_of(qp: *mut ibv_qp, change: impl FnOnce() -> c_int) -> c_int {
     let send_cq = unsafe { (*qp).send_cq };
     // SAFETY: as above.
     let recv_cq = unsafe { (*qp).recv_cq };
-    cq::among(send_cq, recv_cq, change)
+    cq::among(send_cq, recv_cq, Duration::MAX, change).unwrap_or(libc::EBUSY)
 }
 
 fn forget_foreign(qp: *mut ibv_qp) {
@@ -532,8 +559,8 @@ fn forget_foreign(qp: *mut ibv_qp) {
     }
 }
 
-/// Ends a life: nothing finds the shadow any more when this returns.
-fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
+/// Ends a life: nobody posts in it any more when this returns, and no completion leads to it. Only who calls verbs on the QP still finds it.
+fn end(shadow: &Arc<QpShadow>) {
     let twin = {
         let mut cold = shadow.cold();
         cold.alive = false;
@@ -548,7 +575,6 @@ fn end(qp: *mut ibv_qp, shadow: &Arc<QpShadow>) {
         }
         twin
     };
-    QPS.remove(qp);
     if let Some(srq) = &shadow.srq {
         leave_srq(shadow, srq, twin);
     }

@@ -14,6 +14,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// GIDs read per device: soft-RoCE and mlx5 have at most 256.
 const GIDS: usize = 256;
+/// `vendor_id` of NVIDIA's NICs.
+const MELLANOX_VENDOR: u32 = 0x02c9;
+/// Set to "1" it makes libmlx5 leave out every lock (*S*: `single_threaded_app` in providers/mlx5/mlx5.c).
+const SINGLE_THREADED: &str = "MLX5_SINGLE_THREADED";
 /// `vendor_id` of soft-RoCE (drivers/infiniband/sw/rxe/rxe_param.h).
 const RXE_VENDOR: u32 = 0xff_ffff;
 /// Kernel releases on which soft-RoCE's rq_psn was seen to be final after ERR, drain, RESET: series and first patch level. Earlier ones execute a
@@ -45,6 +49,12 @@ static CHOICES: Mutex<Vec<(u16, Result<u16, String>)>> = Mutex::new(Vec::new());
 
 fn rails() -> std::sync::MutexGuard<'static, Vec<Arc<Rail>>> {
     RAILS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does its provider leave out its locks? The agent is another thread, so nothing of such a process can be recorded.
+pub fn has_no_locks(id: u16) -> bool {
+    std::env::var_os(SINGLE_THREADED).is_some_and(|value| value == "1")
+        && by_id(id).is_some_and(|rail| rail.attr.vendor_id == MELLANOX_VENDOR)
 }
 
 /// The rail with this number.

@@ -9,6 +9,7 @@ use shift_abi::*;
 use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
 use shift_proto::id::{Micros, Mtu, Psn};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Makes the standby's QP, if it is not made, and says what the peer has to know of both paths.
 pub fn prepare(qp: &QpShadow) -> Result<(PathEnd, PathEnd), Unprotected> {
@@ -252,6 +253,9 @@ pub fn to_state(qp: Raw<ibv_qp>, state: ibv_qp_state) -> c_int {
     modify(qp, &mut attr, IBV_QP_STATE)
 }
 
+/// How long the agent waits for a call of the application's that has a CQ of the QP: a dying NIC may keep that for a minute.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// Changes a QP of the application or of this library. Returns errno.
 fn modify(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, mask: u32) -> c_int {
     let state = (mask & IBV_QP_STATE != 0).then_some(attr.qp_state);
@@ -260,7 +264,7 @@ fn modify(qp: Raw<ibv_qp>, attr: &mut ibv_qp_attr, mask: u32) -> c_int {
     match crate::cold::qp::QPS.get(qp.0) {
         Some(shadow) => {
             let shown = state_of(qp);
-            let errno = crate::cold::qp::changing(shadow, state, change);
+            let errno = crate::cold::qp::changing(shadow, state, PATIENCE, change);
             show_state(qp, shown);
             errno
         }

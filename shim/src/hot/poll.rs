@@ -290,6 +290,7 @@ fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fet
         return 0;
     }
     let mut failure = 0;
+    let own = own.filter(|_| cq.attention.load(Relaxed) & IN_CALL == 0);
     let by_reads = inner.twin_reads.map(Fetch::Read);
     let twin = by_reads.or(inner.twin.map(|(raw_cq, poll)| Fetch::Poll(raw_cq, poll)));
     let mut stash = core::mem::take(&mut inner.stash);

@@ -11,7 +11,7 @@
 use super::poll;
 use crate::cold::cq::CQS;
 use crate::shadow::{CqShadow, Raw, StashedWc};
-use crate::spin::{SpinCell, SpinGuard};
+use crate::spin::{HeldCell, HeldGuard};
 use core::ffi::{c_int, c_uint};
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
@@ -165,7 +165,7 @@ pub struct CqEx {
     reads: CqReads,
     wc_flags: u64,
     /// Whose poll is open, and the completion that its readers answer from.
-    open: SpinCell<(ibv_wc, MoreWc)>,
+    open: HeldCell<(ibv_wc, MoreWc)>,
 }
 
 impl CqEx {
@@ -176,7 +176,7 @@ impl CqEx {
     pub unsafe fn new(queue: *mut ibv_cq_ex, wc_flags: u64) -> Option<Self> {
         // SAFETY: passed on from the caller.
         let reads = unsafe { CqReads::of(queue) }?;
-        let open = SpinCell::new((ibv_wc::zeroed(), MoreWc::NONE));
+        let open = HeldCell::new((ibv_wc::zeroed(), MoreWc::NONE));
         Some(Self { reads, wc_flags, open })
     }
 
@@ -235,7 +235,7 @@ fn next_of(cq: &CqShadow, ex: &CqEx) -> Result<StashedWc, c_int> {
 }
 
 /// Shows it to the application.
-fn show(queue: *mut ibv_cq_ex, open: &mut SpinGuard<'_, (ibv_wc, MoreWc)>, found: StashedWc) -> c_int {
+fn show(queue: *mut ibv_cq_ex, open: &mut HeldGuard<'_, (ibv_wc, MoreWc)>, found: StashedWc) -> c_int {
     // SAFETY: the application polls its live queue, and this thread's poll is the one that is open.
     unsafe { (*queue).wr_id = found.wc.wr_id };
     // SAFETY: as above.
@@ -263,28 +263,22 @@ unsafe extern "C" fn start_poll(queue: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_at
 
 unsafe extern "C" fn next_poll(queue: *mut ibv_cq_ex) -> c_int {
     let Some((cq, ex)) = shadow_of(queue) else { return libc::ENOENT };
-    let found = match next_of(cq, ex) {
-        Ok(found) => found,
-        Err(errno) => return errno,
-    };
-    // SAFETY: by the rules of verbs this thread's start_poll succeeded, and stayed inside.
-    let mut open = unsafe { ex.open.resume() };
-    let shown = show(queue, &mut open, found);
+    // Without a poll of this thread that is open there is none to go on with.
+    let Some(mut open) = ex.open.resume() else { return libc::ENOENT };
+    let shown = next_of(cq, ex).map_or_else(|errno| errno, |found| show(queue, &mut open, found));
     open.stay();
     shown
 }
 
 unsafe extern "C" fn end_poll(queue: *mut ibv_cq_ex) {
     let Some((_, ex)) = shadow_of(queue) else { return };
-    // SAFETY: by the rules of verbs this thread's start_poll succeeded, and stayed inside.
-    drop(unsafe { ex.open.resume() });
+    drop(ex.open.resume());
 }
 
 /// The completion that this thread's poll stands at.
 fn shown(queue: *mut ibv_cq_ex) -> (ibv_wc, MoreWc) {
-    let Some((_, ex)) = shadow_of(queue) else { return (ibv_wc::zeroed(), MoreWc::NONE) };
-    // SAFETY: by the rules of verbs this thread's start_poll succeeded, and stayed inside.
-    let open = unsafe { ex.open.resume() };
+    let open = shadow_of(queue).and_then(|(_, ex)| ex.open.resume());
+    let Some(open) = open else { return (ibv_wc::zeroed(), MoreWc::NONE) };
     let shown = *open;
     open.stay();
     shown

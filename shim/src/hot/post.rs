@@ -477,7 +477,7 @@ fn make_room(qp: &QpShadow, seq: u64) -> bool {
 
 /// Records a chain while the queue is held. Returns errno and the first request that was not recorded.
 #[cold]
-fn hold(qp: &QpShadow, poster: &mut Poster, chain: SendChain<'_>) -> (c_int, *mut ibv_send_wr) {
+pub fn hold(qp: &QpShadow, poster: &mut Poster, chain: SendChain<'_>) -> (c_int, *mut ibv_send_wr) {
     for wr in chain {
         let seq = qp.sq.ring.tail();
         if !fits(qp, wr.raw()) || !is_inline_in_room(qp, wr.raw()) {

@@ -21,7 +21,7 @@ pub(super) struct Provider {
     received: Vec<c_int>,
     pub(super) completions: VecDeque<ibv_wc>,
     /// How many requests it takes before it refuses one with ENOMEM.
-    room: Option<usize>,
+    pub(super) room: Option<usize>,
     /// Is called at each poll.
     pub(super) at_poll: Option<Box<dyn Fn()>>,
     /// It has nothing more to give, and says that the CQ is broken.

@@ -1,6 +1,6 @@
 //! Chains of which all is posted or nothing, as `wr_complete` and `ibv_bind_mw` promise: they are looked at before any of them is recorded.
 
-use super::post::{fits, is_inline_in_room, is_recorded, post_in_mode, prepare, take_back};
+use super::post::{fits, hold, is_atomic, is_inline_in_room, is_recorded, post_in_mode, prepare, take_back};
 use crate::cold::{mr, tell};
 use crate::shadow::*;
 use core::ffi::c_int;
@@ -12,7 +12,7 @@ pub enum Fate {
     Posted,
     /// It cannot be posted, with this errno.
     Refused(c_int),
-    /// `post_send` has no form for a part of it.
+    /// `post_send` has no form for a part of it, or may refuse it where the provider's own functions do not.
     ByProvider,
 }
 
@@ -33,7 +33,13 @@ pub fn fate_of(qp: &QpShadow, poster: &Poster, chain: SendChain<'_>, count: u64)
             tell::unprotect_opcode(qp, wr.opcode());
             return Fate::Refused(libc::EOPNOTSUPP);
         }
-        if !super::wr::has_form(wr.opcode()) {
+        if is_atomic(wr.opcode()) && !is_sound(wr.raw()) {
+            if held || poster.translate {
+                return Fate::Refused(libc::EINVAL);
+            }
+            fate = Fate::ByProvider;
+        }
+        if !is_recorded(wr.opcode()) {
             fate = Fate::ByProvider;
         }
     }
@@ -46,10 +52,35 @@ pub fn fate_of(qp: &QpShadow, poster: &Poster, chain: SendChain<'_>, count: u64)
     }
 }
 
+/// `post_send` of soft-RoCE refuses other atomics, when those before them are posted.
+fn is_sound(wr: &ibv_send_wr) -> bool {
+    // SAFETY: the opcode uses the atomic form, a structure of plain integers.
+    let at = unsafe { wr.wr.atomic.remote_addr };
+    // SAFETY: the application's request is valid as long as its post runs.
+    at.is_multiple_of(8) && unsafe { SgeList::new(wr.sg_list, wr.num_sge) }.total_bytes() >= 8
+}
+
 #[cold]
 fn has_room_after_sweep(qp: &QpShadow, is_room: impl Fn() -> bool) -> bool {
     super::poll::sweep(&qp.send_cq);
     is_room()
+}
+
+/// Posts a chain that was looked at. What the provider refuses all the same, when a part of it is out already, is recorded as held: no errno can say
+/// that half of a chain is posted. `true`: that is so, and it has to be surfaced.
+pub fn post(qp: &QpShadow, poster: &mut Poster, first: *mut ibv_send_wr, count: usize) -> (c_int, bool) {
+    let before = qp.sq.ring.tail();
+    // SAFETY: the caller linked so many requests, which live as long as its cell is held.
+    let chain = |first| unsafe { SendChain::new(first, count) };
+    let (errno, bad) = post_in_mode(qp, poster, chain(first), first);
+    let out = qp.sq.ring.tail() - before;
+    // The first that is not out; where the provider did not say which it refused (its doorbell failed) all are taken to be out.
+    let is_rest = chain(first).nth(out as usize).is_some_and(|wr| wr.as_ptr() == bad);
+    if errno == 0 || out == 0 || !is_rest {
+        return (errno, false);
+    }
+    poster.mode = PostMode::Held;
+    (hold(qp, poster, chain(bad)).0, true)
 }
 
 /// `ibv_bind_mw` on a recorded QP, which is unprotected from here on: the window would be bound on one of the two paths only. Its request is recorded

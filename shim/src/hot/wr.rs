@@ -4,23 +4,21 @@
 //! open `wr_start` keeps nobody out but other callers of `wr_start` on this queue pair: those wait for one another, spinning, as they do for the lock
 //! that a provider holds from start to complete. The agent's exclusion needs the poster's cell only, which is taken inside of `wr_complete`.
 //!
-//! What must hold: all of a chain is posted or nothing. A request that `ibv_send_wr` has no form for takes its whole chain to the provider's own
-//! functions.
+//! What must hold: all of a chain is posted or nothing. A request that `ibv_send_wr` has no form for, or that a provider's `post_send` may refuse,
+//! takes its whole chain to the provider's own functions.
 
 use super::post;
-use super::whole::{fate_of, Fate};
+use super::whole::{self, fate_of, Fate};
+use crate::cold::device::as_agent;
 use crate::cold::qp::QPS;
+use crate::cold::{replay, tell};
 use crate::shadow::{PostMode, Poster, QpShadow, Raw};
-use crate::spin::{SpinCell, SpinGuard};
+use crate::spin::{HeldCell, SpinCell};
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use shift_abi::*;
-use std::time::Duration;
 
 /// Requests that the room for a chain is made for at first; a longer chain makes it grow, up to the queue's depth. NCCL, UCX and perftest chain up to 16.
 const CHAIN: usize = 16;
-/// How long the agent waits for a thread between `wr_start` and `wr_complete` before it changes the provider's functions under it.
-const OPEN_LIMIT: Duration = Duration::from_millis(50);
 /// The flags that a program may set itself; inline is what `wr_set_inline_data` makes of a request.
 const FLAGS: u32 = IBV_SEND_FENCE | IBV_SEND_SIGNALED | IBV_SEND_SOLICITED | IBV_SEND_IP_CSUM;
 
@@ -34,12 +32,12 @@ macro_rules! wr_ops {
         }
 
         impl WrOps {
-            /// Puts our functions in the place of the provider's, where it has one and it is not ours already; says whether there was one.
+            /// Puts our functions in the place of the provider's, where it has one and it is not ours already. Each is one aligned word, so
+            /// that another thread may be about to call one of them.
             ///
             /// # Safety
-            /// The queue pair is live, and nobody is between `wr_start` and `wr_complete`.
-            unsafe fn hook(&mut self, pair: *mut ibv_qp_ex, has_flush: bool) -> bool {
-                let mut any = false;
+            /// The queue pair is live.
+            unsafe fn hook(&mut self, pair: *mut ibv_qp_ex, has_flush: bool) {
                 $({
                     let ours: unsafe extern "C" fn($($arg),*) $(-> $ret)? = $op;
                     // SAFETY: the caller vouches for the queue pair.
@@ -50,7 +48,6 @@ macro_rules! wr_ops {
                         self.$op = found;
                         // SAFETY: as above.
                         unsafe { place.write(Some(ours)) };
-                        any = true;
                     }
                 })*
                 if has_flush {
@@ -61,16 +58,14 @@ macro_rules! wr_ops {
                         self.wr_flush = found;
                         // SAFETY: as above.
                         unsafe { place.write(Some(ours)) };
-                        any = true;
                     }
                 }
-                any
             }
 
             /// Puts the provider's functions back.
             ///
             /// # Safety
-            /// As for `hook`.
+            /// As for `hook`, and nobody is between `wr_start` and `wr_complete`.
             unsafe fn unhook(&self, pair: *mut ibv_qp_ex, has_flush: bool) {
                 $(
                     // SAFETY: the caller vouches for the queue pair.
@@ -113,14 +108,13 @@ wr_ops! {
 pub struct QpEx {
     pair: Raw<ibv_qp_ex>,
     has_flush: bool,
-    /// The provider was seen to change the functions by itself.
-    rewrites: AtomicBool,
-    open: SpinCell<Collected>,
+    /// Beside `open`, and never held across a call: what the provider puts into the queue pair is noticed whoever is between start and complete.
+    provider: SpinCell<WrOps>,
+    open: HeldCell<Collected>,
 }
 
 /// What was collected since `wr_start`. The one who is between start and complete holds it.
 struct Collected {
-    provider: WrOps,
     /// Why nothing of this chain is posted, or 0.
     error: c_int,
     /// `sg_list` is set when the chain is complete.
@@ -143,8 +137,7 @@ impl QpEx {
     /// `pair` is live, extended, and nobody uses it yet.
     pub unsafe fn hook(pair: *mut ibv_qp_ex, cap: ibv_qp_cap, has_flush: bool) -> Self {
         let sges = CHAIN * cap.max_send_sge.clamp(1, 4) as usize;
-        let mut collected = Collected {
-            provider: WrOps::default(),
+        let collected = Collected {
             error: 0,
             wrs: Vec::with_capacity(CHAIN),
             begins: Vec::with_capacity(CHAIN),
@@ -152,34 +145,32 @@ impl QpEx {
             inline: Vec::with_capacity(cap.max_inline_data as usize),
             cap,
         };
-        // SAFETY: passed on from the caller.
-        unsafe { collected.provider.hook(pair, has_flush) };
-        Self { pair: Raw(pair), has_flush, rewrites: AtomicBool::new(false), open: SpinCell::new(collected) }
+        let provider = SpinCell::new(WrOps::default());
+        let ex = Self { pair: Raw(pair), has_flush, provider, open: HeldCell::new(collected) };
+        ex.hook_again();
+        ex
     }
 
     /// Runs `change`, which may make the provider put functions of its own into the queue pair (mlx5 does so with `wr_complete` at RESET and RTS), and
-    /// hooks again. A thread that is between start and complete is waited for, but not for long: it is the application's.
+    /// hooks again at once. Nobody is kept out meanwhile: `change` is a command of the NIC's, which may take as long as a dying NIC does.
     pub fn across<R>(&self, change: impl FnOnce() -> R) -> R {
-        let inside = self.rewrites.load(Relaxed).then(|| self.open.lock_within(OPEN_LIMIT)).flatten();
         let result = change();
-        if let Some(mut inside) = inside.or_else(|| self.open.try_lock()) {
-            self.hook_again(&mut inside);
-        }
+        self.hook_again();
         result
     }
 
-    fn hook_again(&self, collected: &mut Collected) {
-        // SAFETY: the queue pair is live in a call that uses or changes it, and the cell is held.
-        if unsafe { collected.provider.hook(self.pair.0, self.has_flush) } {
-            self.rewrites.store(true, Relaxed);
-        }
+    fn hook_again(&self) {
+        // SAFETY: the queue pair is live in a call that makes, uses or changes it.
+        unsafe { self.provider.lock().hook(self.pair.0, self.has_flush) };
     }
 
-    /// Gives the queue pair its provider's functions back: it is not recorded any more.
+    /// Gives the queue pair its provider's functions back: it is not recorded any more. A thread that is between start and complete is waited for.
     pub fn unhook(&self) {
-        let collected = self.open.lock();
+        // A chain that this thread itself left open ends here.
+        drop(self.open.resume());
+        let _alone = self.open.lock();
         // SAFETY: the caller is inside of a call that changes the queue pair.
-        unsafe { collected.provider.unhook(self.pair.0, self.has_flush) };
+        unsafe { self.provider.lock().unhook(self.pair.0, self.has_flush) };
     }
 }
 
@@ -210,6 +201,10 @@ impl Collected {
     fn unset(&mut self) -> bool {
         let Some(begin) = self.begins.last().copied().filter(|_| self.error == 0) else { return false };
         self.sges.truncate(begin);
+        if let Some(wr) = self.wrs.last_mut() {
+            wr.send_flags &= !IBV_SEND_INLINE;
+            wr.num_sge = 0;
+        }
         true
     }
 
@@ -288,8 +283,8 @@ pub const fn bytes_at_first() -> usize {
 #[inline]
 fn collecting(pair: *mut ibv_qp_ex, add: impl FnOnce(&mut Collected)) {
     let Some((_, ex)) = shadow_of(pair) else { return };
-    // SAFETY: by the rules of verbs this thread called wr_start, which stayed inside.
-    let mut inside = unsafe { ex.open.resume() };
+    // Without a wr_start of this thread there is nothing to add to.
+    let Some(mut inside) = ex.open.resume() else { return };
     add(&mut inside);
     inside.stay();
 }
@@ -337,21 +332,20 @@ unsafe extern "C" fn wr_start(pair: *mut ibv_qp_ex) {
     // One load and compare; the provider may have put its own function there since the last time.
     // SAFETY: the application posts on a live queue pair.
     if unsafe { (*pair).wr_complete }.is_none_or(|found| found as usize != wr_complete as *const () as usize) {
-        ex.hook_again(&mut inside);
+        ex.hook_again();
     }
     inside.stay();
 }
 
 unsafe extern "C" fn wr_abort(pair: *mut ibv_qp_ex) {
     let Some((_, ex)) = shadow_of(pair) else { return };
-    // SAFETY: by the rules of verbs this thread called wr_start, which stayed inside.
-    drop(unsafe { ex.open.resume() });
+    drop(ex.open.resume());
 }
 
 unsafe extern "C" fn wr_complete(pair: *mut ibv_qp_ex) -> c_int {
     let Some((qp, ex)) = shadow_of(pair) else { return libc::EINVAL };
-    // SAFETY: by the rules of verbs this thread called wr_start, which stayed inside. The guard leaves at the end of this function.
-    let mut inside = unsafe { ex.open.resume() };
+    // The guard leaves at the end of this function.
+    let Some(mut inside) = ex.open.resume() else { return libc::EINVAL };
     if inside.error != 0 {
         return inside.error;
     }
@@ -359,39 +353,42 @@ unsafe extern "C" fn wr_complete(pair: *mut ibv_qp_ex) -> c_int {
     if first.is_null() {
         return 0;
     }
-    post_whole(qp, pair, &inside, first)
+    let (errno, is_halved) = post_whole(qp, ex, first, inside.wrs.len());
+    drop(inside);
+    if is_halved {
+        surface_rest(qp);
+    }
+    errno
 }
 
-/// All of the chain or nothing.
-fn post_whole(
-    qp: &QpShadow,
-    pair: *mut ibv_qp_ex,
-    collected: &SpinGuard<'_, Collected>,
-    first: *mut ibv_send_wr,
-) -> c_int {
+/// All of the chain or nothing. `true`: a part is out and the rest is recorded, to be surfaced.
+fn post_whole(qp: &QpShadow, ex: &QpEx, first: *mut ibv_send_wr, count: usize) -> (c_int, bool) {
     let mut poster = qp.sq.poster.lock();
-    // SAFETY: the chain was just linked, and lives as long as the cell is held.
-    let chain = unsafe { SendChain::new(first, collected.wrs.len()) };
+    // SAFETY: the chain was just linked, and lives as long as the cell of the collection is held.
+    let chain = unsafe { SendChain::new(first, count) };
     let fate = match poster.mode {
-        PostMode::Direct | PostMode::Held => fate_of(qp, &poster, chain, collected.wrs.len() as u64),
+        PostMode::Direct | PostMode::Held => fate_of(qp, &poster, chain, count as u64),
         PostMode::Flushing | PostMode::Gone => Fate::Posted,
     };
     match fate {
-        Fate::Refused(errno) => errno,
-        Fate::Posted => post::post_in_mode(qp, &mut poster, chain, first).0,
-        Fate::ByProvider => post_by_provider(qp, &mut poster, pair, &collected.provider, chain),
+        Fate::Refused(errno) => (errno, false),
+        Fate::Posted => whole::post(qp, &mut poster, first, count),
+        Fate::ByProvider => (post_by_provider(qp, &mut poster, ex, chain), false),
     }
 }
 
-/// For chains with a request that `post_send` has no form for: recorded, and built again by the provider's own functions.
+/// The provider took a part of a chain and refuses the rest: an error tells the program, as a completion.
 #[cold]
-fn post_by_provider(
-    qp: &QpShadow,
-    poster: &mut Poster,
-    pair: *mut ibv_qp_ex,
-    ops: &WrOps,
-    chain: SendChain<'_>,
-) -> c_int {
+fn surface_rest(qp: &QpShadow) {
+    log::warn!("QP 0x{:06x}: its provider refused a part of a chain, which ends in an error", qp.qpn);
+    as_agent(|| replay::surface(qp, Some(IBV_WC_LOC_QP_OP_ERR.0)));
+    tell::application_error(qp);
+}
+
+/// For chains with a request that `post_send` has no form for, or refuses: recorded, and built again by the provider's own functions.
+#[cold]
+fn post_by_provider(qp: &QpShadow, poster: &mut Poster, ex: &QpEx, chain: SendChain<'_>) -> c_int {
+    let (pair, ops) = (ex.pair.0, *ex.provider.lock());
     let (Some(start), Some(complete)) = (ops.wr_start, ops.wr_complete) else { return libc::EOPNOTSUPP };
     poster.keys.refresh();
     let begin = qp.sq.ring.tail();
@@ -403,7 +400,7 @@ fn post_by_provider(
     for wr in chain {
         // Keys are the application's own here, so none is unknown.
         let Some(copy) = post::prepare(qp, poster, wr.raw(), next) else { break };
-        build_by_provider(pair, ops, &copy);
+        build_by_provider(pair, &ops, &copy);
         next += 1;
     }
     qp.sq.ring.set_tail(next);
@@ -449,6 +446,11 @@ fn build_by_provider(pair: *mut ibv_qp_ex, ops: &WrOps, wr: &ibv_send_wr) {
             let bind = unsafe { wr.extra.bind_mw };
             call!(wr_bind_mw(bind.mw, bind.rkey, &bind.bind_info));
         }
+        IBV_WR_TSO => {
+            // SAFETY: as above.
+            let ibv_wr_tso { hdr, hdr_sz, mss } = unsafe { wr.extra.tso };
+            call!(wr_send_tso(hdr, hdr_sz, mss));
+        }
         _ => {}
     }
     if wr.num_sge == 0 {
@@ -463,11 +465,6 @@ fn build_by_provider(pair: *mut ibv_qp_ex, ops: &WrOps, wr: &ibv_send_wr) {
     } else {
         call!(wr_set_sge_list(wr.num_sge as usize, wr.sg_list));
     }
-}
-
-/// Has `ibv_send_wr` a form for it?
-pub fn has_form(opcode: ibv_wr_opcode) -> bool {
-    !matches!(opcode, IBV_WR_ATOMIC_WRITE | IBV_WR_FLUSH)
 }
 
 unsafe extern "C" fn wr_atomic_cmp_swp(pair: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, compare: u64, swap: u64) {

@@ -234,12 +234,14 @@ int ibv_close_device(struct ibv_context *context)
 
 int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
+    const char *vendor = getenv("NULLVERBS_VENDOR");
+
     memset(attr, 0, sizeof(*attr));
     strcpy(attr->fw_ver, "0");
     attr->node_guid = number_of(context) + 1;
     attr->sys_image_guid = attr->node_guid;
     attr->max_mr_size = UINT64_MAX;
-    attr->vendor_id = NULL_VENDOR;
+    attr->vendor_id = vendor ? (uint32_t)strtoul(vendor, NULL, 0) : NULL_VENDOR;
     attr->max_qp = attr->max_cq = attr->max_pd = attr->max_srq = 65536;
     attr->max_mr = 1 << 20;
     attr->max_qp_wr = attr->max_srq_wr = NULL_MAX_WR;

@@ -2,6 +2,7 @@
 #include "null.h"
 
 #include <stdio.h>
+#include <string.h>
 
 struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
 {
@@ -79,15 +80,20 @@ static int dealloc_td(struct ibv_td *td)
     return 0;
 }
 
+/* What was given up last: the next registration lies at its address, as it may. */
+static struct ibv_mr *spare;
+
 struct ibv_mr *nullverbs_make_mr(const char *verb, struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, const char *words)
 {
     struct ibv_mr *mr;
 
     if (null_refuses(verb, pd->context))
         return NULL;
-    mr = calloc(1, sizeof(*mr));
+    mr = spare ? spare : malloc(sizeof(*mr));
+    spare = NULL;
     if (!mr)
         return NULL;
+    memset(mr, 0, sizeof(*mr));
     mr->context = pd->context;
     mr->pd = pd;
     mr->addr = addr;
@@ -140,7 +146,8 @@ int ibv_rereg_mr(struct ibv_mr *mr, int flags, struct ibv_pd *pd, void *addr, si
         mr->addr = addr;
         mr->length = length;
     }
-    mr->lkey = mr->rkey = null_number() << 8;
+    if (!getenv("NULLVERBS_KEEPS_KEYS"))
+        mr->lkey = mr->rkey = null_number() << 8;
     nullverbs_log("rereg_mr", mr->context, "flags=0x%x length=%zu access=0x%x key=0x%x", (unsigned int)flags, mr->length, (unsigned int)access, mr->lkey);
     return 0;
 }
@@ -150,6 +157,22 @@ int ibv_dereg_mr(struct ibv_mr *mr)
     nullverbs_log("dereg_mr", mr->context, "key=0x%x", mr->lkey);
     free(mr);
     return 0;
+}
+
+struct ibv_mr *ibv_import_mr(struct ibv_pd *pd, uint32_t handle)
+{
+    struct ibv_mr *mr = nullverbs_make_mr("import_mr", pd, NULL, 0, 0, "access=0x0");
+
+    if (mr)
+        mr->handle = handle;
+    return mr;
+}
+
+void ibv_unimport_mr(struct ibv_mr *mr)
+{
+    nullverbs_log("unimport_mr", mr->context, "key=0x%x", mr->lkey);
+    free(spare);
+    spare = mr;
 }
 
 static struct ibv_mr *alloc_null_mr(struct ibv_pd *pd)

@@ -428,6 +428,8 @@ int ibv_destroy_qp(struct ibv_qp *base)
 {
     struct null_qp *qp = qp_of(base);
 
+    if (null_refuses("destroy_qp", base->context))
+        return EBUSY;
     nullverbs_log("destroy_qp", base->context, "qpn=%u", base->qp_num);
     give_qpn_back(base);
     null_free(&qp->sends);

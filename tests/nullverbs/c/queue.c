@@ -88,6 +88,8 @@ int ibv_destroy_cq(struct ibv_cq *base)
 {
     struct null_cq *cq = cq_of(base);
 
+    if (null_refuses("destroy_cq", base->context))
+        return EBUSY;
     pthread_mutex_lock(&base->mutex);
     while (base->comp_events_completed != cq->events)
         pthread_cond_wait(&base->cond, &base->mutex);

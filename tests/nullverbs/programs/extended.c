@@ -8,6 +8,8 @@
  *   extended imported a device that is open elsewhere
  *   extended threads  four threads that post to and poll one queue pair and one queue, by both interfaces
  *   extended moved    a queue pair whose device loses its path; SAID is a file for standard error, that says when it is protected
+ *   extended handed   a registration that was made elsewhere, and one that lies at its address later
+ *   extended refused  objects that cannot be destroyed and are used on
  *   extended strange  what nobody knows a standby of
  */
 #define _GNU_SOURCE
@@ -395,6 +397,49 @@ static void moved(void)
     CHECK(!ibv_dereg_mr(mr));
 }
 
+static void handed(void)
+{
+    struct ibv_mr *mr = ibv_import_mr(pd, 7);
+
+    CHECK(mr);
+    ibv_unimport_mr(mr);
+    CHECK(ibv_reg_mr(pd, buffer, sizeof(buffer), IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE) == mr);
+    CHECK(!ibv_dereg_mr(mr));
+}
+
+static void send_one(struct ibv_qp_ex *ex, uint64_t wr_id)
+{
+    ibv_wr_start(ex);
+    ex->wr_id = wr_id;
+    ex->wr_flags = IBV_SEND_SIGNALED;
+    ibv_wr_send(ex);
+    CHECK(!ibv_wr_complete(ex));
+}
+
+static void refused(void)
+{
+    struct ibv_cq_ex *cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = IBV_WC_STANDARD_FLAGS });
+    struct ibv_qp *qp = pair(pd, ibv_cq_ex_to_cq(cq), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
+    struct ibv_qp_ex *ex = ibv_qp_to_qp_ex(qp);
+    struct ibv_poll_cq_attr attr = { 0 };
+
+    connect_pair(qp);
+    send_one(ex, 20);
+    CHECK(!ibv_start_poll(cq, &attr) && cq->wr_id == 20);
+    setenv("NULLVERBS_REFUSE", "destroy_qp:null0 destroy_cq:null0", 1);
+    CHECK(ibv_destroy_cq(ibv_cq_ex_to_cq(cq)) == EBUSY);
+    CHECK(ibv_wc_read_qp_num(cq) == qp->qp_num);
+    ibv_end_poll(cq);
+    ibv_wr_start(ex);
+    CHECK(ibv_destroy_qp(qp) == EBUSY);
+    unsetenv("NULLVERBS_REFUSE");
+    send_one(ex, 21);
+    CHECK(!ibv_start_poll(cq, &attr) && cq->wr_id == 21 && ibv_wc_read_qp_num(cq) == qp->qp_num);
+    ibv_end_poll(cq);
+    CHECK(!ibv_destroy_qp(qp));
+    CHECK(!ibv_destroy_cq(ibv_cq_ex_to_cq(cq)));
+}
+
 static void strange(void)
 {
     struct ibv_cq_ex *cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = IBV_WC_STANDARD_FLAGS });
@@ -430,6 +475,10 @@ int main(int count, char **words)
         threads();
     if (!strcmp(part, "moved"))
         moved();
+    if (!strcmp(part, "handed"))
+        handed();
+    if (!strcmp(part, "refused"))
+        refused();
     if (!strcmp(part, "strange"))
         strange();
     CHECK(!ibv_dealloc_pd(pd));

@@ -49,6 +49,20 @@ fn the_twin_follows_a_registration_that_changes() -> Outcome {
 }
 
 #[test]
+fn a_registration_that_keeps_its_key_gets_another_twin_once_no_peer_means_the_old_one() -> Outcome {
+    let run = Run::of("extended").args(["memory"]).env("NULLVERBS_KEEPS_KEYS", "1");
+    let ran = run.preloaded()?.run()?;
+    assert!(ran.output.status.success(), "{}{}", ran.stdout(), ran.stderr());
+    let key = |line: &str| line.split_once("key=").map(|(_, key)| key.to_owned());
+    let kept: Vec<_> = on(&ran, "rereg_mr", "null0").into_iter().map(key).collect();
+    assert!(matches!(&kept[..], [first, second] if first == second), "{:?}", ran.verbs);
+    let twins = [on(&ran, "reg_mr", "null1"), on(&ran, "reg_mr_iova2", "null1")].concat();
+    assert_eq!(twins.len(), 3, "{:?}", ran.verbs);
+    assert!(!ran.stderr().contains("not confirmed the change"), "there is no peer: {}", ran.stderr());
+    Ok(())
+}
+
+#[test]
 fn memory_that_the_standby_cannot_have_is_named() -> Outcome {
     let ran = run("memory")?;
     assert!(on(&ran, "reg_dm_mr", "null1").is_empty() && on(&ran, "alloc_null_mr", "null1").is_empty());
@@ -159,5 +173,34 @@ fn a_queue_that_others_share_has_room_for_them_and_for_all_flushes() -> Outcome 
     let ran = run("strange")?;
     // 64 that the program asked for, beside the 32 and 4 of the queue pair that is recorded.
     assert_eq!(on(&ran, "resize_cq", "null0"), ["cqe=100"], "{:?}", ran.verbs);
+    Ok(())
+}
+
+#[test]
+fn a_registration_at_the_address_of_one_that_was_given_up_is_withdrawn_from_the_standby() -> Outcome {
+    let ran = run("handed")?;
+    let made = [on(&ran, "reg_mr", "null1"), on(&ran, "reg_mr_iova2", "null1")].concat();
+    let gone = on(&ran, "dereg_mr", "null1");
+    assert_eq!((made.len(), gone.len()), (1, 1), "{:?}", ran.verbs);
+    assert!(gone.iter().all(|line| made.iter().any(|made| made.ends_with(line))), "{:?}", ran.verbs);
+    assert_eq!(on(&ran, "unimport_mr", "null0").len(), 1, "{:?}", ran.verbs);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_destroyed_is_used_on() -> Outcome {
+    let ran = run("refused")?;
+    let named = ran.stderr().lines().filter(|line| line.contains("could not be")).count();
+    assert_eq!(named, 1, "{}", ran.stderr());
+    Ok(())
+}
+
+#[test]
+fn without_the_locks_of_its_provider_a_process_is_passed_through_and_that_is_named() -> Outcome {
+    let ran = Run::of("extended").args(["queues"]).env("NULLVERBS_POSTS", "complete").env("NULLVERBS_VENDOR", "0x2c9");
+    let ran = ran.env("MLX5_SINGLE_THREADED", "1").preloaded()?.run()?;
+    assert!(ran.output.status.success(), "{}{}", ran.stdout(), ran.stderr());
+    let named = ran.stderr().lines().filter(|line| line.contains("MLX5_SINGLE_THREADED")).count();
+    assert_eq!((named, on(&ran, "create_cq_ex", "null1").len()), (1, 0), "{}", ran.stderr());
     Ok(())
 }
