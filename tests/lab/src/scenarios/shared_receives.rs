@@ -71,7 +71,9 @@ fn there_and_back(lab: &mut Lab, seed: u64) -> Result<Figures> {
     lab.a().shell(&format!("rm -f {GO_ON}"))?;
     let shape = "--messages 100000000 --duration 12 --depth 8 --size 64..4000 --rate 1000000 --direction both";
     let gate = format!("--timeout 16 --retry-cnt 3 --pause-before-message 1 --idle-until-file {GO_ON}");
-    let trial = Checker::plain(format!("{} {gate}", options(seed, shape))).trial();
+    let mut checker = Checker::plain(format!("{} {gate}", options(seed, shape)));
+    checker.env.push(("SHIFT_SRQ", "1"));
+    let trial = checker.trial();
     let (server, client) = (trial.server.with_shim(), trial.client.with_shim());
     let (server, client) = lab.start_pair(Host::B, PORT, &server, &client)?;
     let protected = |times: u64| {
