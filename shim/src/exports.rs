@@ -97,6 +97,8 @@ exported! {
     fn ibv_destroy_qp(pair: *mut ibv_qp) -> c_int = qp::destroy, else libc::EIO;
     /// libmlx5's way to open a device.
     fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = mlx5::open_device, else core::ptr::null_mut();
+    /// libmlx5's way to give the queues themselves away: what uses them so is not protected.
+    fn mlx5dv_init_obj(object: *mut c_void, kinds: u64) -> c_int = mlx5::init_obj, else libc::EIO;
     /// libmlx5's way to make a QP: it is not protected, and that is said.
     fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = mlx5::create_qp, else core::ptr::null_mut();
     /// libmlx5's way to register memory of another device, on both devices with the same flags.

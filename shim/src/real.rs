@@ -184,6 +184,8 @@ real_functions! {
     fn ibv_get_device_name(device: *mut ibv_device) -> *const c_char = core::ptr::null();
     /// libmlx5: opens a device with attributes of its own.
     fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = core::ptr::null_mut();
+    /// libmlx5: tells where the queues of objects lie.
+    fn mlx5dv_init_obj(object: *mut c_void, kinds: u64) -> c_int = libc::EOPNOTSUPP;
     /// libmlx5: makes a QP with attributes of its own.
     fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = core::ptr::null_mut();
     /// libmlx5: registers memory of another device, with access flags of its own.

@@ -123,6 +123,8 @@ pub const SHARED: u32 = 1 << 5;
 
 /// A call that resizes it, or takes a QP's completions out of it, runs in the provider: who polls finds nothing, and waits for nobody. Of UNLOCKED ones.
 pub const IN_CALL: u32 = 1 << 6;
+/// The program knows where its entries lie (`mlx5dv_init_obj`), so it must not be resized. Set once.
+pub const MAPPED: u32 = 1 << 7;
 
 /// A CQ of the application.
 pub struct CqShadow {

@@ -5,7 +5,7 @@ use crate::cold::rail::Rail;
 use crate::cold::{device, pd, reaper};
 use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
-use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, IN_CALL, TAGGED, UNLOCKED};
+use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, IN_CALL, MAPPED, TAGGED, UNLOCKED};
 use crate::spin::SpinCell;
 use crate::tables::PtrTable;
 use core::cell::Cell;
@@ -255,6 +255,9 @@ fn new_shadow(
 /// Makes room in the application's CQ for everything that one more QP can have flushed, beside what the others can, and what the application asked for
 /// where QPs use it that are not recorded.
 pub fn grow(cq: &CqShadow, depth: u32) -> Result<(), String> {
+    if cq.attention.load(Ordering::Relaxed) & MAPPED != 0 {
+        return Err("its CQ is polled by the program itself (mlx5dv_init_obj)".to_owned());
+    }
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _growing = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (needed, has) = {

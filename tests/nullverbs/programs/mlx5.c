@@ -5,6 +5,9 @@
  *   mlx5 looked-up | linked     a device, a registration of a dmabuf and a QP through libmlx5
  *   mlx5 unseen-modify          a QP that nobody saw being made, first used by ibv_modify_qp
  *   mlx5 unseen-post            the same, first used by a post
+ *   mlx5 own-qp                 a QP of libibverbs whose queues the program writes itself
+ *   mlx5 own-cq                 a CQ that the program polls itself, and a QP on it
+ *   mlx5 channel                a channel, and a QP on a CQ with it
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -32,6 +35,31 @@ static void look_up(void)
     register_dmabuf = (registrar *)dlvsym(handle, "mlx5dv_reg_dmabuf_mr", "MLX5_1.25");
 }
 
+/* What lies below libibverbs' functions is taken from libmlx5. */
+static int own(const char *how)
+{
+    struct ibv_context *context = ibv_open_device(ibv_get_device_list(NULL)[0]);
+    struct ibv_pd *pd = ibv_alloc_pd(context);
+    struct ibv_comp_channel *channel = strcmp(how, "channel") ? NULL : ibv_create_comp_channel(context);
+    struct ibv_cq *cq = ibv_create_cq(context, 64, NULL, channel, 0);
+    struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC, .send_cq = cq, .recv_cq = cq, .cap = { 16, 16, 1, 1, 0 } };
+    struct mlx5dv_cq cq_out;
+    struct mlx5dv_qp qp_out;
+    struct mlx5dv_obj object = { .cq = { cq, &cq_out } };
+    struct ibv_qp *qp;
+
+    if (!strcmp(how, "own-cq"))
+        printf("given %d\n", mlx5dv_init_obj(&object, MLX5DV_OBJ_CQ));
+    qp = ibv_create_qp(pd, &init);
+    object.qp.in = qp;
+    object.qp.out = &qp_out;
+    if (!strcmp(how, "own-qp"))
+        printf("given %d\n", mlx5dv_init_obj(&object, MLX5DV_OBJ_QP));
+    printf("closed %d\n", ibv_destroy_qp(qp) | ibv_destroy_cq(cq) | (channel ? ibv_destroy_comp_channel(channel) : 0) | ibv_dealloc_pd(pd) |
+                               ibv_close_device(context));
+    return 0;
+}
+
 int main(int count, char **words)
 {
     const char *how = count > 1 ? words[1] : "";
@@ -44,6 +72,8 @@ int main(int count, char **words)
     struct ibv_mr *mr;
     struct ibv_qp *qp;
 
+    if (!strncmp(how, "own", 3) || !strcmp(how, "channel"))
+        return own(how);
     if (!strcmp(how, "looked-up"))
         look_up();
     context = open_device(ibv_get_device_list(NULL)[0], NULL);

@@ -5,7 +5,8 @@ use shift_nullverbs::{Ran, Run};
 type Outcome = Result<(), String>;
 
 fn mlx5(how: &str) -> Result<Ran, String> {
-    let ran = Run::of("mlx5").args([how]).env("SHIFT_LOG", "info").preloaded()?.run()?;
+    let ran =
+        Run::of("mlx5").args([how]).env("SHIFT_LOG", "info").env("NULLVERBS_VENDOR", "0x2c9").preloaded()?.run()?;
     assert!(
         ran.output.status.success() && ran.stdout().contains("closed 0"),
         "{how}: {}{}",
@@ -72,5 +73,24 @@ fn a_queue_pair_that_nobody_saw_being_made_is_named_at_its_first_use() -> Outcom
             ran.stderr()
         );
     }
+    Ok(())
+}
+
+#[test]
+fn who_drives_queues_by_himself_is_named_and_his_completion_queue_keeps_its_size() -> Outcome {
+    for (how, words) in [("own-qp", "posts into its queues by itself"), ("own-cq", "polled by the program itself")] {
+        let ran = mlx5(how)?;
+        let lines = unprotected(&ran);
+        assert!(matches!(&lines[..], [line] if line.contains(words)), "{how}: {}", ran.stderr());
+        assert_eq!(ran.calls("resize_cq").filter(|line| line.contains("null0")).count(), 0, "{how}: {:?}", ran.verbs);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_channel_is_the_kernels_own_where_a_call_of_libmlx5_may_pass_it_on() -> Outcome {
+    let ran = mlx5("channel")?;
+    let lines = unprotected(&ran);
+    assert!(matches!(&lines[..], [line] if line.contains("completion channel")), "{}", ran.stderr());
     Ok(())
 }
