@@ -6,7 +6,7 @@
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use shift_proto::id::ProcessId;
 
 use crate::address::{HostNetwork, Network};
+use crate::audit::Sums;
 use crate::channel::Terms;
 use crate::config::Config;
 use crate::core::Core;
@@ -23,7 +24,6 @@ use crate::directory::Directory;
 use crate::links::{Draw, Links};
 use crate::peers::Peers;
 use crate::sockets::Listener;
-use crate::status::Totals;
 use crate::world::World;
 
 /// How long an orderly exit waits for the goodbyes to be handed to the kernel.
@@ -42,6 +42,7 @@ pub struct EventSender {
     messages: Sender<Message>,
     waker: Arc<Waker>,
     shared: Arc<Shared>,
+    sums: Sums,
     /// A forked child has no agent: what it sends would wait for ever.
     pid: u32,
 }
@@ -53,14 +54,6 @@ struct Shared {
     woken: AtomicBool,
     /// The agent ended. Set once by the agent (Release).
     ended: AtomicBool,
-    /// Sums for the last line, which whoever ends the process says: it does not wait for the agent. Held for a copy at a time.
-    totals: Mutex<Totals>,
-}
-
-impl Shared {
-    fn totals(&self) -> MutexGuard<'_, Totals> {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl EventSender {
@@ -76,7 +69,7 @@ impl EventSender {
         if self.post(Message::Goodbye(done)) {
             // Nobody is left to be told if it takes longer.
             let _ = wait.recv_timeout(GOODBYE_LIMIT);
-            let totals = *self.shared.totals();
+            let totals = self.sums.now();
             if totals.queue_pairs > 0 {
                 log::info!("{}", totals.line());
             }
@@ -126,7 +119,13 @@ impl Agent {
         let core = Core::new(World::new(config, data, network, links, peers, me), directory);
         let (sender, receiver) = unbounded();
         let shared = Arc::new(Shared::default());
-        let handle = EventSender { messages: sender, waker, shared: Arc::clone(&shared), pid: std::process::id() };
+        let handle = EventSender {
+            messages: sender,
+            waker,
+            shared: Arc::clone(&shared),
+            sums: core.sums(),
+            pid: std::process::id(),
+        };
         spawn(move || run(core, &receiver, &shared))?;
         Ok(handle)
     }
@@ -208,7 +207,6 @@ fn run(mut core: Core, messages: &Receiver<Message>, shared: &Shared) {
                 }
             })
         }));
-        *shared.totals() = core.totals();
         match turn {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -348,7 +348,9 @@ impl Qp {
         if !self.masked {
             return;
         }
-        world.audit.totals.protected += u64::from(!std::mem::replace(&mut self.was_protected, true));
+        if !std::mem::replace(&mut self.was_protected, true) {
+            world.audit.sums.add(|totals| totals.protected += 1);
+        }
         let (from, to) = (self.path_name(world, self.current()), self.path_name(world, path));
         let again = if first { "" } else { " again" };
         let words = format!("{} -> {} with peer {}{again}", from.device, to.device, from.peer_gid);

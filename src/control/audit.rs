@@ -3,6 +3,7 @@
 //! Owns the counters behind `shiftctl status` and the last line of a process; decides nothing.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use shift_proto::migrate::Stage;
 
@@ -14,18 +15,34 @@ use crate::status::{QueuePair, Totals};
 /// Queue pairs that are remembered one by one; of further ones only the number is known.
 const MAX_UNRECORDED: usize = 4096;
 
+/// The sums of a process: the agent adds, and whoever ends the process says them without waiting for it. Held for a copy or a few additions at a time.
+#[derive(Clone, Debug, Default)]
+pub struct Sums(Arc<Mutex<Totals>>);
+
+impl Sums {
+    /// As they stand.
+    pub fn now(&self) -> Totals {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds to them.
+    pub fn add(&self, change: impl FnOnce(&mut Totals)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// Since the process began.
-    pub totals: Totals,
+    pub sums: Sums,
     unrecorded: BTreeMap<(DeviceId, u32), String>,
 }
 
 impl Audit {
     /// A queue pair that is passed through.
     pub fn add(&mut self, device: DeviceId, qpn: u32, reason: String) {
-        self.totals.queue_pairs += 1;
+        self.sums.add(|totals| totals.queue_pairs += 1);
         if self.unrecorded.len() < MAX_UNRECORDED {
             self.unrecorded.insert((device, qpn), reason);
         }
@@ -38,10 +55,12 @@ impl Audit {
 
     /// A migration came to its end.
     pub fn count(&mut self, record: &Record) {
-        self.totals.migrations += u64::from(record.outcome == Outcome::Confirmed);
-        self.totals.proven += record.proven;
-        self.totals.replayed += record.replayed;
-        self.totals.surfaced += record.surfaced;
+        self.sums.add(|totals| {
+            totals.migrations += u64::from(record.outcome == Outcome::Confirmed);
+            totals.proven += record.proven;
+            totals.replayed += record.replayed;
+            totals.surfaced += record.surfaced;
+        });
     }
 
     /// Those that are not recorded.

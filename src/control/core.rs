@@ -14,7 +14,7 @@ use shift_proto::migrate::{Handshake, Input, Stage};
 
 use crate::address::{canonical, with_port};
 use crate::admin::Admin;
-use crate::audit;
+use crate::audit::{self, Sums};
 use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
@@ -26,7 +26,7 @@ use crate::peers::PeerEvent;
 use crate::qp::Qp;
 use crate::record::Outcome;
 use crate::registry::Owned;
-use crate::status::{Answer, Request, Status, Totals};
+use crate::status::{Answer, Request, Status};
 use crate::strangers::Refusal;
 use crate::world::World;
 
@@ -117,8 +117,8 @@ impl Core {
     }
 
     /// What all queue pairs came to so far.
-    pub fn totals(&self) -> Totals {
-        self.world.audit.totals
+    pub fn sums(&self) -> Sums {
+        self.world.audit.sums.clone()
     }
 
     fn answer_admin(&mut self) {
@@ -132,7 +132,7 @@ impl Core {
                 process: format!("{:016x}", me.0),
                 keyed: config.job_key.is_some(),
                 queue_pairs: qps.values().map(|qp| qp.status(&**data)).chain(audit.unrecorded(&**data)).collect(),
-                totals: audit.totals,
+                totals: audit.sums.now(),
             }),
         };
         admin.handle_ready(links, view);
@@ -329,7 +329,7 @@ impl Core {
             return;
         }
         let mut qp = Qp::new(self.world.me, life, facts);
-        self.world.audit.totals.queue_pairs += 1;
+        self.world.audit.sums.add(|totals| totals.queue_pairs += 1);
         let own = qp.own_address();
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
         self.lives.insert(key_of(own), life);
