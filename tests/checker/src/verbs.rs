@@ -6,7 +6,6 @@
 
 #![allow(unsafe_code, reason = "calls of a C library; the rest of the program is safe Rust")]
 
-mod async_events;
 mod asynchronous;
 mod channel;
 mod child;
@@ -18,7 +17,6 @@ mod queue;
 mod shared;
 mod waiter;
 
-pub use async_events::AsyncNews;
 pub use asynchronous::AsyncEvents;
 pub use channel::{Channel, Waiting};
 pub use child::{fork_and_exec, fork_idle_child, fork_init, work_in_child};
@@ -225,12 +223,6 @@ impl Verbs {
     /// Appends the completions that are there to `out`, a batch at most; how many there were.
     pub fn poll(&mut self, out: &mut Vec<ibv_wc>) -> Result<usize> {
         self.pollers.iter_mut().try_fold(0, |count, poller| Ok(count + poller.poll(out)?))
-    }
-
-    /// Asynchronous events of the device, from a thread that waits for them. The device is to be left to the kernel then.
-    #[must_use]
-    pub fn async_news(&self) -> std::sync::mpsc::Receiver<AsyncNews> {
-        async_events::start(self.context)
     }
 
     /// Another poller of the same completion queue, for another thread; to be dropped before [`Verbs::close`].

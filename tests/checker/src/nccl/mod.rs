@@ -15,12 +15,11 @@ use crate::session::say;
 use crate::setup::{expect_note, psn, End, SetupError};
 use crate::side::{Endpoint, Note, Side};
 use crate::trigger::Trigger;
-use crate::verbs::{monotonic_ns, AsyncNews, CqWish, Qp, QpWish, Route, Verbs};
+use crate::verbs::{monotonic_ns, CqWish, Qp, QpWish, Route, Verbs};
 use memory::{Lane, Place};
 use receiver::LaneReceiver;
 use sender::LaneSender;
 use shift_abi::*;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 /// A second of the clock.
@@ -37,7 +36,6 @@ struct Run {
     senders: Vec<LaneSender>,
     receivers: Vec<LaneReceiver>,
     side: Side,
-    news: Receiver<AsyncNews>,
     verdict: Verdict,
     events: u64,
     trigger: Option<Trigger>,
@@ -83,9 +81,8 @@ fn prepare(
     let lanes = u32::from(params.qps);
     // Sends, receives and flushes of every lane.
     let cqe = lanes * params.depth * (SEND_QUEUE + 2);
-    let wish = CqWish { cqe, split: false, waiting: None, api: params.api, hears: false };
+    let wish = CqWish { cqe, split: false, waiting: None, api: params.api, hears: true };
     let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
-    let news = verbs.async_news();
     let (gid_index, gid) = verbs.gid(local.gid_index)?;
     let access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
     let place = Place::new(params, |bytes| verbs.region(bytes, access))?;
@@ -135,7 +132,7 @@ fn prepare(
     let receivers = all.filter(|each| !sends(end, params, *each)).map(|each| LaneReceiver::new(lane(each)));
     let (senders, receivers) = (senders.collect(), receivers.collect());
     let verdict = Verdict::default();
-    let mut run = Run { verbs, qps, flush_qps, place, senders, receivers, side, news, verdict, events: 0, trigger };
+    let mut run = Run { verbs, qps, flush_qps, place, senders, receivers, side, verdict, events: 0, trigger };
     for receiver in &mut run.receivers {
         receiver.prepare(&run.place, &mut run.qps)?;
     }
@@ -263,17 +260,16 @@ impl Run {
     fn read_news(&mut self) -> Result<(), String> {
         const OF_A_PORT: [ibv_event_type; 4] =
             [IBV_EVENT_PORT_ACTIVE, IBV_EVENT_PORT_ERR, IBV_EVENT_GID_CHANGE, IBV_EVENT_COMM_EST];
-        for news in self.news.try_iter() {
-            match news {
-                AsyncNews::Event(kind) if OF_A_PORT.contains(&kind) => self.events += 1,
-                AsyncNews::Event(kind) => return Err(format!("a fatal event: {kind:?}")),
-                AsyncNews::Failed => return Err("ibv_get_async_event failed".to_owned()),
+        for came in self.verbs.came().map_err(|e| e.to_string())? {
+            if !OF_A_PORT.iter().any(|kind| came == format!("{kind:?}")) {
+                return Err(format!("a fatal event: {came}"));
             }
+            self.events += 1;
         }
         Ok(())
     }
 
-    /// All but the device, in whose events a thread sits.
+    /// All but the device, whose events a thread takes to the end, as NCCL's does.
     fn close(self) -> Result<(), SetupError> {
         for qp in self.qps.into_iter().chain(self.flush_qps) {
             qp.destroy()?;

@@ -98,6 +98,25 @@ pub struct ReceiveRequest {
     pub memory: Option<(u64, u32)>,
 }
 
+impl ReceiveRequest {
+    /// Its memory, as C names it.
+    pub(super) fn element(self, region: &Region) -> Option<ibv_sge> {
+        self.memory.map(|(at, len)| {
+            assert!(region.contains(at, len.into()), "memory outside of the region");
+            ibv_sge { addr: region.addr(at), length: len, lkey: region.lkey() }
+        })
+    }
+
+    /// The work request over that element, which has to outlive its post.
+    pub(super) fn naming(self, element: Option<&mut ibv_sge>) -> ibv_recv_wr {
+        let wr = ibv_recv_wr { wr_id: self.wr_id, ..ibv_recv_wr::zeroed() };
+        match element {
+            Some(sge) => ibv_recv_wr { sg_list: sge, num_sge: 1, ..wr },
+            None => wr,
+        }
+    }
+}
+
 /// A queue pair. The arrays of work requests and elements are re-used, and scribbled over after each call, as the
 /// verbs contract allows a program to do.
 #[derive(Debug)]
@@ -240,15 +259,8 @@ impl Qp {
 
     /// Posts one receive.
     pub fn post_receive(&self, region: &Region, request: ReceiveRequest) -> Result<()> {
-        let mut sge = request.memory.map(|(at, len)| {
-            assert!(region.contains(at, len.into()), "memory outside of the region");
-            ibv_sge { addr: region.addr(at), length: len, lkey: region.lkey() }
-        });
-        let mut wr = ibv_recv_wr { wr_id: request.wr_id, ..ibv_recv_wr::zeroed() };
-        if let Some(sge) = &mut sge {
-            wr.sg_list = sge;
-            wr.num_sge = 1;
-        }
+        let mut sge = request.element(region);
+        let mut wr = request.naming(sge.as_mut());
         // SAFETY: the queue pair is open, and so is its context.
         let context = unsafe { (*self.qp.as_ptr()).context };
         // SAFETY: as above. `ops` is read anew each time, as the inline ibv_post_recv reads it.

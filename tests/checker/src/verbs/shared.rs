@@ -31,15 +31,8 @@ impl Srq {
 
     /// Posts one receive.
     pub fn post_receive(&self, region: &Region, request: ReceiveRequest) -> Result<()> {
-        let mut sge = request.memory.map(|(at, len)| {
-            assert!(region.contains(at, len.into()), "memory outside of the region");
-            ibv_sge { addr: region.addr(at), length: len, lkey: region.lkey() }
-        });
-        let mut wr = ibv_recv_wr { wr_id: request.wr_id, ..ibv_recv_wr::zeroed() };
-        if let Some(sge) = &mut sge {
-            wr.sg_list = sge;
-            wr.num_sge = 1;
-        }
+        let mut sge = request.element(region);
+        let mut wr = request.naming(sge.as_mut());
         // SAFETY: the queue is open, and so is its context.
         let context = unsafe { (*self.srq.as_ptr()).context };
         // SAFETY: as above. `ops` is read anew each time, as the inline ibv_post_srq_recv reads it.
