@@ -16,39 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            fprintf(stderr, "line %d: %s: %m\n", __LINE__, #condition);      \
-            exit(2);                                                         \
-        }                                                                    \
-    } while (0)
+#include "program.h"
 
 static char buffer[64];
-
-static void connect_pair(struct ibv_qp *qp)
-{
-    struct ibv_qp_attr attr;
-    int basic = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
-    int ready = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-    int send = IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC;
-
-    memset(&attr, 0, sizeof(attr));
-    attr.qp_state = IBV_QPS_INIT;
-    attr.port_num = 1;
-    CHECK(!ibv_modify_qp(qp, &attr, basic));
-    attr.qp_state = IBV_QPS_RTR;
-    attr.path_mtu = IBV_MTU_1024;
-    attr.dest_qp_num = qp->qp_num;
-    attr.ah_attr.is_global = 1;
-    attr.ah_attr.port_num = 1;
-    attr.ah_attr.grh.sgid_index = 1;
-    CHECK(!ibv_query_gid(qp->context, 1, 1, &attr.ah_attr.grh.dgid));
-    CHECK(!ibv_modify_qp(qp, &attr, ready));
-    attr.qp_state = IBV_QPS_RTS;
-    attr.timeout = 14;
-    CHECK(!ibv_modify_qp(qp, &attr, send));
-}
 
 static void post(struct ibv_qp *qp)
 {
@@ -80,7 +50,7 @@ int main(int argc, char **argv)
 
         CHECK(qp);
         if (rc)
-            connect_pair(qp);
+            connect_to_itself(qp, NULL);
         if (!strcmp(argv[at], "mr"))
             post(qp);
         printf("%s %u\n", argv[at], qp->qp_num);

@@ -15,13 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            fprintf(stderr, "line %d: %s: %m\n", __LINE__, #condition);      \
-            exit(2);                                                         \
-        }                                                                    \
-    } while (0)
+#include "program.h"
 
 int nullverbs_complete(struct ibv_cq *cq, const struct ibv_wc *wc);
 int nullverbs_async(struct ibv_context *context, const struct ibv_async_event *event);

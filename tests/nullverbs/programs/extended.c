@@ -24,16 +24,11 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            fprintf(stderr, "line %d: %s: %m\n", __LINE__, #condition);      \
-            exit(2);                                                         \
-        }                                                                    \
-    } while (0)
+#include "program.h"
 
 static struct ibv_context *context;
 static struct ibv_pd *pd;
+static struct ibv_ece ece = { .vendor_id = 0x15b3, .options = 1 };
 static char buffer[8192], other[8192];
 
 static void memory(void)
@@ -81,27 +76,6 @@ static struct ibv_qp *pair(struct ibv_pd *domain, struct ibv_cq *cq, enum ibv_qp
 
     CHECK(qp);
     return qp;
-}
-
-/* Connects the queue pair to itself. */
-static void connect_pair(struct ibv_qp *qp)
-{
-    int to_init = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
-    int to_rtr = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-    int to_rts = IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
-    struct ibv_ece ece = { .vendor_id = 0x15b3, .options = 1 };
-    struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = 1, .qp_access_flags = IBV_ACCESS_REMOTE_WRITE };
-
-    CHECK(!ibv_modify_qp(qp, &attr, to_init));
-    CHECK(!ibv_set_ece(qp, &ece));
-    attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = qp->qp_num, .max_dest_rd_atomic = 1 };
-    attr.ah_attr.is_global = 1;
-    attr.ah_attr.port_num = 1;
-    attr.ah_attr.grh.sgid_index = 1;
-    CHECK(!ibv_query_gid(context, 1, 1, &attr.ah_attr.grh.dgid));
-    CHECK(!ibv_modify_qp(qp, &attr, to_rtr));
-    attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7, .max_rd_atomic = 1 };
-    CHECK(!ibv_modify_qp(qp, &attr, to_rts));
 }
 
 static struct ibv_cq_ex *queue(struct ibv_cq_init_attr_ex attr)
@@ -240,7 +214,7 @@ static void queues(void)
     CHECK(mr && ibv_qp_to_qp_ex(qp));
     CHECK(!ibv_modify_cq(ibv_cq_ex_to_cq(cq), &moderation));
     CHECK(!ibv_resize_cq(ibv_cq_ex_to_cq(cq), 80));
-    connect_pair(qp);
+    connect_to_itself(qp, &ece);
     if (getenv("LD_PRELOAD"))
         await("NULLVERBS_LOG", "create_qp null1");
     post(ibv_qp_to_qp_ex(qp), mr);
@@ -335,7 +309,7 @@ static void threads(void)
 
     shared_cq = queue((struct ibv_cq_init_attr_ex){ .wc_flags = IBV_WC_STANDARD_FLAGS });
     shared_qp = pair(pd, ibv_cq_ex_to_cq(shared_cq), IBV_QPT_RC, IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, IBV_QP_EX_WITH_SEND);
-    connect_pair(shared_qp);
+    connect_to_itself(shared_qp, &ece);
     for (at = 0; at < THREADS; at++)
         CHECK(!pthread_create(&started[at], NULL, run_thread, (void *)(uintptr_t)at));
     for (at = 0; at < THREADS; at++)
@@ -373,7 +347,7 @@ static void moved(void)
 
     CHECK(freopen(getenv("SAID"), "a", stderr) && mr && ex);
     setvbuf(stderr, NULL, _IOLBF, 0);
-    connect_pair(qp);
+    connect_to_itself(qp, &ece);
     await("SAID", "QP protected");
     show(qp);
     for (turn = 0; turn < 3; turn++) {
@@ -423,7 +397,7 @@ static void refused(void)
     struct ibv_qp_ex *ex = ibv_qp_to_qp_ex(qp);
     struct ibv_poll_cq_attr attr = { 0 };
 
-    connect_pair(qp);
+    connect_to_itself(qp, &ece);
     send_one(ex, 20);
     CHECK(!ibv_start_poll(cq, &attr) && cq->wr_id == 20);
     setenv("NULLVERBS_REFUSE", "destroy_qp:null0 destroy_cq:null0", 1);

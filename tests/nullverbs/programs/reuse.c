@@ -11,13 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            fprintf(stderr, "line %d: %s: %m\n", __LINE__, #condition);      \
-            exit(2);                                                         \
-        }                                                                    \
-    } while (0)
+#include "program.h"
 
 /* Rounds after which every table has its size. */
 #define SETTLED 200
@@ -32,31 +26,6 @@ static long resident_kib(void)
     CHECK(statm && fscanf(statm, "%ld %ld", &all, &pages) == 2);
     fclose(statm);
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
-static void connect_pair(struct ibv_qp *qp)
-{
-    struct ibv_qp_attr attr;
-    int basic = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
-    int ready = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-    int send = IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC;
-
-    memset(&attr, 0, sizeof(attr));
-    attr.qp_state = IBV_QPS_INIT;
-    attr.port_num = 1;
-    attr.qp_access_flags = IBV_ACCESS_REMOTE_WRITE;
-    CHECK(!ibv_modify_qp(qp, &attr, basic));
-    attr.qp_state = IBV_QPS_RTR;
-    attr.path_mtu = IBV_MTU_1024;
-    attr.dest_qp_num = qp->qp_num;
-    attr.ah_attr.is_global = 1;
-    attr.ah_attr.port_num = 1;
-    attr.ah_attr.grh.sgid_index = 1;
-    CHECK(!ibv_query_gid(qp->context, 1, 1, &attr.ah_attr.grh.dgid));
-    CHECK(!ibv_modify_qp(qp, &attr, ready));
-    attr.qp_state = IBV_QPS_RTS;
-    attr.timeout = 14;
-    CHECK(!ibv_modify_qp(qp, &attr, send));
 }
 
 static void post(struct ibv_qp *qp, struct ibv_mr *mr, uint64_t wr_id)
@@ -93,7 +62,7 @@ int main(int argc, char **argv)
         CHECK(qp);
         again += qp->qp_num == before;
         before = qp->qp_num;
-        connect_pair(qp);
+        connect_to_itself(qp, NULL);
         post(qp, mr, round);
         count = ibv_poll_cq(cq, 4, wc);
         if (count != 1 || wc[0].wr_id != round || wc[0].qp_num != qp->qp_num || wc[0].status != IBV_WC_SUCCESS) {
