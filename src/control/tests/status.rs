@@ -18,10 +18,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use fabric::{config, connect, eventually, Fabric, Kind};
+use serial_test::serial;
 use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
 use shift_control::status::{Answer, QueuePair, Status, SOCKET_PREFIX};
 
-/// The abstract names of the agents of this test program.
+/// The abstract names of the agents of this test program; those of one test at a time, for an agent that goes away resets who asks it.
 fn names() -> Vec<String> {
     let own = format!("{SOCKET_PREFIX}{}.", std::process::id());
     let listing = fs::read_to_string("/proc/net/unix").unwrap();
@@ -58,6 +59,7 @@ fn only(status: &Status, qpn: u32) -> QueuePair {
 }
 
 #[test]
+#[serial]
 fn a_status_names_the_path_and_the_reason_of_each_queue_pair_and_adds_up() {
     let fabric = Fabric::new(60);
     let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
@@ -94,6 +96,7 @@ fn a_status_names_the_path_and_the_reason_of_each_queue_pair_and_adds_up() {
 }
 
 #[test]
+#[serial]
 fn garbage_idle_connections_and_other_users_are_turned_away_and_the_next_one_is_answered() {
     let fabric = Fabric::new(61);
     let before = names();

@@ -110,22 +110,28 @@ static void domain(void)
     CHECK(!ibv_dealloc_td(td));
 }
 
-/* Until the file that this variable names has this in a line, which the shim's own thread brings about. */
-static void await(const char *variable, const char *wanted)
+/* How many lines of the file that this variable names have this in them; with "\n" before it, begin with it. */
+static int lines_with(const char *variable, const char *wanted)
+{
+    FILE *file = fopen(getenv(variable), "r");
+    char line[512] = "\n";
+    int found = 0;
+
+    while (file && fgets(line + 1, sizeof(line) - 1, file))
+        found += strstr(line, wanted) != NULL;
+    if (file)
+        fclose(file);
+    return found;
+}
+
+/* Until so many lines are there, which a thread of the shim's own brings about. */
+static void await(const char *variable, const char *wanted, int count)
 {
     struct timespec pause = { .tv_nsec = 10000000 };
     int turn;
 
     for (turn = 0; turn < 1000; turn++) {
-        FILE *file = fopen(getenv(variable), "r");
-        char line[512];
-        bool found = false;
-
-        while (file && fgets(line, sizeof(line), file))
-            found |= strstr(line, wanted) != NULL;
-        if (file)
-            fclose(file);
-        if (found)
+        if (lines_with(variable, wanted) >= count)
             return;
         nanosleep(&pause, NULL);
     }
@@ -216,7 +222,7 @@ static void queues(void)
     CHECK(!ibv_resize_cq(ibv_cq_ex_to_cq(cq), 80));
     connect_to_itself(qp, &ece);
     if (getenv("LD_PRELOAD"))
-        await("NULLVERBS_LOG", "create_qp null1");
+        await("NULLVERBS_LOG", "create_qp null1", 1);
     post(ibv_qp_to_qp_ex(qp), mr);
     poll_all(cq, qp);
     CHECK(!ibv_query_qp(qp, &attr, IBV_QP_STATE | IBV_QP_CAP, &init));
@@ -348,7 +354,7 @@ static void moved(void)
     CHECK(freopen(getenv("SAID"), "a", stderr) && mr && ex);
     setvbuf(stderr, NULL, _IOLBF, 0);
     connect_to_itself(qp, &ece);
-    await("SAID", "QP protected");
+    await("SAID", "QP protected", 1);
     show(qp);
     for (turn = 0; turn < 3; turn++) {
         ibv_wr_start(ex);
@@ -456,6 +462,8 @@ int main(int count, char **words)
     if (!strcmp(part, "strange"))
         strange();
     CHECK(!ibv_dealloc_pd(pd));
+    /* In the order in which they came, so all of the standby is gone with the last of them. */
+    await("NULLVERBS_LOG", "dealloc_pd null1", lines_with("NULLVERBS_LOG", "\nalloc_pd null1"));
     CHECK(!ibv_close_device(context));
     puts("done");
     return 0;
