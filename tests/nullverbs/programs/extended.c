@@ -462,8 +462,9 @@ int main(int count, char **words)
     if (!strcmp(part, "strange"))
         strange();
     CHECK(!ibv_dealloc_pd(pd));
-    /* In the order in which they came, so all of the standby is gone with the last of them. */
-    await("NULLVERBS_LOG", "dealloc_pd null1", lines_with("NULLVERBS_LOG", "\nalloc_pd null1"));
+    /* What the standby had goes in the order in which it came: the last PD is the end of it, where no probe has one of its own. */
+    if (!strcmp(part, "memory") || !strcmp(part, "domain"))
+        await("NULLVERBS_LOG", "dealloc_pd null1", lines_with("NULLVERBS_LOG", "\nalloc_pd null1"));
     CHECK(!ibv_close_device(context));
     puts("done");
     return 0;
