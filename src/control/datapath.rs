@@ -18,6 +18,10 @@ pub struct QpLife(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(pub u32);
 
+/// A move of the receives of one group; grows, and is never used again in this process. 0: none, or no group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Round(pub u64);
+
 /// A device as the shim knows it: index into its table of opened devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(pub u16);
@@ -195,9 +199,10 @@ pub trait DataPath: Send + Sync {
     /// Writes the outstanding send entries and the incarnations they were posted on into the ledger (those it does not have yet),
     /// and what landed since.
     fn admit(&self, qp: QpLife, ledger: &mut Ledger);
-    /// Posts the receives that were not consumed on `path`, in order, once per epoch. Those of a shared receive queue once for all its queue pairs; the first of
-    /// them that is asked for a path on which they are not does it, and every other one is fenced by then.
-    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno>;
+    /// Posts the receives that were not consumed on `path`, in order, once per epoch. Those of a shared receive queue once per round, for all its queue pairs:
+    /// the first of them that is asked in a new round takes back what lies in its object of that path and posts all that has not completed, also where
+    /// that is the path that the receives were on. Every other one is fenced by then. `EBUSY`: one still takes receives; ask again.
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch, round: Round) -> Result<usize, Errno>;
     /// Executes the plan on `path` for `epoch`, as far as it gets, and after it the held posts; records the new postings in the ledger.
     /// Idempotent: goes on where it stopped. With a stop in the plan, held posts stay held.
     fn replay(

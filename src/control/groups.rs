@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use shift_proto::id::{Micros, PathId};
 use shift_proto::migrate::{Group, Input, Machine, Member, Order, Stage};
 
-use crate::datapath::{GroupId, QpLife};
+use crate::datapath::{GroupId, QpLife, Round};
 use crate::qp::{Grouped, Qp, PATHS};
 use crate::world::World;
 
@@ -20,10 +20,14 @@ const SILENCE_US: u64 = 3_000_000;
 #[derive(Default)]
 pub(crate) struct Groups {
     groups: BTreeMap<GroupId, State>,
+    /// Moves so far.
+    rounds: u64,
 }
 
 struct State {
     group: Group<QpLife>,
+    /// The last move of its receives.
+    round: Round,
     /// One of its queue pairs has been in the way since then.
     unready: Option<Micros>,
 }
@@ -49,15 +53,31 @@ impl Groups {
         for (id, lives) in members {
             let d = &world.config.deadlines;
             let limit = Micros(d.exchange.0.saturating_sub(2 * d.drain.0));
-            let state = self.groups.entry(id).or_insert_with(|| State { group: Group::new(limit), unready: None });
-            state.tend(&lives, qps, world, now);
+            let state = self.groups.entry(id).or_insert_with(|| State {
+                group: Group::new(limit),
+                round: Round::default(),
+                unready: None,
+            });
+            state.tend(&lives, qps, world, &mut self.rounds, now);
         }
     }
 }
 
 impl State {
-    fn tend(&mut self, lives: &[QpLife], qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
+    fn tend(
+        &mut self,
+        lives: &[QpLife],
+        qps: &mut BTreeMap<QpLife, Qp>,
+        world: &mut World,
+        rounds: &mut u64,
+        now: Micros,
+    ) {
+        let moves = self.group.moves();
         let orders = self.group.turn(now, &members_of(lives, qps));
+        if self.group.moves() != moves {
+            *rounds += 1;
+            self.round = Round(*rounds);
+        }
         for order in orders {
             let (life, input) = match order {
                 Order::Follow(life, path) => (life, Input::Follow(path)),
@@ -80,7 +100,7 @@ impl State {
         }
         for life in lives {
             if let Some(qp) = qps.get_mut(life) {
-                qp.join(world, Grouped { is_able, is_ready, open }, now);
+                qp.join(world, Grouped { is_able, is_ready, open, round: self.round }, now);
             }
         }
         self.tell(lives, qps, is_ready, world, now);

@@ -191,7 +191,7 @@ impl Qp {
         let (own, peer) = ends.ok_or(Errno(nix::libc::EINVAL))?;
         let (own_psn, peer_psn) = (own.psn_base.in_epoch(tuple.epoch), peer.psn_base.in_epoch(tuple.epoch));
         world.data.connect(self.life, tuple.target, tuple.epoch, &peer, own_psn, peer_psn)?;
-        world.data.repost(self.life, tuple.target, tuple.epoch)
+        world.data.repost(self.life, tuple.target, tuple.epoch, self.group.round)
     }
 
     fn start_replay(

@@ -10,7 +10,7 @@ use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq
 use shift_proto::ledger::{Ledger, Plan};
 use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Stage};
 
-use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife};
+use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife, Round};
 use crate::mirror::Mirror;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
@@ -161,11 +161,13 @@ pub(crate) struct Grouped {
     pub is_ready: bool,
     /// The path on which receives may be posted, if they are not on their way.
     pub open: Option<PathId>,
+    /// The move that the receives are where they are by, or on their way by.
+    pub round: Round,
 }
 
 impl Grouped {
-    const ALONE: Self = Self { is_able: true, is_ready: true, open: None };
-    const UNKNOWN: Self = Self { is_able: false, is_ready: false, open: None };
+    const ALONE: Self = Self { is_able: true, is_ready: true, open: None, round: Round(0) };
+    const UNKNOWN: Self = Self { is_able: false, is_ready: false, open: None, round: Round(0) };
 }
 
 impl Qp {

@@ -118,8 +118,8 @@ impl DataPath for Shim {
         Self::with(qp, (), |qp| replay::admit(qp, ledger));
     }
 
-    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno> {
-        Self::with(qp, Err(GONE), |qp| replay::repost(qp, path.0, epoch.0))
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch, round: Round) -> Result<usize, Errno> {
+        Self::with(qp, Err(GONE), |qp| replay::repost(qp, path.0, epoch.0, round))
     }
 
     fn replay(

@@ -12,7 +12,7 @@ use crate::real;
 use crate::shadow::*;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use shift_abi::*;
-use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress};
+use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress, Round};
 use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, Ledger, Plan, Posting};
 use shift_proto::policy::OnUnknown;
@@ -97,7 +97,7 @@ fn report_refusal(qp: &QpShadow, refusal: Option<shift_proto::ledger::LedgerErro
 }
 
 /// Posts the receives that were not consumed on the new path, once per epoch.
-pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
+pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize, Errno> {
     let mut cold = qp.cold();
     if cold.reposted == Some(epoch) {
         return Ok(0);
@@ -118,7 +118,7 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32) -> Result<usize, Errno> {
     look_at_twin(qp);
     if let Some(srq) = &qp.srq {
         cold.repost_next = Some((epoch, 0));
-        let count = srq::settle(srq, path, cold.gids.get(usize::from(path)).and_then(Option::as_ref))?;
+        let count = srq::settle(srq, (path, round), cold.gids.get(usize::from(path)).and_then(Option::as_ref))?;
         if poster.mode == PostMode::Held {
             poster.mode = PostMode::Direct;
         }

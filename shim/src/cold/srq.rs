@@ -17,7 +17,7 @@ use crate::tables::PtrTable;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
 use shift_abi::*;
-use shift_control::datapath::Errno;
+use shift_control::datapath::{Errno, Round};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
@@ -41,8 +41,12 @@ pub struct SrqCold {
     left: [bool; 2],
     /// Emptying such an object.
     withdrawal: Option<withdraw::Withdrawal>,
+    /// The last move that came to its end.
+    round: Round,
     /// Moving: the path, and how many of the receives that were left are posted there.
     moving: Option<(u8, Vec<u32>)>,
+    /// The limit of the object that is being emptied, for the one that the receives go to.
+    limit: u32,
     destroyed: bool,
 }
 
@@ -327,12 +331,19 @@ pub fn twin(srq: &SrqShadow, standby: &rail::Rail) -> Result<Raw<ibv_srq>, Strin
     Ok(Raw(twin))
 }
 
-/// Posts what has not completed on `path`, in order, if that is not where it is. Every queue pair of the SRQ is fenced, or was connected for that path
-/// anew. Goes on where it stopped.
-pub fn settle(srq: &SrqShadow, path: u8, gid: Option<&ibv_gid_entry>) -> Result<usize, Errno> {
+/// Posts what has not completed on `path`, in order, once in that round, also where it lies there already: a receive that a message had taken in part is in
+/// no queue. Every queue pair of the SRQ is fenced, or was connected for that path anew. Goes on where it stopped.
+pub fn settle(srq: &SrqShadow, (path, round): (u8, Round), gid: Option<&ibv_gid_entry>) -> Result<usize, Errno> {
     let mut cold = srq.cold();
     if cold.home == path {
-        return Ok(0);
+        match &cold.moving {
+            None if cold.round == round => return Ok(0),
+            Some((to, _)) if *to == path => {}
+            _ => mark_left(&mut cold, path),
+        }
+    }
+    if let Some((from, _)) = object_of(srq, &cold, cold.home) {
+        cold.limit = cold.limit.max(limit_of(from));
     }
     if cold.left.get(usize::from(path)).copied().unwrap_or(false) {
         empty(srq, &mut cold, path, gid)?;
@@ -343,8 +354,8 @@ pub fn settle(srq: &SrqShadow, path: u8, gid: Option<&ibv_gid_entry>) -> Result<
         Some((to, left)) if to == path => left,
         other => {
             // A move that went no further has left some there.
-            if let Some(left) = other.and_then(|(to, _)| cold.left.get_mut(usize::from(to))) {
-                *left = true;
+            if let Some((to, _)) = other {
+                mark_left(&mut cold, to);
             }
             poster.target = object;
             poster.post = post;
@@ -367,20 +378,27 @@ pub fn settle(srq: &SrqShadow, path: u8, gid: Option<&ibv_gid_entry>) -> Result<
         left.pop();
     }
     drop(poster);
-    let from = cold.home;
-    if let Some((old, _)) = object_of(srq, &cold, from) {
-        let limit = limit_of(old);
-        if limit != 0 {
-            set_limit(object, limit);
+    let limit = core::mem::take(&mut cold.limit);
+    let from = core::mem::replace(&mut cold.home, path);
+    cold.round = round;
+    if from != path {
+        if let Some((old, _)) = object_of(srq, &cold, from) {
             set_limit(old, 0);
         }
+        mark_left(&mut cold, from);
     }
-    cold.home = path;
-    if let Some(left) = cold.left.get_mut(usize::from(from)) {
-        *left = true;
+    if limit != 0 {
+        set_limit(object, limit);
     }
     log::debug!("SRQ {}: {total} receives posted on path {path}", srq.life);
     Ok(total)
+}
+
+/// What lies in the object of that path is posted elsewhere, or anew.
+fn mark_left(cold: &mut SrqCold, path: u8) {
+    if let Some(left) = cold.left.get_mut(usize::from(path)) {
+        *left = true;
+    }
 }
 
 fn object_of(srq: &SrqShadow, cold: &SrqCold, path: u8) -> Option<(Raw<ibv_srq>, post_srq_recv_fn)> {

@@ -84,6 +84,8 @@ pub struct Group<K> {
     home: PathId,
     /// Where they go, and since when.
     goal: Option<(PathId, Micros)>,
+    /// Moves begun so far.
+    moves: u64,
     /// Members that have been where the receives are. Others were connected later, on a path that the group has left.
     arrived: BTreeSet<K>,
     /// How long members that do not come along are waited for.
@@ -95,7 +97,7 @@ impl<K: Copy + Ord> Group<K> {
     /// moved first.
     #[must_use]
     pub const fn new(limit: Micros) -> Self {
-        Self { home: PathId::PRIMARY, goal: None, arrived: BTreeSet::new(), limit }
+        Self { home: PathId::PRIMARY, goal: None, moves: 0, arrived: BTreeSet::new(), limit }
     }
 
     /// Where the receives are. While the group moves this is where they were.
@@ -108,6 +110,12 @@ impl<K: Copy + Ord> Group<K> {
     #[must_use]
     pub fn goal(&self) -> Option<PathId> {
         self.goal.map(|(goal, _)| goal)
+    }
+
+    /// Moves that were begun so far.
+    #[must_use]
+    pub const fn moves(&self) -> u64 {
+        self.moves
     }
 
     /// Whether a member that is connected for that path may post receives there.
@@ -143,6 +151,7 @@ impl<K: Copy + Ord> Group<K> {
             let left =
                 |member: &&Member<K>| member.is_live() && member.path != home && self.arrived.contains(&member.key);
             self.goal = members.iter().find(left).map(|member| (member.path, now));
+            self.moves += u64::from(self.goal.is_some());
         }
         match self.goal {
             Some((goal, since)) => self.gather(goal, now >= since + self.limit, members),

@@ -26,7 +26,7 @@ pub fn connect_grouped(
     let ends = [(a, a_life, a_group, b, b_life), (b, b_life, b_group, a, a_life)];
     for (own, life, group, peer, peer_life) in ends {
         let mut state = own.fabric.lock();
-        let late = group.is_some_and(|group| state.homes.get(&(own.host, group)).is_some_and(|home| *home != 0));
+        let late = group.is_some_and(|group| state.homes.get(&(own.host, group)).is_some_and(|(home, _)| *home != 0));
         let qp = state.qps.entry((own.host, QpLife(life))).or_default();
         (qp.peer, qp.group, qp.late) = (Some((peer.host, QpLife(peer_life))), group, late);
         qp.incarnations.insert(0, Incarnation::default());

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use shift_control::datapath::{
     ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, ProbeId, ProbeState, QpLife,
-    RemoteKey, RemoteKeys, ReplayProgress, Unprotected,
+    RemoteKey, RemoteKeys, ReplayProgress, Round, Unprotected,
 };
 use shift_control::{Agent, Config, EventSender};
 use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
@@ -117,7 +117,7 @@ pub struct State {
     pub slow_fence: Option<(usize, Duration)>,
     suspended: Option<usize>,
     /// The path on which the receives of a process's groups are, once they moved.
-    homes: BTreeMap<(usize, u32), u8>,
+    homes: BTreeMap<(usize, u32), (u8, Round)>,
 }
 
 /// The fabric of one test.
@@ -285,9 +285,11 @@ impl Qp {
 
 impl State {
     /// Receives of a group are posted on another path only when nobody takes one on the old path any more.
-    fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8) {
+    fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8, round: Round) {
         let Some(group) = self.qps[&(process, qp)].group else { return };
-        if self.homes.insert((process, group), path).unwrap_or(0) == path {
+        let (home, known) = self.homes.insert((process, group), (path, round)).unwrap_or_default();
+        assert!(home == path || round > known, "a move to another path has a round of its own");
+        if home == path {
             return;
         }
         for ((_, life), other) in self.qps.iter().filter(|((at, _), q)| *at == process && q.group == Some(group)) {
@@ -491,8 +493,8 @@ impl DataPath for Path {
         });
     }
 
-    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch) -> Result<usize, Errno> {
-        self.fabric.lock().post_shared_receives(self.process, qp, path.0);
+    fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch, round: Round) -> Result<usize, Errno> {
+        self.fabric.lock().post_shared_receives(self.process, qp, path.0, round);
         self.with(qp, |q| {
             assert!(q.fenced, "receives move only after the fence");
             q.reposts += 1;
