@@ -99,6 +99,12 @@ exported! {
     fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = mlx5::open_device, else core::ptr::null_mut();
     /// libmlx5's way to give the queues themselves away: what uses them so is not protected.
     fn mlx5dv_init_obj(object: *mut c_void, kinds: u64) -> c_int = mlx5::init_obj, else libc::EIO;
+    /// libmlx5's way to make a CQ: its channel may be one of ours, which the kernel does not know.
+    fn mlx5dv_create_cq(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex, own: *mut c_void) -> *mut ibv_cq_ex = mlx5::create_cq, else core::ptr::null_mut();
+    /// libmlx5's way to make an object of the firmware: if it is a QP it is not protected, and that is said.
+    fn mlx5dv_devx_obj_create(context: *mut ibv_context, command: *const c_void, length: usize, answer: *mut c_void, room: usize) -> *mut c_void = mlx5::create_by_devx, else core::ptr::null_mut();
+    /// Destroys it.
+    fn mlx5dv_devx_obj_destroy(object: *mut c_void) -> c_int = mlx5::destroy_of_devx, else libc::EIO;
     /// libmlx5's way to make a QP: it is not protected, and that is said.
     fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = mlx5::create_qp, else core::ptr::null_mut();
     /// libmlx5's way to register memory of another device, on both devices with the same flags.

@@ -186,6 +186,12 @@ real_functions! {
     fn mlx5dv_open_device(device: *mut ibv_device, attr: *mut c_void) -> *mut ibv_context = core::ptr::null_mut();
     /// libmlx5: tells where the queues of objects lie.
     fn mlx5dv_init_obj(object: *mut c_void, kinds: u64) -> c_int = libc::EOPNOTSUPP;
+    /// libmlx5: makes a CQ with attributes of its own.
+    fn mlx5dv_create_cq(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex, own: *mut c_void) -> *mut ibv_cq_ex = core::ptr::null_mut();
+    /// libmlx5: makes an object of the firmware by a command for it.
+    fn mlx5dv_devx_obj_create(context: *mut ibv_context, command: *const c_void, length: usize, answer: *mut c_void, room: usize) -> *mut c_void = core::ptr::null_mut();
+    /// libmlx5: destroys it.
+    fn mlx5dv_devx_obj_destroy(object: *mut c_void) -> c_int = libc::EOPNOTSUPP;
     /// libmlx5: makes a QP with attributes of its own.
     fn mlx5dv_create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex, own: *mut c_void) -> *mut ibv_qp = core::ptr::null_mut();
     /// libmlx5: registers memory of another device, with access flags of its own.

@@ -287,8 +287,7 @@ pub unsafe fn create(context: *mut ibv_context) -> *mut ibv_comp_channel {
     let real = unsafe { real::ibv_create_comp_channel(context) };
     let Some(shadow) = device::device_of(context).filter(|_| !real.is_null()) else { return real };
     // Without a standby no QP is protected: the channel is left as it is.
-    let has_standby = rail::by_id(shadow.device).is_some_and(|rail| rail::standby_of(&rail).is_ok());
-    if !has_standby || rail::passes_channels_on(shadow.device) {
+    if rail::by_id(shadow.device).is_none_or(|rail| rail::standby_of(&rail).is_err()) {
         return real;
     }
     wrap(context, Raw(real)).unwrap_or_else(|errno| {

@@ -118,6 +118,11 @@ impl Asked {
             refused: Cell::new((!is_known).then_some("its CQ was made with attributes that are not known here")),
         }
     }
+
+    /// No QP of it can be protected.
+    pub fn refuse(&self, why: &'static str) {
+        self.refused.set(Some(why));
+    }
 }
 
 /// Makes the CQ through `create`. Where its completions carry more than `ibv_wc` holds, all fields of `ibv_wc` are asked for as well: the shim has to
@@ -126,7 +131,7 @@ impl Asked {
 /// # Safety
 /// The arguments are those of `ibv_create_cq_ex`.
 pub unsafe fn make_extended(
-    create: create_cq_ex_fn,
+    create: impl Fn(*mut ibv_context, *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex,
     context: *mut ibv_context,
     attr: *mut ibv_cq_init_attr_ex,
     asked: &Asked,
@@ -136,13 +141,12 @@ pub unsafe fn make_extended(
         let queue = match asked.copy {
             Some(copy) => {
                 let mut changed = ibv_cq_init_attr_ex { wc_flags, channel: real_channel, ..copy };
-                // SAFETY: passed on; the copy has all that its mask names.
-                unsafe { create(context, &mut changed) }
+                // The copy has all that its mask names.
+                create(context, &mut changed)
             }
-            // SAFETY: passed on as it is.
-            None if asked.given.is_none() => unsafe { create(context, attr) },
+            None if asked.given.is_none() => create(context, attr),
             // SAFETY: passed on from the caller.
-            None => unsafe { make_in_place(create, context, attr, real_channel) },
+            None => unsafe { make_in_place(|attr| create(context, attr), attr, real_channel) },
         };
         if let Some(ours) = asked.given.as_ref().filter(|_| !queue.is_null()) {
             ours.adopt(queue.cast());
@@ -161,15 +165,13 @@ pub unsafe fn make_extended(
 
 /// With the real channel in the application's own structure, of which nobody knows how long it is.
 unsafe fn make_in_place(
-    create: create_cq_ex_fn,
-    context: *mut ibv_context,
+    create: impl Fn(*mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex,
     attr: *mut ibv_cq_init_attr_ex,
     channel: *mut ibv_comp_channel,
 ) -> *mut ibv_cq_ex {
     // SAFETY: the caller vouches for the structure.
     let before = unsafe { core::mem::replace(&mut (*attr).channel, channel) };
-    // SAFETY: passed on.
-    let queue = unsafe { create(context, attr) };
+    let queue = create(attr);
     // SAFETY: as above.
     unsafe { (*attr).channel = before };
     queue

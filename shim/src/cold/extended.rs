@@ -148,6 +148,8 @@ unsafe extern "C" fn create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_i
     // SAFETY: the application gives a readable structure.
     let asked = unsafe { cq::Asked::read(attr) };
     // SAFETY: passed on from the application's call; of what is asked for more, a copy of its structure says it.
+    let create = |context, attr| unsafe { create(context, attr) };
+    // SAFETY: as above.
     let make = || unsafe { cq::make_extended(create, context, attr, &asked) };
     made(make, |queue| cq::note_extended(queue, context, &asked))
 }

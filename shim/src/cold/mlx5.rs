@@ -1,15 +1,18 @@
 //! What programs call in libmlx5 itself, linked or looked up (NCCL does so for GPU buffers and out-of-order receives).
 //!
-//! Owns: the three calls that make a context, a QP or a registration, and the one that gives the queues themselves away. Refuses to own: everything else of libmlx5; what it makes unseen is named when a
-//! verb first uses it. Tried on tests/nullverbs only: nobody has run this on such a NIC.
+//! Owns: the calls that make a context, a CQ, a QP or a registration, and the one that gives the queues themselves away. Refuses to own: everything else of
+//! libmlx5; what it makes unseen is named when a verb first uses it. Tried on tests/nullverbs only: nobody has run this on such a NIC.
 
 use crate::cold::{cq, device, mr, qp, tell};
 use crate::process;
 use crate::real;
 use crate::shadow::MAPPED;
+use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
+use shift_control::datapath::{DeviceId, Event};
+use std::sync::Arc;
 
 /// `MLX5DV_OBJ_QP` and `MLX5DV_OBJ_CQ` (infiniband/mlx5dv.h, enum mlx5dv_obj_type).
 const OBJ_QP: u64 = 1 << 0;
@@ -69,6 +72,83 @@ pub unsafe fn create_qp(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_e
         qp::pass_through(pair, &init, "it was made by mlx5dv_create_qp");
     }
     pair
+}
+
+/// `mlx5dv_create_cq`: the kernel gets its own channel. What the attributes of libmlx5 ask for no twin can be made with here.
+///
+/// # Safety
+/// As `mlx5dv_create_cq`.
+pub unsafe fn create_cq(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex, own: *mut c_void) -> *mut ibv_cq_ex {
+    // SAFETY: the application gives a readable structure.
+    let asked = unsafe { cq::Asked::read(attr) };
+    asked.refuse("its CQ was made by mlx5dv_create_cq");
+    // SAFETY: passed on.
+    let create = |context, attr| unsafe { real::mlx5dv_create_cq(context, attr, own) };
+    // SAFETY: passed on; what is changed is the channel, in a copy or for the time of the call.
+    let queue = unsafe { cq::make_extended(create, context, attr, &asked) };
+    if !queue.is_null() {
+        cq::note_extended(queue, context, &asked);
+    }
+    queue
+}
+
+/// `MLX5_CMD_OP_CREATE_QP`: the first 16 bits of a command to the firmware, most significant byte first. The number of the QP is in bytes 9 to 11 of the
+/// answer (struct mlx5_ifc_create_qp_out_bits).
+const CREATE_QP: [u8; 2] = [0x05, 0x00];
+const CREATED_QP: usize = 12;
+
+/// QPs that were made by commands to the firmware (DevX), as programs do that let a GPU post (GDAKI), and UCX's rc_mlx5: where, and their numbers.
+static BY_DEVX: PtrTable<(Option<u16>, u32)> = PtrTable::new();
+
+/// `mlx5dv_devx_obj_create`.
+///
+/// # Safety
+/// As `mlx5dv_devx_obj_create`.
+pub unsafe fn create_by_devx(
+    context: *mut ibv_context,
+    command: *const c_void,
+    length: usize,
+    answer: *mut c_void,
+    room: usize,
+) -> *mut c_void {
+    // SAFETY: passed on.
+    let object = unsafe { real::mlx5dv_devx_obj_create(context, command, length, answer, room) };
+    if object.is_null() || process::get().is_none() || length < CREATE_QP.len() || room < CREATED_QP {
+        return object;
+    }
+    // SAFETY: the call succeeded, so as much is readable as its length says.
+    if unsafe { command.cast::<[u8; 2]>().read() } == CREATE_QP {
+        // SAFETY: as above.
+        let [.., high, middle, low] = unsafe { answer.cast::<[u8; CREATED_QP]>().read() };
+        let qpn = u32::from_be_bytes([0, high, middle, low]);
+        let device = device::device_of(context).map(|shadow| shadow.device);
+        BY_DEVX.insert(object, Arc::new((device, qpn)));
+        tell::unrecorded(
+            device,
+            qpn,
+            "it was made by mlx5dv_devx_obj_create: who posts, a program or a GPU, is not seen".to_owned(),
+        );
+    }
+    object
+}
+
+/// `mlx5dv_devx_obj_destroy`.
+///
+/// # Safety
+/// As `mlx5dv_devx_obj_destroy`.
+pub unsafe fn destroy_of_devx(object: *mut c_void) -> c_int {
+    // Before the call: another object may lie at its address as soon as it is gone.
+    let pair = BY_DEVX.remove(object);
+    // SAFETY: passed on.
+    let errno = unsafe { real::mlx5dv_devx_obj_destroy(object) };
+    if let Some(pair) = pair {
+        match *pair {
+            _ if errno != 0 => drop(BY_DEVX.insert(object, pair)),
+            (Some(device), qpn) => process::tell(Event::UnrecordedGone { device: DeviceId(device), qpn }),
+            (None, _) => {}
+        }
+    }
+    errno
 }
 
 /// `mlx5dv_reg_dmabuf_mr`: on the standby with the same flags, those of libmlx5 included.

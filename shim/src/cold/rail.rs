@@ -57,11 +57,6 @@ pub fn has_no_locks(id: u16) -> bool {
         && by_id(id).is_some_and(|rail| rail.attr.vendor_id == MELLANOX_VENDOR)
 }
 
-/// Does its provider have calls of its own that pass a channel's descriptor to the kernel (`mlx5dv_create_cq`)? One of ours is refused there.
-pub fn passes_channels_on(id: u16) -> bool {
-    by_id(id).is_some_and(|rail| rail.attr.vendor_id == MELLANOX_VENDOR)
-}
-
 /// The rail with this number.
 pub fn by_id(id: u16) -> Option<Arc<Rail>> {
     rails().get(usize::from(id)).cloned()

@@ -101,6 +101,7 @@ uint32_t null_number(void);
 
 struct ibv_context *nullverbs_open(struct ibv_device *device, const char *verb);
 struct ibv_mr *nullverbs_make_mr(const char *verb, struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, const char *words);
+struct ibv_cq_ex *nullverbs_make_cq(const char *verb, struct ibv_context *context, struct ibv_cq_init_attr_ex *attr);
 struct ibv_qp *nullverbs_make_qp(const char *verb, struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 /* Puts a completion into a CQ. */
 int nullverbs_complete(struct ibv_cq *cq, const struct ibv_wc *wc);

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "null.h"
 
+#include <sys/stat.h>
 #include <fcntl.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,7 +20,13 @@ static struct null_cq *ex_of(struct ibv_cq_ex *cq)
 static struct null_cq *make_cq(struct ibv_context *context, uint32_t cqe, void *cq_context, struct ibv_comp_channel *channel)
 {
     struct null_cq *cq;
+    struct stat file;
 
+    /* As the kernel, which knows the files of its own channels and no other. */
+    if (channel && (fstat(channel->fd, &file) || !S_ISFIFO(file.st_mode))) {
+        errno = EBADF;
+        return NULL;
+    }
     if (!cqe || null_refuses("create_cq", context)) {
         errno = cqe ? errno : EINVAL;
         return NULL;
@@ -248,7 +255,7 @@ static uint64_t read_clock(struct ibv_cq_ex *cq)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static struct ibv_cq_ex *create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr)
+struct ibv_cq_ex *nullverbs_make_cq(const char *verb, struct ibv_context *context, struct ibv_cq_init_attr_ex *attr)
 {
     struct null_cq *cq = make_cq(context, attr->cqe, attr->cq_context, attr->channel);
     struct ibv_cq_ex *base;
@@ -271,10 +278,15 @@ static struct ibv_cq_ex *create_cq_ex(struct ibv_context *context, struct ibv_cq
     base->read_dlid_path_bits = read_dlid_path_bits;
     base->read_completion_ts = read_clock;
     base->read_completion_wallclock_ns = read_clock;
-    nullverbs_log("create_cq_ex", context, "cqe=%u wc_flags=0x%llx comp_mask=0x%x flags=0x%x parent_domain=%s", attr->cqe,
+    nullverbs_log(verb, context, "cqe=%u wc_flags=0x%llx comp_mask=0x%x flags=0x%x parent_domain=%s", attr->cqe,
                   (unsigned long long)attr->wc_flags, attr->comp_mask, attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS ? attr->flags : 0,
                   attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_PD ? "yes" : "no");
     return base;
+}
+
+static struct ibv_cq_ex *create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr)
+{
+    return nullverbs_make_cq("create_cq_ex", context, attr);
 }
 
 static int modify_cq(struct ibv_cq *cq, struct ibv_modify_cq_attr *attr)

@@ -1,17 +1,18 @@
-/* cc: -libverbs */
+/* cc: -libverbs -lmlx5 */
 /*
  * A program with queue pairs of several kinds that waits to be asked about: it makes one of each kind that it is told, says their numbers,
  * and ends with its standard input.
  *
  *   audit KIND...
  *
- *   rc   a reliable connection to itself
- *   mr   the same, and it posts from memory
- *   ud   datagrams
- *   uc   an unreliable connection
+ *   rc     a reliable connection to itself
+ *   mr     the same, and it posts from memory
+ *   alone  a reliable connection to a queue pair of this host that no process with the shim has
+ *   ud, uc, xrc  another type
+ *   devx   one that the firmware is told to make, as for a GPU that posts by itself
  */
+#include <infiniband/mlx5dv.h>
 #include <infiniband/verbs.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,38 @@ static void post(struct ibv_qp *qp)
     CHECK(!ibv_post_send(qp, &wr, &bad));
 }
 
+static enum ibv_qp_type type_of(const char *kind)
+{
+    if (!strcmp(kind, "ud"))
+        return IBV_QPT_UD;
+    if (!strcmp(kind, "uc"))
+        return IBV_QPT_UC;
+    return strcmp(kind, "xrc") ? IBV_QPT_RC : IBV_QPT_XRC_SEND;
+}
+
+/* As far as a shim looks: to RTR. */
+static void connect_to_a_stranger(struct ibv_qp *qp)
+{
+    struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = 1 };
+    int to_rtr = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
+
+    CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS));
+    attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = 0x777777, .max_dest_rd_atomic = 1 };
+    attr.ah_attr = (struct ibv_ah_attr){ .is_global = 1, .port_num = 1, .grh.sgid_index = 1 };
+    CHECK(!ibv_query_gid(qp->context, 1, 1, &attr.ah_attr.grh.dgid));
+    CHECK(!ibv_modify_qp(qp, &attr, to_rtr));
+}
+
+/* CREATE_QP is command 0x500; the answer has the number. */
+static unsigned int made_by_the_firmware(struct ibv_context *context)
+{
+    unsigned char command[272] = { 0x05, 0x00 }, other[272] = { 0x09, 0x04 }, answer[16];
+
+    CHECK(!mlx5dv_devx_obj_create(context, other, sizeof(other), answer, sizeof(answer)));
+    CHECK(mlx5dv_devx_obj_create(context, command, sizeof(command), answer, sizeof(answer)));
+    return (unsigned int)(answer[9] << 16 | answer[10] << 8 | answer[11]);
+}
+
 int main(int argc, char **argv)
 {
     struct ibv_device **list = ibv_get_device_list(NULL);
@@ -39,17 +72,24 @@ int main(int argc, char **argv)
 
     CHECK(cq);
     for (int at = 1; at < argc; at++) {
-        bool rc = !strcmp(argv[at], "rc") || !strcmp(argv[at], "mr");
+        enum ibv_qp_type type = type_of(argv[at]);
         struct ibv_qp_init_attr init = {
             .send_cq = cq,
             .recv_cq = cq,
             .cap = { .max_send_wr = 8, .max_recv_wr = 8, .max_send_sge = 1, .max_recv_sge = 1 },
-            .qp_type = rc ? IBV_QPT_RC : !strcmp(argv[at], "ud") ? IBV_QPT_UD : IBV_QPT_UC,
+            .qp_type = type,
         };
-        struct ibv_qp *qp = ibv_create_qp(pd, &init);
+        struct ibv_qp *qp;
 
+        if (!strcmp(argv[at], "devx")) {
+            printf("devx %u\n", made_by_the_firmware(context));
+            continue;
+        }
+        qp = ibv_create_qp(pd, &init);
         CHECK(qp);
-        if (rc)
+        if (!strcmp(argv[at], "alone"))
+            connect_to_a_stranger(qp);
+        else if (type == IBV_QPT_RC)
             connect_to_itself(qp, NULL);
         if (!strcmp(argv[at], "mr"))
             post(qp);

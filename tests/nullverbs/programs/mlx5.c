@@ -8,11 +8,13 @@
  *   mlx5 own-qp                 a QP of libibverbs whose queues the program writes itself
  *   mlx5 own-cq                 a CQ that the program polls itself, and a QP on it
  *   mlx5 channel                a channel, and a QP on a CQ with it
+ *   mlx5 created-cq             the same, the CQ made by libmlx5, and an event of it
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <infiniband/mlx5dv.h>
 #include <infiniband/verbs.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -20,6 +22,7 @@ typedef struct ibv_mr *registrar(struct ibv_pd *, uint64_t, size_t, uint64_t, in
 
 /* Not in every header. */
 struct ibv_mr *mlx5dv_reg_dmabuf_mr(struct ibv_pd *, uint64_t, size_t, uint64_t, int, int, int);
+int nullverbs_complete(struct ibv_cq *, const struct ibv_wc *);
 struct ibv_qp *nullverbs_make_qp(const char *, struct ibv_context *, struct ibv_qp_init_attr_ex *);
 
 static __typeof__(mlx5dv_open_device) *open_device = mlx5dv_open_device;
@@ -35,13 +38,35 @@ static void look_up(void)
     register_dmabuf = (registrar *)dlvsym(handle, "mlx5dv_reg_dmabuf_mr", "MLX5_1.25");
 }
 
+static struct ibv_cq *made(struct ibv_context *context, struct ibv_comp_channel *channel)
+{
+    struct ibv_cq_init_attr_ex attr = { .cqe = 64, .channel = channel, .wc_flags = IBV_WC_STANDARD_FLAGS };
+    struct mlx5dv_cq_init_attr own = { .comp_mask = 0 };
+
+    return ibv_cq_ex_to_cq(mlx5dv_create_cq(context, &attr, &own));
+}
+
+/* A completion comes, and is told. */
+static void sleep_on(struct ibv_comp_channel *channel, struct ibv_cq *cq, uint32_t qpn)
+{
+    struct ibv_wc wc = { .wr_id = 7, .qp_num = qpn };
+    struct ibv_cq *told = NULL;
+    void *context;
+    int asked = ibv_req_notify_cq(cq, 0), completed = nullverbs_complete(cq, &wc), taken = ibv_get_cq_event(channel, &told, &context);
+
+    printf("asked %d completed %d taken %d of its queue %d\n", asked, completed, taken, told == cq);
+    ibv_ack_cq_events(cq, 1);
+    printf("polled %d\n", ibv_poll_cq(cq, 1, &wc));
+}
+
 /* What lies below libibverbs' functions is taken from libmlx5. */
 static int own(const char *how)
 {
     struct ibv_context *context = ibv_open_device(ibv_get_device_list(NULL)[0]);
     struct ibv_pd *pd = ibv_alloc_pd(context);
-    struct ibv_comp_channel *channel = strcmp(how, "channel") ? NULL : ibv_create_comp_channel(context);
-    struct ibv_cq *cq = ibv_create_cq(context, 64, NULL, channel, 0);
+    bool creates = !strcmp(how, "created-cq");
+    struct ibv_comp_channel *channel = creates || !strcmp(how, "channel") ? ibv_create_comp_channel(context) : NULL;
+    struct ibv_cq *cq = creates ? made(context, channel) : ibv_create_cq(context, 64, NULL, channel, 0);
     struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC, .send_cq = cq, .recv_cq = cq, .cap = { 16, 16, 1, 1, 0 } };
     struct mlx5dv_cq cq_out;
     struct mlx5dv_qp qp_out;
@@ -51,6 +76,8 @@ static int own(const char *how)
     if (!strcmp(how, "own-cq"))
         printf("given %d\n", mlx5dv_init_obj(&object, MLX5DV_OBJ_CQ));
     qp = ibv_create_qp(pd, &init);
+    if (creates)
+        sleep_on(channel, cq, qp->qp_num);
     object.qp.in = qp;
     object.qp.out = &qp_out;
     if (!strcmp(how, "own-qp"))
@@ -72,7 +99,7 @@ int main(int count, char **words)
     struct ibv_mr *mr;
     struct ibv_qp *qp;
 
-    if (!strncmp(how, "own", 3) || !strcmp(how, "channel"))
+    if (!strncmp(how, "own", 3) || !strcmp(how, "channel") || !strcmp(how, "created-cq"))
         return own(how);
     if (!strcmp(how, "looked-up"))
         look_up();

@@ -108,3 +108,12 @@ fn a_device_without_a_partner_is_the_reason_of_all_its_queue_pairs() -> Outcome 
     asked.is_named("rc", "no second RDMA device")?;
     asked.end().map(drop)
 }
+
+#[test]
+fn what_is_shared_what_the_firmware_made_and_who_has_no_partner_are_named() -> Outcome {
+    let asked = Asked::start(audit(["xrc", "devx", "alone"]))?;
+    asked.is_named("xrc", "its type is IBV_QPT_XRC_SEND")?;
+    asked.is_named("devx", "mlx5dv_devx_obj_create")?;
+    asked.is_named("alone", "no shim answers for the peer at 127.0.0.1")?;
+    asked.end().map(drop)
+}

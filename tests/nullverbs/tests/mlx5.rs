@@ -88,9 +88,13 @@ fn who_drives_queues_by_himself_is_named_and_his_completion_queue_keeps_its_size
 }
 
 #[test]
-fn a_channel_is_the_kernels_own_where_a_call_of_libmlx5_may_pass_it_on() -> Outcome {
+fn a_completion_queue_that_libmlx5_makes_gets_the_kernels_own_channel() -> Outcome {
     let ran = mlx5("channel")?;
+    assert!(unprotected(&ran).is_empty(), "a channel alone keeps nobody unprotected: {}", ran.stderr());
+    let ran = mlx5("created-cq")?;
     let lines = unprotected(&ran);
-    assert!(matches!(&lines[..], [line] if line.contains("completion channel")), "{}", ran.stderr());
+    assert!(matches!(&lines[..], [line] if line.contains("mlx5dv_create_cq")), "{}", ran.stderr());
+    let out = ran.stdout();
+    assert!(out.contains("asked 0 completed 0 taken 0 of its queue 1\npolled 1"), "{out}{}", ran.stderr());
     Ok(())
 }
