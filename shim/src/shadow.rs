@@ -281,6 +281,8 @@ pub struct QpShadow {
     pub recv_cq: Arc<CqShadow>,
     /// What it receives through instead of a queue of its own.
     pub srq: Option<Arc<SrqShadow>>,
+    /// The application was told LAST_WQE_REACHED, which comes once in a life.
+    pub last_wqe_told: AtomicBool,
     stance: AtomicU8,
     /// Epoch of the incarnation of which a fatal completion was told to the agent last, plus one; 0 = none.
     pub fatal_told: AtomicU32,
@@ -336,6 +338,7 @@ impl QpShadow {
             send_cq: cqs.0,
             recv_cq: cqs.1,
             srq,
+            last_wqe_told: AtomicBool::new(false),
             stance: AtomicU8::new(Stance::Recording as u8),
             fatal_told: AtomicU32::new(0),
             first_error: AtomicU32::new(0),

@@ -10,7 +10,7 @@
 //! Acknowledgement: what is withheld is acknowledged at once, so that no destroy waits for it; for each event that goes out of our queue one is taken
 //! off what libibverbs counts as acknowledged, as with completion events (`cold::channel`).
 
-use crate::cold::qp;
+use crate::cold::{qp, twin};
 use crate::lives;
 use crate::process::{self, Inside};
 use crate::real;
@@ -168,6 +168,22 @@ pub fn surfaced(qp: &QpShadow) {
     tell_of(qp, IBV_EVENT_QP_FATAL);
 }
 
+/// The queue pair is in ERR for the application, and receives nothing more: LAST_WQE_REACHED comes of its own object, so that a thread that sleeps on
+/// libibverbs' descriptor wakes. Of one that still works there it comes by itself.
+pub fn last_receive_is_back(qp: &QpShadow) {
+    if qp.srq.is_some() && !qp.last_wqe_told.load(Ordering::Relaxed) && !twin::raise_last_wqe(qp) {
+        tell_of(qp, IBV_EVENT_QP_LAST_WQE_REACHED);
+    }
+}
+
+/// It is told once: soft-RoCE says it again for every packet that comes after it.
+fn at_first(qp: &QpShadow, kind: ibv_event_type) -> Verdict {
+    if kind == IBV_EVENT_QP_LAST_WQE_REACHED && qp.last_wqe_told.swap(true, Ordering::Relaxed) {
+        return Verdict::Drop;
+    }
+    Verdict::Tell
+}
+
 /// An event of a twin that the application waits for: it moved its queue pair to ERR, and the last of its receives is back.
 pub fn of_twin(event: &ibv_async_event) {
     if event.event_type == IBV_EVENT_SRQ_LIMIT_REACHED {
@@ -177,14 +193,14 @@ pub fn of_twin(event: &ibv_async_event) {
     let is_its = |qp: &Arc<QpShadow>| qp.cold().twin.is_some_and(|known| core::ptr::eq(known.0, twin));
     let found = lives::all().into_iter().find(is_its);
     if let Some(qp) = found.filter(|qp| matches!(qp.stance(), Stance::Passing | Stance::Surfaced)) {
-        tell_of(&qp, event.event_type);
+        last_receive_is_back(&qp);
     }
 }
 
 /// Puts an event of a queue pair into the queue, unless the application is destroying it.
 fn tell_of(qp: &QpShadow, kind: ibv_event_type) {
     let cold = qp.cold();
-    if !cold.alive {
+    if !cold.alive || at_first(qp, kind) != Verdict::Tell {
         return;
     }
     // SAFETY: the life is not over, and who ends it needs the lock that is held.
@@ -306,12 +322,7 @@ impl Events {
             IBV_EVENT_PORT_ACTIVE => self.judge_active(port_of(event)),
             IBV_EVENT_QP_FATAL | IBV_EVENT_QP_LAST_WQE_REACHED => {
                 let qp = qp_of(event).and_then(|raw| qp::QPS.get_arc(raw));
-                qp.map_or(Verdict::Tell, |qp| match (qp.stance(), event.event_type) {
-                    (Stance::Armed | Stance::Masking, _) => Verdict::Withhold,
-                    // It was told when the error was.
-                    (Stance::Surfaced, IBV_EVENT_QP_FATAL) => Verdict::Drop,
-                    (Stance::Recording | Stance::Passing | Stance::Surfaced, _) => Verdict::Tell,
-                })
+                qp.map_or(Verdict::Tell, |qp| judge_of_qp(&qp, event.event_type))
             }
             _ => Verdict::Tell,
         }
@@ -411,14 +422,27 @@ fn exposure_of(qp: &QpShadow, context: *mut ibv_context) -> Option<Exposure> {
 const SILENT: Duration = Duration::from_secs(1);
 
 fn judge_again(qp: &QpShadow, held: &Withheld) -> Verdict {
+    let kind = held.event.event_type;
     match qp.stance() {
-        Stance::Recording | Stance::Passing => Verdict::Tell,
-        Stance::Surfaced if held.event.event_type == IBV_EVENT_QP_FATAL => Verdict::Drop,
-        Stance::Surfaced => Verdict::Tell,
+        Stance::Recording | Stance::Passing => at_first(qp, kind),
+        Stance::Surfaced if kind == IBV_EVENT_QP_FATAL => Verdict::Drop,
+        Stance::Surfaced => at_first(qp, kind),
         Stance::Masking => Verdict::Withhold,
         Stance::Armed if qp.rq.epoch.load(Ordering::Relaxed) != held.epoch => Verdict::Drop,
-        Stance::Armed if held.since.elapsed() > SILENT => Verdict::Tell,
+        Stance::Armed if held.since.elapsed() > SILENT => at_first(qp, kind),
         Stance::Armed => Verdict::Withhold,
+    }
+}
+
+/// What becomes of an event of a recorded queue pair's own object.
+fn judge_of_qp(qp: &QpShadow, kind: ibv_event_type) -> Verdict {
+    match qp.stance() {
+        // It works elsewhere, and what its fence stirred up here is heard late.
+        Stance::Recording | Stance::Armed if qp.cold().path != 0 => Verdict::Drop,
+        Stance::Armed | Stance::Masking => Verdict::Withhold,
+        // It was told when the error was.
+        Stance::Surfaced if kind == IBV_EVENT_QP_FATAL => Verdict::Drop,
+        Stance::Recording | Stance::Passing | Stance::Surfaced => at_first(qp, kind),
     }
 }
 

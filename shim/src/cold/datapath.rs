@@ -146,6 +146,7 @@ impl DataPath for Shim {
             replay::surface(qp, status);
             if was != Stance::Surfaced && qp.stance() == Stance::Surfaced {
                 asynchronous::surfaced(qp);
+                asynchronous::last_receive_is_back(qp);
             }
         });
     }

@@ -246,7 +246,11 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     }
     if state == Some(IBV_QPS_ERR) && (has_moved(&shadow) || shadow.stance() == Stance::Surfaced) {
         // Everything was flushed; the object itself may be in RESET, from where the kernel allows no ERR.
-        twin::to_error(shadow.qp);
+        if shadow.srq.is_some() && shadow.stance() == Stance::Surfaced {
+            asynchronous::last_receive_is_back(&shadow);
+        } else {
+            twin::to_error(shadow.qp);
+        }
         twin::show_state(shadow.qp, IBV_QPS_ERR);
         // SAFETY: as above.
         merge(&mut shadow.cold().attr, &unsafe { attr.read() }, bits);

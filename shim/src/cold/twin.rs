@@ -2,7 +2,7 @@
 
 use crate::cold::{cq, rail, srq};
 use crate::real;
-use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source};
+use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance};
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
@@ -251,6 +251,18 @@ pub fn to_state(qp: Raw<ibv_qp>, state: ibv_qp_state) -> c_int {
     let mut attr = ibv_qp_attr::zeroed();
     attr.qp_state = state;
     modify(qp, &mut attr, IBV_QP_STATE)
+}
+
+/// Has the application's own object say LAST_WQE_REACHED where its receives went through another: a QP that is moved from INIT to ERR has none to wait for. It
+/// takes nothing in either state. `false`: it cannot.
+pub fn raise_last_wqe(qp: &QpShadow) -> bool {
+    let cold = qp.cold();
+    let is_in_use = cold.path == 0 && qp.stance() == Stance::Passing;
+    if !cold.alive || is_in_use {
+        return true;
+    }
+    let mut attr = cold.attr;
+    to_state_by_steps(qp.qp, &mut attr, IBV_QPS_INIT).is_ok() && to_state(qp.qp, IBV_QPS_ERR) == 0
 }
 
 /// How long the agent waits for a call of the application's that has a CQ of the QP: a dying NIC may keep that for a minute.
