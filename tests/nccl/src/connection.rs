@@ -67,7 +67,6 @@ pub struct Sending {
     region: Region,
     registration: Registration,
     next: u64,
-    total: u64,
     under_way: VecDeque<Sent>,
     /// What it did so far.
     pub done: Done,
@@ -86,24 +85,24 @@ impl Sending {
     ///
     /// # Errors
     /// There is no memory, or NCCL refuses it.
-    pub fn new(net: &Net, sender: Sender, plan: Plan, total: u64) -> Result<Sending, Broken> {
+    pub fn new(net: &Net, sender: Sender, plan: Plan) -> Result<Sending, Broken> {
         let region = Region::new(WINDOW * SLOT_BYTES)?;
         let registration = net.register(End::Sends(&sender), &region)?;
         let under_way = VecDeque::new();
-        Ok(Sending { sender, plan, region, registration, next: 0, total, under_way, done: Done::default() })
+        Ok(Sending { sender, plan, region, registration, next: 0, under_way, done: Done::default() })
     }
 
-    /// All is sent.
-    pub fn is_done(&self) -> bool {
-        self.done.messages == self.total
+    /// The first `goal` messages are sent.
+    pub fn has_done(&self, goal: u64) -> bool {
+        self.done.messages >= goal
     }
 
-    /// Goes on as far as it can; whether anything happened.
+    /// Goes on as far as it can, up to the first `goal` messages; whether anything happened.
     ///
     /// # Errors
     /// NCCL gave up.
-    pub fn step(&mut self, net: &Net) -> Result<bool, Broken> {
-        let mut moved = self.start_next();
+    pub fn step(&mut self, net: &Net, goal: u64) -> Result<bool, Broken> {
+        let mut moved = self.start_next(goal);
         // In order: a part of a later message is not posted before all parts of the earlier ones are.
         for sent in &mut self.under_way {
             let slot = slot(sent.message);
@@ -125,8 +124,8 @@ impl Sending {
         Ok(self.finish(net)? || moved)
     }
 
-    fn start_next(&mut self) -> bool {
-        if self.under_way.len() >= WINDOW || self.next == self.total {
+    fn start_next(&mut self, goal: u64) -> bool {
+        if self.under_way.len() >= WINDOW || self.next >= goal {
             return false;
         }
         let message = self.next;
@@ -194,7 +193,6 @@ pub struct Receiving {
     region: Region,
     registration: Registration,
     next: u64,
-    total: u64,
     under_way: VecDeque<Awaited>,
     /// What it did so far.
     pub done: Done,
@@ -219,24 +217,24 @@ impl Receiving {
     ///
     /// # Errors
     /// There is no memory, or NCCL refuses it.
-    pub fn new(net: &Net, receiver: Receiver, plan: Plan, total: u64) -> Result<Receiving, Broken> {
+    pub fn new(net: &Net, receiver: Receiver, plan: Plan) -> Result<Receiving, Broken> {
         let region = Region::new(WINDOW * SLOT_BYTES)?;
         let registration = net.register(End::Receives(&receiver), &region)?;
         let under_way = VecDeque::new();
-        Ok(Receiving { receiver, plan, region, registration, next: 0, total, under_way, done: Done::default() })
+        Ok(Receiving { receiver, plan, region, registration, next: 0, under_way, done: Done::default() })
     }
 
-    /// All is received and checked.
-    pub fn is_done(&self) -> bool {
-        self.done.messages == self.total
+    /// The first `goal` messages are received and checked.
+    pub fn has_done(&self, goal: u64) -> bool {
+        self.done.messages >= goal
     }
 
-    /// Goes on as far as it can; whether anything happened.
+    /// Goes on as far as it can, up to the first `goal` messages; whether anything happened.
     ///
     /// # Errors
     /// NCCL gave up, or something else was received than was sent.
-    pub fn step(&mut self, net: &Net) -> Result<bool, Broken> {
-        let mut moved = self.start_next(net)?;
+    pub fn step(&mut self, net: &Net, goal: u64) -> Result<bool, Broken> {
+        let mut moved = self.start_next(net, goal)?;
         for awaited in &mut self.under_way {
             let memory = (&self.region, self.registration);
             let (next, flushed) = match &awaited.step {
@@ -259,8 +257,8 @@ impl Receiving {
         Ok(moved)
     }
 
-    fn start_next(&mut self, net: &Net) -> Result<bool, Broken> {
-        if self.under_way.len() >= WINDOW || self.next == self.total {
+    fn start_next(&mut self, net: &Net, goal: u64) -> Result<bool, Broken> {
+        if self.under_way.len() >= WINDOW || self.next >= goal {
             return Ok(false);
         }
         let message = self.next;

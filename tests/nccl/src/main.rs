@@ -27,6 +27,9 @@ use side::Side;
 
 /// Nothing has moved for so long: the run is dead.
 const STALL: Duration = Duration::from_secs(60);
+/// Messages of each connection before it is told to go on: NCCL makes some queue pairs only when they are first needed, as 2.32 does with those that
+/// it flushes through, and whoever waits until all are protected would wait for ever.
+const GREETINGS: u64 = 1;
 /// A line of progress after so many messages.
 const PROGRESS: u64 = 20;
 
@@ -55,7 +58,7 @@ enum Role {
         /// Where it waits.
         #[arg(long, value_name = "IP:PORT")]
         connect: SocketAddr,
-        /// Send nothing before this file is there.
+        /// Send nothing but a first message on each connection before this file is there.
         #[arg(long, value_name = "PATH")]
         go_on_file: Option<PathBuf>,
         #[command(flatten)]
@@ -132,6 +135,7 @@ fn ask(cli: &Cli, connect: SocketAddr, go_on: Option<&Path>, run: &Run) -> Resul
 
 fn drive(net: Net, mut side: Side, place: Place, run: &Run, go_on: Option<&Path>) -> Result<Done, Box<dyn Error>> {
     let (mut ends, listeners) = connect(&net, &mut side, place, run)?;
+    ends.run(&net, GREETINGS.min(run.messages))?;
     barrier(&mut side)?;
     say("CONNECTED");
     if let Some(file) = go_on {
@@ -140,7 +144,7 @@ fn drive(net: Net, mut side: Side, place: Place, run: &Run, go_on: Option<&Path>
         }
     }
     barrier(&mut side)?;
-    ends.run(&net)?;
+    ends.run(&net, run.messages)?;
     say("FINISHED");
     barrier(&mut side)?;
     let done = ends.done();
@@ -163,17 +167,18 @@ struct Ends {
 }
 
 impl Ends {
-    fn run(&mut self, net: &Net) -> Result<(), Box<dyn Error>> {
+    /// Up to the first `goal` messages of each connection.
+    fn run(&mut self, net: &Net, goal: u64) -> Result<(), Box<dyn Error>> {
         let (mut moved_at, mut told) = (Instant::now(), 0);
         loop {
             let mut moved = false;
-            for each in self.sending.iter_mut().filter(|each| !each.is_done()) {
-                moved |= each.step(net)?;
+            for each in self.sending.iter_mut().filter(|each| !each.has_done(goal)) {
+                moved |= each.step(net, goal)?;
             }
-            for each in self.receiving.iter_mut().filter(|each| !each.is_done()) {
-                moved |= each.step(net)?;
+            for each in self.receiving.iter_mut().filter(|each| !each.has_done(goal)) {
+                moved |= each.step(net, goal)?;
             }
-            if self.sending.iter().all(Sending::is_done) && self.receiving.iter().all(Receiving::is_done) {
+            if self.have_done(goal) {
                 return Ok(());
             }
             let messages = self.done().messages;
@@ -189,6 +194,10 @@ impl Ends {
                 std::thread::yield_now();
             }
         }
+    }
+
+    fn have_done(&self, goal: u64) -> bool {
+        self.sending.iter().all(|each| each.has_done(goal)) && self.receiving.iter().all(|each| each.has_done(goal))
     }
 
     fn done(&self) -> Done {
@@ -272,9 +281,9 @@ fn assemble(net: &Net, halves: Vec<Half>, run: &Run) -> Result<(Ends, Vec<Listen
     for (connection, half) in halves.into_iter().enumerate() {
         let plan = Plan::new(run.seed, connection, run.group);
         match half {
-            Half::Connected(sender) => ends.sending.push(Sending::new(net, sender, plan, run.messages)?),
+            Half::Connected(sender) => ends.sending.push(Sending::new(net, sender, plan)?),
             Half::Accepted(listener, receiver) => {
-                ends.receiving.push(Receiving::new(net, receiver, plan, run.messages)?);
+                ends.receiving.push(Receiving::new(net, receiver, plan)?);
                 listeners.push(listener);
             }
             Half::Connecting(_) => {}

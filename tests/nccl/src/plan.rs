@@ -6,6 +6,8 @@ use crate::net::{Region, GROUP_MAX};
 pub const MAX_BYTES: usize = 4 << 20;
 /// Parts of a group are no longer than this, so that a slot holds them all.
 const PART_MAX: usize = MAX_BYTES / GROUP_MAX - GUARD;
+/// The first message: long enough that it is flushed.
+const SHORT: usize = 100;
 /// Bytes behind each part that nobody writes.
 pub const GUARD: usize = 64;
 /// What is in memory where nothing was received yet.
@@ -39,21 +41,22 @@ impl Plan {
         Plan { seed: mix(seed ^ mix(connection as u64 + 1)), group: group.clamp(1, GROUP_MAX) }
     }
 
-    /// The parts of a message. The first messages are the extremes: nothing, as much as there is, the largest group.
+    /// The parts of a message. The first is short, and those behind it are the extremes: nothing, as much as there is, the largest group.
     #[must_use]
     pub fn pieces(&self, message: u64) -> Vec<Piece> {
         let dice = mix(self.seed ^ mix(message));
         let count = match message {
-            0 | 1 => 1,
-            2 => self.group,
+            0..=2 => 1,
+            3 => self.group,
             _ => 1 + (dice % self.group as u64) as usize,
         };
         let mut at = 0;
         let piece = |index: usize| {
             let seed = mix(dice ^ (index as u64 + 1));
             let len = match message {
-                0 => 0,
-                1 => MAX_BYTES,
+                0 => SHORT,
+                1 => 0,
+                2 => MAX_BYTES,
                 _ => length(seed, if count == 1 { MAX_BYTES } else { PART_MAX }),
             };
             let tag = (message as i32 & 0x00ff_ffff) << 4 | index as i32;
@@ -162,7 +165,7 @@ mod tests {
     fn every_byte_and_the_guard_behind_it_count() {
         let region = Region::new(2 * MAX_BYTES + 4096).expect("memory");
         let plan = Plan::new(7, 3, 4);
-        for message in [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] {
+        for message in [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11] {
             let pieces = plan.pieces(message);
             for piece in &pieces {
                 piece.poison(&region, 64);
@@ -187,12 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn the_extremes_come_first_and_parts_do_not_overlap() {
+    fn the_extremes_come_early_and_parts_do_not_overlap() {
         let plan = Plan::new(1, 0, 4);
         let lengths = |message| plan.pieces(message).iter().map(|piece| piece.len).collect::<Vec<_>>();
-        assert_eq!(lengths(0), [0]);
-        assert_eq!(lengths(1), [MAX_BYTES]);
-        assert_eq!(lengths(2).len(), 4);
+        assert_eq!(lengths(0), [SHORT]);
+        assert_eq!(lengths(1), [0]);
+        assert_eq!(lengths(2), [MAX_BYTES]);
+        assert_eq!(lengths(3).len(), 4);
         for message in 0..2000 {
             let pieces = plan.pieces(message);
             for (piece, next) in pieces.iter().zip(pieces.iter().skip(1)) {
