@@ -242,14 +242,16 @@ impl Qp {
     }
 
     fn handle_answered(&mut self, world: &mut World, path: PathId, started: Micros, now: Micros) {
-        let seeking = self.seek;
+        let (seeking, sought) = (self.seek, self.group.sought);
         let interval = Micros(u64::try_from(world.config.probe_interval.as_micros()).unwrap_or(u64::MAX));
         let Some(state) = self.path_mut(path) else {
             return;
         };
         let news = !state.own_ready;
         (state.own_ready, state.failures, state.wanted) = (true, 0, false);
-        state.probe_due = now + if seeking.is_some() { Micros(SEEK_PACE_US) } else { interval };
+        state.answered = state.answered.max(Some(started));
+        let is_wanted_anew = seeking.is_some() || sought.is_some_and(|since| started < since);
+        state.probe_due = now + if is_wanted_anew { Micros(SEEK_PACE_US) } else { interval };
         if news {
             self.send_confirm(world, path, now);
             self.arm(world, path, now);
@@ -282,7 +284,8 @@ impl Qp {
             return;
         };
         // What is said of the path in use moves nobody.
-        let is_able = self.group.is_able || path == self.current();
+        let is_able =
+            path == self.current() || self.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
             return;
@@ -400,6 +403,20 @@ impl Qp {
         world.probes.slow_down(DEAD_PACE_US, |key| keys.contains(key));
     }
 
+    /// Somebody who receives with it is in fault: whether its own paths answer is looked at once, too.
+    pub fn probe_for_group(&mut self, world: &mut World, before: Option<Micros>, now: Micros) {
+        if self.seek.is_some() || before == self.group.sought || self.peer_gone {
+            return;
+        }
+        if self.group.sought.is_none() {
+            return self.stop_seek(world);
+        }
+        for path in &mut self.paths {
+            (path.wanted, path.probe_due) = (false, now);
+        }
+        self.tick_paths(world, now);
+    }
+
     /// One path is probed at once.
     pub fn probe_now(&mut self, world: &mut World, path: PathId, now: Micros) {
         debug_assert!(!self.peer_gone, "there is nobody to answer");
@@ -415,7 +432,7 @@ impl Qp {
             self.send_offer(world, now);
         }
         for path in PATHS {
-            let seeking = self.seek.is_some();
+            let seeking = self.seek.is_some() || self.group.sought.is_some();
             let suspected = path == self.current() && self.is_suspected();
             let key = self.probe_key(path);
             let Some(state) = self.path_mut(path) else {

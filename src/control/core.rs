@@ -329,6 +329,11 @@ impl Core {
             return;
         }
         let mut qp = Qp::new(self.world.me, life, facts);
+        if qp.facts.group.is_some() {
+            // Whether the receives of its group may be posted is to be judged anew.
+            let others = self.qps.values_mut().filter(|other| other.facts.group == qp.facts.group);
+            others.for_each(|other| other.group.open = None);
+        }
         self.world.audit.sums.add(|totals| totals.queue_pairs += 1);
         let own = qp.own_address();
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);

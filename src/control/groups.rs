@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Group, Input, Machine, Member, Order, Stage};
+use shift_proto::migrate::{Group, Input, Machine, Member, Order, Readiness, Scope, Stage};
 
 use crate::datapath::{GroupId, QpLife, Round};
 use crate::qp::{Grouped, Qp, PATHS};
@@ -14,7 +14,7 @@ use crate::world::World;
 
 /// How often a group that is moving is looked at.
 const PACE_US: u64 = 1_000;
-/// A group that is not protected is said to be after that time, within which its queue pairs arm as a rule.
+/// A queue pair that is not armed keeps its group from being protected after that time, within which it is as a rule.
 const SILENCE_US: u64 = 3_000_000;
 
 #[derive(Default)]
@@ -28,20 +28,31 @@ struct State {
     group: Group<QpLife>,
     /// The last move of its receives.
     round: Round,
-    /// One of its queue pairs has been in the way since then.
-    unready: Option<Micros>,
+    /// Who is not armed, since when.
+    unarmed: BTreeMap<QpLife, Micros>,
+    /// Somebody is in the way for a reason of this end.
+    is_hindered: bool,
+    /// Who was named for being in the way.
+    named: Option<QpLife>,
 }
 
 impl Groups {
     /// When [`Groups::tend`] is wanted at the latest.
     pub fn due(&self, now: Micros) -> Option<Micros> {
         let moving = self.groups.values().any(|state| state.group.goal().is_some());
-        let told = self.groups.values().filter_map(|state| state.unready).map(|since| since + Micros(SILENCE_US));
-        moving.then_some(now + Micros(PACE_US)).into_iter().chain(told.filter(|due| *due > now)).min()
+        let unarmed = self.groups.values().flat_map(|state| state.unarmed.values());
+        let late = unarmed.map(|since| *since + Micros(SILENCE_US)).filter(|due| *due > now);
+        let called = self.groups.values().filter_map(|state| state.group.due());
+        moving.then_some(now + Micros(PACE_US)).into_iter().chain(late).chain(called).min()
     }
 
     /// Gives every queue pair of a group what follows from the others'.
     pub fn tend(&mut self, qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
+        for (id, path) in std::mem::take(&mut world.posted) {
+            if let Some(state) = self.groups.get_mut(&id) {
+                state.group.posted(path);
+            }
+        }
         let mut members: BTreeMap<GroupId, Vec<QpLife>> = BTreeMap::new();
         for (life, qp) in qps.iter() {
             if let Some(group) = qp.facts.group {
@@ -51,19 +62,18 @@ impl Groups {
         // One that has left its first path is remembered: who joins it has to know where it is.
         self.groups.retain(|id, state| members.contains_key(id) || state.group.home() != PathId::PRIMARY);
         for (id, lives) in members {
-            let d = &world.config.deadlines;
-            let limit = Micros(d.exchange.0.saturating_sub(2 * d.drain.0));
-            let state = self.groups.entry(id).or_insert_with(|| State {
-                group: Group::new(limit),
-                round: Round::default(),
-                unready: None,
-            });
+            let limits = world.config.deadlines.group_limits();
+            let state = self.groups.entry(id).or_insert_with(|| State::new(Group::new(limits)));
             state.tend(&lives, qps, world, &mut self.rounds, now);
         }
     }
 }
 
 impl State {
+    const fn new(group: Group<QpLife>) -> Self {
+        Self { group, round: Round(0), unarmed: BTreeMap::new(), is_hindered: false, named: None }
+    }
+
     fn tend(
         &mut self,
         lives: &[QpLife],
@@ -73,97 +83,165 @@ impl State {
         now: Micros,
     ) {
         let moves = self.group.moves();
-        let orders = self.group.turn(now, &members_of(lives, qps));
+        let members = self.members(lives, qps, now);
+        let orders = self.group.turn(now, &members);
         if self.group.moves() != moves {
             *rounds += 1;
             self.round = Round(*rounds);
         }
         for order in orders {
-            let (life, input) = match order {
-                Order::Follow(life, path) => (life, Input::Follow(path)),
-                Order::LeaveBehind(life) => (life, Input::LeftBehind),
-            };
-            if let Some(qp) = qps.get_mut(&life) {
-                qp.feed(world, now, input);
+            let (Order::Follow(life, _) | Order::Stay(life) | Order::LeaveBehind(life)) = order;
+            let Some(qp) = qps.get_mut(&life) else { continue };
+            match order {
+                Order::Follow(_, goal) => qp.feed(world, now, Input::Follow(goal)),
+                Order::Stay(_) => qp.feed(world, now, Input::Stay),
+                Order::LeaveBehind(_) => qp.leave_behind(world, now),
             }
         }
-        let members = members_of(lives, qps);
-        let is_ready = Group::is_ready(&members) && lives.iter().all(|life| qps.get(life).is_none_or(is_met));
-        // While they move nobody takes anything back.
-        let is_able =
-            self.group.goal().is_some() || lives.iter().all(|life| qps.get(life).is_none_or(Qp::could_come_along));
+        self.note_unarmed(lives, qps, now);
+        let members = self.members(lives, qps, now);
+        let readiness = self.group.readiness(&members);
+        let sought = self.group.seeks(&members);
         let open = PATHS.into_iter().find(|path| self.group.is_open(*path));
         for member in &members {
-            if let Some(machine) = qps.get_mut(&member.key).and_then(|qp| qp.machine.as_mut()) {
-                machine.confine(self.group.scope(member, is_ready));
+            let Some(qp) = qps.get(&member.key) else { continue };
+            let is_able = PATHS.map(|path| {
+                let known = qp.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
+                self.is_able(member.key, path, &members, qps).unwrap_or(known)
+            });
+            let is_home = member.path == self.group.home();
+            let grouped = Grouped {
+                is_able,
+                readiness: if is_home { readiness } else { Readiness::Ready },
+                scope: self.group.scope(member, readiness),
+                sought: sought.filter(|_| is_home),
+                open,
+                round: self.round,
+            };
+            if let Some(qp) = qps.get_mut(&member.key) {
+                qp.join(world, grouped, now);
             }
         }
-        for life in lives {
-            if let Some(qp) = qps.get_mut(life) {
-                qp.join(world, Grouped { is_able, is_ready, open, round: self.round }, now);
-            }
-        }
-        self.tell(lives, qps, is_ready, world, now);
+        self.tell(&members, qps, readiness, world, now);
     }
 
-    /// Names who keeps the others unprotected.
-    fn tell(&mut self, lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>, is_ready: bool, world: &mut World, now: Micros) {
-        if is_ready {
-            self.unready = None;
+    fn members(&self, lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>, now: Micros) -> Vec<Member<QpLife>> {
+        let is_late = |life| self.unarmed.get(life).is_some_and(|since| now >= *since + Micros(SILENCE_US));
+        lives.iter().filter_map(|life| qps.get(life).map(|qp| qp.as_member(is_late(life)))).collect()
+    }
+
+    /// Who is not armed in time keeps the others from being protected. Once this end has no reason of its own any more all have the time anew: what others
+    /// said may have followed from what this end said.
+    fn note_unarmed(&mut self, lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>, now: Micros) {
+        let home = self.group.home();
+        let members = self.members(lives, qps, now);
+        let counts = |m: &&Member<QpLife>| m.is_live() && m.has_peer && m.path == home;
+        let unarmed = |member: &&Member<QpLife>| counts(member) && member.readiness != Readiness::Ready;
+        self.unarmed.retain(|life, _| members.iter().filter(unarmed).any(|member| member.key == *life));
+        for member in members.iter().filter(unarmed) {
+            self.unarmed.entry(member.key).or_insert(now);
+        }
+        let hinders = |member: &Member<QpLife>| {
+            let is_own = qps.get(&member.key).is_some_and(|qp| !qp.is_ready_beside(home));
+            member.readiness == Readiness::Unable && is_own
+        };
+        let is_hindered = members.iter().filter(unarmed).any(hinders);
+        if std::mem::replace(&mut self.is_hindered, is_hindered) && !is_hindered {
+            self.unarmed.values_mut().for_each(|since| *since = now);
+        }
+    }
+
+    /// Whether the peer of a member may be told that it can be moved there; what that member's own peer said is no reason. `None`: it is too early to say
+    /// another thing than before.
+    fn is_able(
+        &self,
+        life: QpLife,
+        path: PathId,
+        members: &[Member<QpLife>],
+        qps: &BTreeMap<QpLife, Qp>,
+    ) -> Option<bool> {
+        let home = self.group.home();
+        let counts = |m: &&Member<QpLife>| m.key != life && m.is_live() && m.has_peer && m.path == home;
+        if path == home || members.iter().filter(counts).all(|member| member.readiness == Readiness::Ready) {
+            return Some(true);
+        }
+        if self.group.goal().is_some() {
+            // While they move nobody takes anything back.
+            return None;
+        }
+        if members.iter().filter(counts).any(|member| member.readiness == Readiness::Unable) {
+            return Some(false);
+        }
+        let is_ready = |member: &Member<QpLife>| qps.get(&member.key).is_some_and(|qp| qp.is_ready_beside(home));
+        members.iter().filter(counts).all(is_ready).then_some(true)
+    }
+
+    /// Names who keeps the others unprotected. After a move there may be no other path for anybody, which is no news.
+    fn tell(
+        &mut self,
+        members: &[Member<QpLife>],
+        qps: &BTreeMap<QpLife, Qp>,
+        readiness: Readiness,
+        world: &mut World,
+        now: Micros,
+    ) {
+        if readiness != Readiness::Unable || self.group.home() != PathId::PRIMARY || self.group.goal().is_some() {
+            self.named = None;
             return;
         }
-        let since = *self.unready.get_or_insert(now);
-        let in_the_way = lives.iter().filter_map(|life| qps.get(life)).find(|qp| !qp.is_settled_in_group());
-        let Some(qp) = in_the_way.filter(|_| now >= since + Micros(SILENCE_US)) else {
+        let is_home = |m: &&Member<QpLife>| m.is_live() && m.has_peer && m.path == self.group.home();
+        let in_the_way = members.iter().filter(is_home).find(|m| m.readiness == Readiness::Unable);
+        let Some(qp) = in_the_way.and_then(|member| qps.get(&member.key)) else { return };
+        if self.named.replace(qp.life) == Some(qp.life) {
             return;
-        };
-        let others = lives.len().saturating_sub(1);
+        }
         let why = qp.refused.clone().unwrap_or_else(|| "its peer has not said that it can be moved".to_owned());
         let reason = format!("it shares its receives with QP {:#x}, which is not protected ({why})", qp.facts.qpn);
-        for other in lives.iter().filter_map(|life| qps.get(life)).filter(|other| other.life != qp.life).take(1) {
+        let others = members.len().saturating_sub(1);
+        for other in members.iter().filter(|member| member.key != qp.life).filter_map(|m| qps.get(&m.key)).take(1) {
             let all = format!("{reason}; so are {others} queue pairs of that SRQ in all");
             world.tell_unprotected(other.facts.qpn, other.facts.device, &all, now);
         }
     }
 }
 
-fn members_of(lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>) -> Vec<Member<QpLife>> {
-    let member = |life: &QpLife| {
-        let qp = qps.get(life)?;
-        let machine = qp.machine.as_ref()?;
-        Some(Member {
-            key: *life,
-            stage: machine.state().stage,
-            path: machine.path(),
-            is_armed: machine.is_armed(),
-            has_peer: !qp.peer_gone,
-        })
-    };
-    lives.iter().filter_map(member).collect()
-}
-
-/// It has a machine, or needs none any more.
-fn is_met(qp: &Qp) -> bool {
-    qp.machine.is_some() || qp.peer_gone
-}
-
 impl Qp {
-    /// It is armed, or takes no receives any more.
-    fn is_settled_in_group(&self) -> bool {
-        let ended = |machine: &Machine| matches!(machine.state().stage, Stage::Dead | Stage::Gone);
-        self.peer_gone || self.machine.as_ref().is_some_and(|machine| machine.is_armed() || ended(machine))
+    fn as_member(&self, is_late: bool) -> Member<QpLife> {
+        let mut member = self
+            .machine
+            .as_ref()
+            .map_or_else(|| Member::without_machine(self.life), |machine| Member::of(self.life, machine));
+        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        if self.has_ended {
+            member.stage = Stage::Dead;
+        }
+        member.has_peer &= !self.peer_gone;
+        member.is_movable = self.refused.is_none() && !given_up;
+        if !member.is_movable || (is_late && member.readiness == Readiness::Arming) {
+            member.readiness = Readiness::Unable;
+        }
+        member.sought = self.seek;
+        let [primary, standby] = &self.paths;
+        member.answered = [primary.answered, standby.answered];
+        member
     }
 
-    /// As far as this end can tell, it could be moved to a path that it is not on: the peer has offered, and a probe was answered.
-    fn could_come_along(&self) -> bool {
-        let ended = |machine: &Machine| matches!(machine.state().stage, Stage::Dead | Stage::Gone);
-        if self.peer_gone || self.machine.as_ref().is_some_and(ended) {
-            return true;
+    /// As far as this end can tell, it could be moved to a path other than that: it is not refused, the peer has offered, and a probe was answered.
+    fn is_ready_beside(&self, home: PathId) -> bool {
+        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        let has_other = PATHS.into_iter().any(|path| path != home && self.path(path).is_some_and(|s| s.own_ready));
+        self.refused.is_none() && !given_up && self.machine.is_some() && has_other
+    }
+
+    /// The group goes on without it: its application gets an error, and it takes no receives any more.
+    fn leave_behind(&mut self, world: &mut World, now: Micros) {
+        if self.machine.is_some() {
+            return self.feed(world, now, Input::LeftBehind);
         }
-        let given_up = self.refused.is_some() || self.heard.is_some_and(|offer| offer.standby.is_none());
-        let current = self.current();
-        let has_other = PATHS.into_iter().any(|path| path != current && self.path(path).is_some_and(|s| s.own_ready));
-        !given_up && self.machine.is_some() && has_other
+        self.has_ended = true;
+        world.data.surface(self.life, None);
+        let reason = "its SRQ's receives have left its path, and its peer has not said how it could follow";
+        self.refuse(world, reason, now);
     }
 
     /// Takes over what the group says.
@@ -171,20 +249,36 @@ impl Qp {
         let before = std::mem::replace(&mut self.group, group);
         if before.is_able != group.is_able {
             self.say_ready(world, now);
-            if self.is_own_peer() && group.is_able {
+            if self.is_own_peer() {
                 PATHS.into_iter().for_each(|path| self.arm(world, path, now));
             }
         }
+        self.probe_for_group(world, before.sought, now);
+        if let Some(machine) = &mut self.machine {
+            machine.confine(group.scope);
+        }
+        self.hear_answers_again(world, before.scope, now);
         let is_armed = self.machine.as_ref().is_some_and(Machine::is_armed);
-        if group.is_ready && !self.masked && is_armed && self.refused.is_none() {
+        if group.readiness == Readiness::Ready && !self.masked && is_armed && self.refused.is_none() {
             let other =
                 PATHS.into_iter().find(|path| *path != self.current() && self.path(*path).is_some_and(|s| s.armed));
             if let Some(path) = other {
                 self.protect(world, path, now);
             }
         }
-        if !group.is_ready && self.masked && self.is_quiet() && self.current() == PathId::PRIMARY {
+        if group.readiness == Readiness::Unable && self.masked && self.is_quiet() && self.current() == PathId::PRIMARY {
             self.mask(world, false);
+        }
+    }
+
+    /// What answered while the group did not allow it is a target now.
+    fn hear_answers_again(&mut self, world: &mut World, before: Scope, now: Micros) {
+        for path in PATHS {
+            let Some(since) = self.seek else { return };
+            let is_answered = self.path(path).and_then(|state| state.answered).is_some_and(|sent| sent >= since);
+            if is_answered && self.group.scope.allows(path) && !before.allows(path) {
+                self.feed(world, now, Input::PathAnswered(path));
+            }
         }
     }
 }

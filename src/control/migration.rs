@@ -22,6 +22,8 @@ use crate::world::World;
 const REPOST_TRIES: u32 = 500;
 /// Pause between those tries.
 const REPOST_PAUSE_US: u64 = 20_000;
+/// The same where the other queue pairs of its group are waited for.
+const GROUP_PAUSE_US: u64 = 1_000;
 /// `IBV_WC_REM_ACCESS_ERR`: what hardware says of a key that does not exist.
 const WC_REM_ACCESS_ERR: u32 = 10;
 
@@ -155,7 +157,7 @@ impl Qp {
         fenced.map_or(now, |fenced| now.max(fenced + world.config.deadlines.packet_lifetime))
     }
 
-    fn try_repost(&mut self, world: &World, now: Micros) -> Option<Input> {
+    fn try_repost(&mut self, world: &mut World, now: Micros) -> Option<Input> {
         let Job::Reposting { tuple, due, tries } = self.job else {
             return None;
         };
@@ -169,10 +171,16 @@ impl Qp {
                 }
                 self.job = Job::Idle;
                 self.at = tuple.target;
+                world.posted.extend(self.facts.group.map(|group| (group, tuple.target)));
                 if let Some(mirror) = &mut self.mirror {
                     mirror.note_reposted(tuple.epoch);
                 }
                 Some(Input::Reposted)
+            }
+            // Somebody takes receives of the group still, or what is left of them is being taken back.
+            Err(Errno(nix::libc::EBUSY | nix::libc::EAGAIN)) if self.facts.group.is_some() => {
+                self.job = Job::Reposting { tuple, due: now + Micros(GROUP_PAUSE_US), tries };
+                None
             }
             Err(error) if tries + 1 >= REPOST_TRIES => {
                 log::warn!("qp {:#x}: {} cannot take over ({error})", self.facts.qpn, tuple.target);

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use shift_proto::frame::{Offer, PathOffer, QpAddress};
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq};
 use shift_proto::ledger::{Ledger, Plan};
-use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Stage};
+use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness, Scope, Stage};
 
 use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife, Round};
 use crate::mirror::Mirror;
@@ -46,6 +46,8 @@ pub(crate) struct PathState {
     pub confirm_due: Micros,
     /// When the peer last said its own.
     pub heard: Micros,
+    /// When the last probe that was answered was sent.
+    pub answered: Option<Micros>,
     /// When an incarnation on it was fenced last, here or, as far as it is known, there: packets of it may still be on their way.
     pub fenced: Option<Micros>,
 }
@@ -98,6 +100,8 @@ pub(crate) struct Qp {
     pub process: Option<ProcessId>,
     /// It has ended: nothing is probed any more.
     pub peer_gone: bool,
+    /// Its application has an error of it, or has been given one, whatever the machine knows.
+    pub has_ended: bool,
     pub remote: Option<Remote>,
     /// The peer's last offer, as it came.
     pub heard: Option<Offer>,
@@ -155,10 +159,14 @@ pub(crate) struct Qp {
 /// What a queue pair may do for the sake of the others that receive with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grouped {
-    /// All of them could be moved, as far as this end knows: the peer may be told that this one can.
-    pub is_able: bool,
-    /// All of them are armed: faults may be masked.
-    pub is_ready: bool,
+    /// By path: all others could be moved there, as far as this end knows. The peer may be told that this one can.
+    pub is_able: [bool; 2],
+    /// Whether faults may be masked.
+    pub readiness: Readiness,
+    /// Where it may be moved to.
+    pub scope: Scope,
+    /// One of them is in fault since then: whether the paths of all others answer is to be known.
+    pub sought: Option<Micros>,
     /// The path on which receives may be posted, if they are not on their way.
     pub open: Option<PathId>,
     /// The move that the receives are where they are by, or on their way by.
@@ -166,8 +174,16 @@ pub(crate) struct Grouped {
 }
 
 impl Grouped {
-    const ALONE: Self = Self { is_able: true, is_ready: true, open: None, round: Round(0) };
-    const UNKNOWN: Self = Self { is_able: false, is_ready: false, open: None, round: Round(0) };
+    const ALONE: Self = Self {
+        is_able: [true; 2],
+        readiness: Readiness::Ready,
+        scope: Scope::Any,
+        sought: None,
+        open: None,
+        round: Round(0),
+    };
+    const UNKNOWN: Self =
+        Self { is_able: [false; 2], readiness: Readiness::Arming, scope: Scope::Nowhere, ..Self::ALONE };
 }
 
 impl Qp {
@@ -180,6 +196,7 @@ impl Qp {
             facts,
             process: None,
             peer_gone: false,
+            has_ended: false,
             remote: None,
             heard: None,
             own: None,
@@ -338,6 +355,7 @@ impl Qp {
 
     /// An error that the application holds itself.
     pub fn handle_application_error(&mut self, world: &mut World, now: Micros) {
+        self.has_ended = true;
         self.feed(world, now, Input::ApplicationError);
         self.mask(world, false);
     }
@@ -366,7 +384,7 @@ impl Qp {
 
     /// Faults are masked from now on, or are the application's.
     pub fn mask(&mut self, world: &World, masked: bool) {
-        let masked = masked && (self.group.is_ready || self.masked);
+        let masked = masked && (self.group.readiness == Readiness::Ready || self.masked);
         if self.masked != masked {
             self.masked = masked;
             world.set_armed(self.life, masked);

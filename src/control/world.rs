@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use shift_proto::frame::Frame;
-use shift_proto::id::{Micros, ProcessId};
+use shift_proto::id::{Micros, PathId, ProcessId};
 
 use crate::address::Network;
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::datapath::{DataPath, DeviceId, Gid, QpLife};
+use crate::datapath::{DataPath, DeviceId, Gid, GroupId, QpLife};
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
 use crate::links::Links;
 use crate::peers::Peers;
@@ -61,6 +61,8 @@ pub struct World {
     pub journal: Journal,
     /// What `shiftctl` and the last line are told.
     pub audit: Audit,
+    /// Where receives of groups have been posted.
+    pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
     tallies: BTreeMap<String, Tally>,
 }
@@ -92,6 +94,7 @@ impl World {
             told: Told::default(),
             journal,
             audit: Audit::default(),
+            posted: Vec::new(),
             tallies: BTreeMap::new(),
         }
     }

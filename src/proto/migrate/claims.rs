@@ -4,7 +4,7 @@
 //! one tuple COMMIT or CANCEL, never both; an attempt given up is never revived; nothing is claimed without a fatal
 //! completion before the target answered a probe, and neither is it with one.
 
-use super::{Attempt, Cause, Effect, Handshake, Machine, Phase, Stage, Surfaced, Timer};
+use super::{Attempt, Cause, Effect, Goal, Handshake, Machine, Phase, Stage, Surfaced, Timer};
 use crate::id::{Micros, PathId, Tuple};
 
 /// An attempt and the tuple it is about.
@@ -93,17 +93,28 @@ impl Machine {
         self.claim_now();
     }
 
-    /// The receives of this end are on that path, or about to be. Its own path may be as good as it was: that it answers ends nothing.
-    pub(super) fn follow_group(&mut self, path: PathId) {
-        if self.path == path || self.peer_gone || (self.follow == Some(path) && self.fault.is_some()) {
+    /// The receives of this end are there, or about to be. Its own path may be as good as it was: that it answers ends nothing.
+    pub(super) fn follow_group(&mut self, goal: Goal) {
+        if self.is_at(goal) || self.peer_gone || (self.follow == Some(goal) && self.fault.is_some()) {
             return;
         }
-        self.follow = Some(path);
-        if self.claimed.own().is_some_and(|own| own.target != path) {
+        self.follow = Some(goal);
+        if self.claimed.own().is_some_and(|own| own.target != goal.path) {
             self.give_up();
         }
         self.candidate = None;
         self.note_fault(Cause::Group, false);
+    }
+
+    pub(super) fn is_at(&self, goal: Goal) -> bool {
+        self.path == goal.path && self.epoch > goal.above
+    }
+
+    /// The group came back, or goes nowhere. What is wrong with the own path remains so.
+    pub(super) fn stay_with_group(&mut self) {
+        if self.follow.take().is_some() && self.fault == Some(Cause::Group) && !self.fatal {
+            self.clear_fault();
+        }
     }
 
     pub(super) fn note_risk(&mut self, risk: bool) {
@@ -115,7 +126,8 @@ impl Machine {
     pub(super) fn target(&mut self, path: PathId) {
         if self.is_healed_by(path) {
             self.clear_fault();
-        } else if self.can_use(path) && self.follow.is_none_or(|group| group == path) && !self.is_second_choice(path) {
+        } else if self.can_use(path) && self.follow.is_none_or(|goal| goal.path == path) && !self.is_second_choice(path)
+        {
             self.candidate = Some(path);
             self.claim_now();
         }
@@ -124,7 +136,7 @@ impl Machine {
     /// A path that killed its queue pair and answers a probe may carry one kind of packet only: the others have the first chance,
     /// for as long as a probe may take.
     fn is_second_choice(&self, path: PathId) -> bool {
-        path == self.path && self.now < self.sought_since + self.deadlines.probe
+        path == self.path && self.follow.is_none() && self.now < self.sought_since + self.deadlines.probe
     }
 
     /// A path answered while a claim is out.

@@ -138,6 +138,19 @@ pub const MAX_HOLD_DOWN: Micros = Micros::from_millis(300_000);
 /// How often the interval of re-sends doubles: 20 ms becomes 320 ms, still several tries within a claim deadline.
 pub const MAX_RESEND_DOUBLINGS: u32 = 4;
 
+/// How long a group of queue pairs that share their receives waits for its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// From the first COMMIT until all have said COMMIT; whoever has not is left behind. A COMMIT at the end of it still leaves time for the drain.
+    pub come: Micros,
+    /// From the first COMMIT until all are fenced; whoever is not is left behind. What is left of the exchange is for READY.
+    pub fence: Micros,
+    /// Before the first COMMIT, for the answers to probes of those who are not in fault.
+    pub ask: Micros,
+    /// For one who is connected where the receives are not, to get to where they are.
+    pub call: Micros,
+}
+
 /// A relation between two deadlines does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadlineError(String);
@@ -151,6 +164,14 @@ impl fmt::Display for DeadlineError {
 impl core::error::Error for DeadlineError {}
 
 impl Deadlines {
+    /// What follows from them for groups.
+    #[must_use]
+    pub const fn group_limits(&self) -> GroupLimits {
+        let fence = self.exchange.since(Micros(self.control_round_trip.0.saturating_mul(2)));
+        let come = fence.since(Micros(self.drain.0.saturating_mul(2)));
+        GroupLimits { come, fence, ask: Micros(self.probe.0.saturating_mul(3)), call: self.patience }
+    }
+
     /// Checks the relations between the deadlines.
     ///
     /// # Errors
@@ -165,6 +186,10 @@ impl Deadlines {
         longer("SHIFT_FENCE_MS", self.fence, "SHIFT_DRAIN_MS", self.drain)?;
         let fence_and_lifetime = self.fence + self.packet_lifetime;
         longer("SHIFT_EXCHANGE_MS", self.exchange, "SHIFT_FENCE_MS + SHIFT_PACKET_LIFETIME_MS", fence_and_lifetime)?;
+        // What members of a group need to come along, see [`GroupLimits`].
+        let company = self.claim + Micros(self.drain.0.saturating_mul(2)) + two_trips;
+        let words = "SHIFT_CLAIM_MS + 2 * SHIFT_DRAIN_MS + 2 * SHIFT_CONTROL_ROUND_TRIP_MS";
+        longer("SHIFT_EXCHANGE_MS", self.exchange, words, company)?;
         longer("SHIFT_PATIENCE_MS", self.patience, "SHIFT_HOLD_MS", self.hold)
     }
 }

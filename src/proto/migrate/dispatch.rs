@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::claims::Claimed;
 use super::table::{rule, Event, Rule, Stage};
-use super::{Cause, Handshake, Input, Machine, Surfaced, Timer};
+use super::{Cause, Goal, Handshake, Input, Machine, Surfaced, Timer};
 use crate::id::{PathId, Tuple};
 use crate::ledger::IncarnationReport;
 
@@ -14,6 +14,7 @@ struct Cue {
     tuple: Option<Tuple>,
     cause: Option<Cause>,
     path: Option<PathId>,
+    goal: Option<Goal>,
     /// The input's yes or no: fatal, risk, complete, fenced, seen.
     holds: bool,
     reports: Vec<IncarnationReport>,
@@ -58,7 +59,8 @@ impl Machine {
                 Some((Event::Fault, Cue { cause: Some(cause), holds: fatal, ..Cue::default() }))
             }
             Input::PathAnswered(path) => Some((Event::PathAnswered, Cue { path: Some(path), ..Cue::default() })),
-            Input::Follow(path) => Some((Event::Follow, Cue { path: Some(path), ..Cue::default() })),
+            Input::Follow(goal) => Some((Event::Follow, Cue { goal: Some(goal), ..Cue::default() })),
+            Input::Stay => plain(Event::Stay),
             Input::LeftBehind => plain(Event::LeftBehind),
             Input::Hold(risk) => Some((Event::Hold, Cue { holds: risk, ..Cue::default() })),
             Input::Fenced { reports, complete } => {
@@ -138,7 +140,7 @@ impl Machine {
 
     /// One call per rule; the rules that are about an attempt have its tuple by the kind of their event.
     fn perform(&mut self, event: Event, cue: Cue) {
-        let Cue { tuple, cause, path, holds, reports } = cue;
+        let Cue { tuple, cause, path, goal, holds, reports } = cue;
         match rule(self.state(), event) {
             Rule::Ignore | Rule::ByAttempt => {}
             Rule::AnswerDead => self.answer_dead(event, tuple),
@@ -176,7 +178,8 @@ impl Machine {
             Rule::SurfaceExchange => self.surface(Surfaced::ExchangeOver),
             Rule::SurfacePatience => self.surface(Surfaced::PatienceOver),
             Rule::SurfaceApplication => self.surface(Surfaced::ApplicationError),
-            Rule::FollowGroup => path.into_iter().for_each(|path| self.follow_group(path)),
+            Rule::FollowGroup => goal.into_iter().for_each(|goal| self.follow_group(goal)),
+            Rule::StayWithGroup => self.stay_with_group(),
             Rule::SurfaceLeftBehind => self.surface(Surfaced::LeftBehind),
             Rule::Arm => self.armed.extend(path),
             Rule::Disarm => self.armed.retain(|armed| Some(*armed) != path),

@@ -1,18 +1,19 @@
 //! Queue pairs of one process that receive through one shared receive queue (SRQ): what each of them has to do so that all are on one
 //! path.
 //!
-//! A receive of an SRQ belongs to no queue pair until a message takes it, and cannot be withdrawn. So the receives that are left can be posted on
-//! another path only when none of the queue pairs can take one on the old path any more: all of them are fenced, whatever path each is on with its
+//! A receive of an SRQ belongs to no queue pair until a message takes it, and cannot be withdrawn. So the receives that are left can be posted
+//! anew only when none of the queue pairs can take one of the old ones any more: all of them are fenced, whatever path each is on with its
 //! own peer. Each pair goes through the handshake of its own; a group only says who has to, and when receives may be posted.
 //!
-//! What must hold: receives are posted on a path only once every member is fenced, dead or gone; no member waits for one that waits for it. The
-//! second holds because a member says its report before it waits for its group: what it waits for is the fence of others, which waits for nobody.
+//! What must hold: receives are posted anew only once every member is fenced, dead or gone; where the receives are said to be they have been posted; no
+//! member waits for one that waits for it. The last holds because a member fences, and says its report, before it waits for its group: what it waits for
+//! is the fence of others, which waits for nobody.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::Stage;
-use crate::id::{Micros, PathId};
+use super::{GroupLimits, Machine, Stage};
+use crate::id::{Epoch, Micros, PathId};
 
 /// Which paths a queue pair may be moved to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub enum Scope {
     /// Every one that is armed.
     #[default]
     Any,
-    /// The one that the group is moving to.
+    /// That one: the group is moving to it, or is there, or no other one is known to carry everybody.
     Only(PathId),
     /// None: a member of the group is not protected, so nobody is moved.
     Nowhere,
@@ -38,6 +39,26 @@ impl Scope {
     }
 }
 
+/// Whether a queue pair, or a group, could be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// It could.
+    Ready,
+    /// Not yet: it was connected a moment ago. What was said of the others stays said, and a fault is held.
+    Arming,
+    /// It cannot: a fault is the application's.
+    Unable,
+}
+
+/// Where a member has to be: on a path, connected anew there if it was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// The path.
+    pub path: PathId,
+    /// The epoch has to be above this one.
+    pub above: Epoch,
+}
+
 /// A queue pair as its group sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<K> {
@@ -47,32 +68,76 @@ pub struct Member<K> {
     pub stage: Stage,
     /// The path that its machine is on, or moves to.
     pub path: PathId,
-    /// A fault of its path would be migrated.
-    pub is_armed: bool,
-    /// Its peer is there: it can be moved.
+    /// The incarnation that it is in.
+    pub epoch: Epoch,
+    /// No earlier incarnation takes anything any more.
+    pub is_fenced: bool,
+    /// Its peer is there.
     pub has_peer: bool,
+    /// Its group told it where to go, and it is not there yet.
+    pub follows: bool,
+    /// Whether a fault of its path would be migrated.
+    pub readiness: Readiness,
+    /// It could come along now or soon.
+    pub is_movable: bool,
+    /// It is in fault, and seeks a path since then.
+    pub sought: Option<Micros>,
+    /// By path: when the last probe that was answered was sent.
+    pub answered: [Option<Micros>; 2],
 }
 
 impl<K> Member<K> {
-    const fn is_live(&self) -> bool {
+    /// One that has a machine.
+    #[must_use]
+    pub fn of(key: K, machine: &Machine) -> Self {
+        Self {
+            stage: machine.state().stage,
+            path: machine.path(),
+            epoch: machine.epoch(),
+            is_fenced: machine.is_fenced(),
+            has_peer: machine.has_peer(),
+            follows: machine.follows().is_some(),
+            readiness: if machine.is_armed() { Readiness::Ready } else { Readiness::Arming },
+            is_movable: true,
+            ..Self::without_machine(key)
+        }
+    }
+
+    /// One of whose peer nothing is known: it is connected, and takes receives on the primary path.
+    #[must_use]
+    pub const fn without_machine(key: K) -> Self {
+        Self {
+            key,
+            stage: Stage::Running,
+            path: PathId::PRIMARY,
+            epoch: Epoch::FIRST,
+            is_fenced: true,
+            has_peer: true,
+            follows: false,
+            readiness: Readiness::Arming,
+            is_movable: true,
+            sought: None,
+            answered: [None; 2],
+        }
+    }
+
+    /// It takes receives, or may.
+    pub const fn is_live(&self) -> bool {
         !matches!(self.stage, Stage::Dead | Stage::Gone)
     }
 
-    /// It takes nothing from another path any more.
-    const fn is_fenced_for(&self, goal: PathId) -> bool {
-        self.path.0 == goal.0
-            && match self.stage {
-                Stage::Running | Stage::Reposting | Stage::Ready | Stage::Replaying | Stage::Dead | Stage::Gone => true,
-                Stage::Fencing | Stage::Fenced | Stage::Settling => false,
-            }
+    fn has_answer(&self, path: PathId, since: Micros) -> bool {
+        self.answered.get(usize::from(path.0)).copied().flatten().is_some_and(|sent| sent >= since)
     }
 }
 
-/// What a member is to be given: [`super::Input::Follow`] or [`super::Input::LeftBehind`].
+/// What a member is to be given: [`super::Input::Follow`], [`super::Input::Stay`] or [`super::Input::LeftBehind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order<K> {
     /// The group moves there.
-    Follow(K, PathId),
+    Follow(K, Goal),
+    /// It is where the group is.
+    Stay(K),
     /// The group goes on without it.
     LeaveBehind(K),
 }
@@ -80,24 +145,40 @@ pub enum Order<K> {
 /// The group of one SRQ.
 #[derive(Clone, Debug)]
 pub struct Group<K> {
-    /// Where the receives are.
+    /// Where the receives are: where they were posted last.
     home: PathId,
     /// Where they go, and since when.
     goal: Option<(PathId, Micros)>,
+    /// Everyone who came along, in which incarnation: the receives may be posted at the goal.
+    whole: Option<BTreeMap<K, Epoch>>,
     /// Moves begun so far.
     moves: u64,
-    /// Members that have been where the receives are. Others were connected later, on a path that the group has left.
-    arrived: BTreeSet<K>,
-    /// How long members that do not come along are waited for.
-    limit: Micros,
+    /// Members that have been where the receives are, in that incarnation. Others were connected later, on a path that the group has left.
+    arrived: BTreeMap<K, Epoch>,
+    /// Who was told to come to where the receives are, and when first.
+    called: BTreeMap<K, Micros>,
+    /// A path answered somebody in fault, and others have been asked for it since then.
+    asked: Option<Micros>,
+    /// Where a member may be moved to while the group rests.
+    allowed: Scope,
+    limits: GroupLimits,
 }
 
 impl<K: Copy + Ord> Group<K> {
-    /// One on the primary path. The limit has to leave time for a fence and the exchange of reports before the exchange deadline of the member that
-    /// moved first.
+    /// One on the primary path.
     #[must_use]
-    pub const fn new(limit: Micros) -> Self {
-        Self { home: PathId::PRIMARY, goal: None, moves: 0, arrived: BTreeSet::new(), limit }
+    pub const fn new(limits: GroupLimits) -> Self {
+        Self {
+            home: PathId::PRIMARY,
+            goal: None,
+            whole: None,
+            moves: 0,
+            arrived: BTreeMap::new(),
+            called: BTreeMap::new(),
+            asked: None,
+            allowed: Scope::Any,
+            limits,
+        }
     }
 
     /// Where the receives are. While the group moves this is where they were.
@@ -112,6 +193,12 @@ impl<K: Copy + Ord> Group<K> {
         self.goal.map(|(goal, _)| goal)
     }
 
+    /// When [`Group::turn`] is wanted at the latest while it rests.
+    #[must_use]
+    pub fn due(&self) -> Option<Micros> {
+        self.called.values().map(|since| *since + self.limits.call).min()
+    }
+
     /// Moves that were begun so far.
     #[must_use]
     pub const fn moves(&self) -> u64 {
@@ -121,64 +208,149 @@ impl<K: Copy + Ord> Group<K> {
     /// Whether a member that is connected for that path may post receives there.
     #[must_use]
     pub fn is_open(&self, path: PathId) -> bool {
-        self.goal.is_none() && self.home == path
+        self.goal().map_or(self.home == path, |goal| goal == path && self.whole.is_some())
     }
 
-    /// Whether a fault of any member can be masked: every one that has a peer could come along.
+    /// Whether a fault of a member that is where the receives are can be masked: everyone there who has a peer could come along. Who is elsewhere is
+    /// called, or left.
     #[must_use]
-    pub fn is_ready(members: &[Member<K>]) -> bool {
-        members.iter().all(|member| member.is_armed || !member.has_peer || !member.is_live())
+    pub fn readiness(&self, members: &[Member<K>]) -> Readiness {
+        let counts = |member: &&Member<K>| member.is_live() && member.has_peer && member.path == self.home;
+        members.iter().filter(counts).map(|member| member.readiness).max().unwrap_or(Readiness::Ready)
     }
 
-    /// Where a member may be moved to, given what [`Group::is_ready`] says.
+    /// Where a member may be moved to, given what [`Group::readiness`] says.
     #[must_use]
-    pub fn scope(&self, member: &Member<K>, is_ready: bool) -> Scope {
+    pub fn scope(&self, member: &Member<K>, readiness: Readiness) -> Scope {
         match self.goal() {
             Some(goal) => Scope::Only(goal),
             None if member.path != self.home => Scope::Only(self.home),
-            None if is_ready => Scope::Any,
+            None if readiness == Readiness::Ready => self.allowed,
             None => Scope::Nowhere,
+        }
+    }
+
+    /// Since when somebody has been in fault while nobody moves: everyone is to probe all paths until it is answered a probe of after that.
+    #[must_use]
+    pub fn seeks(&self, members: &[Member<K>]) -> Option<Micros> {
+        let sought = |m: &Member<K>| m.sought.filter(|_| m.is_live() && !m.follows && m.path == self.home);
+        members.iter().filter_map(sought).min().filter(|_| self.goal.is_none())
+    }
+
+    /// A member has posted the receives there, as [`Group::is_open`] allowed.
+    pub fn posted(&mut self, path: PathId) {
+        if let (Some(whole), true) = (self.whole.take(), self.goal() == Some(path)) {
+            (self.home, self.goal, self.arrived) = (path, None, whole);
         }
     }
 
     /// Looks at all members; to be called whenever one of them may have changed. Says the same again as long as it is not done.
     pub fn turn(&mut self, now: Micros, members: &[Member<K>]) -> Vec<Order<K>> {
-        self.arrived.retain(|key| members.iter().any(|member| member.key == *key));
-        let (home, resting) = (self.home, self.goal.is_none());
-        self.arrived.extend(members.iter().filter(|m| resting && m.path == home).map(|member| member.key));
-        if resting {
-            // Who is connected anew on the path where the receives are has left nobody behind.
-            let left =
-                |member: &&Member<K>| member.is_live() && member.path != home && self.arrived.contains(&member.key);
-            self.goal = members.iter().find(left).map(|member| (member.path, now));
+        self.note_members(members);
+        if self.goal.is_some_and(|(goal, _)| !members.iter().any(|m| m.is_live() && self.has_come(m, goal))) {
+            // Who began it has ended, and nobody else has left anything.
+            self.goal = None;
+        }
+        if self.goal.is_none() {
+            let has_left = |m: &&Member<K>| m.is_live() && self.arrived.get(&m.key).is_some_and(|at| m.epoch > *at);
+            self.goal = members.iter().find(has_left).map(|member| (member.path, now));
             self.moves += u64::from(self.goal.is_some());
         }
+        self.whole = None;
         match self.goal {
-            Some((goal, since)) => self.gather(goal, now >= since + self.limit, members),
-            None => self.call(home, members),
+            Some((goal, since)) => self.gather(goal, now.since(since), members),
+            None => {
+                self.look_around(now, members);
+                self.call(now, members)
+            }
         }
     }
 
-    /// The group is moving: everybody has to be fenced, and to come along.
-    fn gather(&mut self, goal: PathId, is_late: bool, members: &[Member<K>]) -> Vec<Order<K>> {
-        let missing = || members.iter().filter(|member| member.is_live() && !member.is_fenced_for(goal));
-        if missing().next().is_none() {
-            (self.home, self.goal) = (goal, None);
-            self.arrived = members.iter().map(|member| member.key).collect();
-            return Vec::new();
+    fn note_members(&mut self, members: &[Member<K>]) {
+        let is_there = |key: &K| members.iter().any(|member| member.key == *key);
+        self.arrived.retain(|key, _| is_there(key));
+        let home = self.home;
+        self.called.retain(|key, _| members.iter().any(|m| m.key == *key && m.is_live() && m.path != home));
+        for member in members.iter().filter(|member| member.path == home) {
+            self.arrived.entry(member.key).or_insert(member.epoch);
         }
-        let absent = missing().filter(|member| member.path != goal);
-        absent
-            .map(|member| match is_late || !member.has_peer {
-                true => Order::LeaveBehind(member.key),
-                false => Order::Follow(member.key, goal),
-            })
-            .collect()
     }
 
-    /// The group rests: who was connected on a path that it has left is called to it.
-    fn call(&self, home: PathId, members: &[Member<K>]) -> Vec<Order<K>> {
-        let absent = members.iter().filter(|member| member.is_live() && member.has_peer && member.path != home);
-        absent.map(|member| Order::Follow(member.key, home)).collect()
+    /// Whether the incarnation that it is in takes its receives from those that are posted by this move.
+    fn has_come(&self, member: &Member<K>, goal: PathId) -> bool {
+        member.path == goal && self.arrived.get(&member.key).is_none_or(|at| member.epoch > *at)
+    }
+
+    /// The group is moving: everybody has to come along, and to be fenced.
+    fn gather(&mut self, goal: PathId, so_far: Micros, members: &[Member<K>]) -> Vec<Order<K>> {
+        let mut orders = Vec::new();
+        let mut whole = Some(BTreeMap::new());
+        for member in members.iter().filter(|member| member.is_live()) {
+            let has_come = self.has_come(member, goal);
+            if has_come && member.follows {
+                orders.push(Order::Stay(member.key));
+            }
+            if has_come && member.is_fenced {
+                whole.iter_mut().for_each(|whole: &mut BTreeMap<K, Epoch>| _ = whole.insert(member.key, member.epoch));
+                continue;
+            }
+            whole = None;
+            let is_late = so_far >= if has_come { self.limits.fence } else { self.limits.come };
+            let can_come = has_come || (member.has_peer && member.is_movable);
+            if is_late || !can_come {
+                orders.push(Order::LeaveBehind(member.key));
+            } else if !has_come {
+                let above = self.arrived.get(&member.key).copied().unwrap_or(member.epoch);
+                orders.push(Order::Follow(member.key, Goal { path: goal, above }));
+            }
+        }
+        self.whole = whole;
+        orders
+    }
+
+    /// The group rests: who was connected on a path that it has left is called to it. There are no receives for it where it is.
+    fn call(&mut self, now: Micros, members: &[Member<K>]) -> Vec<Order<K>> {
+        let mut orders = Vec::new();
+        for member in members.iter().filter(|member| member.is_live() && member.has_peer) {
+            if member.path == self.home {
+                orders.extend(member.follows.then_some(Order::Stay(member.key)));
+                continue;
+            }
+            let since = *self.called.entry(member.key).or_insert(now);
+            let goal = Goal { path: self.home, above: member.epoch };
+            orders.push(match member.is_movable && now < since + self.limits.call {
+                true => Order::Follow(member.key, goal),
+                false => Order::LeaveBehind(member.key),
+            });
+        }
+        orders
+    }
+
+    /// Whoever claims a path makes everyone move there, so everyone is asked first whether it answers. If some do not in time the group moves only where that
+    /// saves at least as many as it costs: those who do not answer are left behind, those in fault have no other way.
+    fn look_around(&mut self, now: Micros, members: &[Member<K>]) {
+        let Some(since) = self.seeks(members) else {
+            (self.allowed, self.asked) = (Scope::Any, None);
+            return;
+        };
+        let counts = |member: &&Member<K>| member.is_live() && member.has_peer && member.path == self.home;
+        let silent = |path| {
+            let others = members.iter().filter(counts).filter(|member| member.sought.is_none());
+            others.filter(|member| !member.has_answer(path, since)).count()
+        };
+        let in_fault = || members.iter().filter(counts).filter(|member| member.sought.is_some());
+        let is_wanted = |path| in_fault().any(|m| m.sought.is_some_and(|sought| m.has_answer(path, sought)));
+        let paths = [PathId::PRIMARY, PathId::STANDBY];
+        if paths.into_iter().any(|path| is_wanted(path) && silent(path) != 0) {
+            self.asked.get_or_insert(now);
+        }
+        let is_over = self.asked.is_some_and(|asked| now >= asked + self.limits.ask);
+        let most = if is_over { in_fault().count() } else { 0 };
+        self.allowed = match paths.map(|path| silent(path) <= most) {
+            [true, true] => Scope::Any,
+            [true, false] => Scope::Only(PathId::PRIMARY),
+            [false, true] => Scope::Only(PathId::STANDBY),
+            [false, false] => Scope::Nowhere,
+        };
     }
 }

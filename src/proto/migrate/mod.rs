@@ -21,8 +21,10 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
 
-pub use deadlines::{DeadlineError, DeadlineRow, Deadlines, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS};
-pub use group::{Group, Member, Order, Scope};
+pub use deadlines::{
+    DeadlineError, DeadlineRow, Deadlines, GroupLimits, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS,
+};
+pub use group::{Goal, Group, Member, Order, Readiness, Scope};
 pub use message::{Cause, Handshake, MAX_REPORTS};
 pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
 
@@ -84,9 +86,11 @@ pub enum Input {
     ApplicationError,
     /// The application destroyed the QP.
     Destroyed,
-    /// The group that this queue pair receives with has moved to that path, or is about to: it has to come along, however good its own path is.
+    /// The group that this queue pair receives with has moved there, or is about to: it has to come along, however good its own path is.
     /// Given again and again until it is there.
-    Follow(PathId),
+    Follow(Goal),
+    /// The group is where this queue pair is: it need not follow any more.
+    Stay,
     /// The group goes on without this queue pair, which could not come along.
     LeftBehind,
     /// All networks to the peer are silent. A process that ended without a word is [`Handshake::Gone`].
@@ -278,8 +282,8 @@ pub struct Machine {
     patience_until: Option<Micros>,
     /// The targets that the group of this end allows.
     scope: Scope,
-    /// The group's path, until this end is there.
-    follow: Option<PathId>,
+    /// Where the group is, until this end is there.
+    follow: Option<Goal>,
     /// The peer's application destroyed its QP.
     peer_gone: bool,
     /// In [`Stage::Dead`]: the error is the application's, and the peer is told only if it asks.
@@ -377,6 +381,28 @@ impl Machine {
     #[must_use]
     pub fn tuple(&self) -> Option<Tuple> {
         self.passage.as_ref().map(|passage| passage.tuple)
+    }
+
+    /// No incarnation before the current one takes anything any more, whatever the peer's fence came to.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        match self.stage {
+            Stage::Fencing => false,
+            Stage::Fenced | Stage::Settling => self.passage.as_ref().is_some_and(Passage::is_fenced_here),
+            Stage::Running | Stage::Reposting | Stage::Ready | Stage::Replaying | Stage::Dead | Stage::Gone => true,
+        }
+    }
+
+    /// The peer's application has its queue pair still, as far as it has said.
+    #[must_use]
+    pub const fn has_peer(&self) -> bool {
+        !self.peer_gone
+    }
+
+    /// Where the group is, if this end has been told and is not there.
+    #[must_use]
+    pub const fn follows(&self) -> Option<Goal> {
+        self.follow
     }
 
     /// Whether a fault of the current path would be migrated.

@@ -77,7 +77,7 @@ impl Machine {
         self.timers.clear_all();
         self.epoch = tuple.epoch;
         self.path = tuple.target;
-        self.follow = self.follow.filter(|group| *group != tuple.target);
+        self.follow = self.follow.filter(|goal| !self.is_at(*goal));
         self.fatal = false;
         self.hold_until = None;
         self.pause_until = Micros(0);
@@ -392,6 +392,10 @@ impl Passage {
             peer_confirmed: false,
             acknowledged: false,
         }
+    }
+
+    pub(super) fn is_fenced_here(&self) -> bool {
+        self.fence == OwnFence::Complete
     }
 
     /// The two ends' words on their fences, and when the own one was done.

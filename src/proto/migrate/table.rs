@@ -190,6 +190,8 @@ events! {
     Destroyed,
     /// The group moves to a path.
     Follow,
+    /// The group is where it is.
+    Stay,
     /// The group goes on without it.
     LeftBehind,
     /// The peer cannot be reached.
@@ -310,6 +312,8 @@ rules! {
     SurfaceApplication,
     /// Claim the path of the group.
     FollowGroup,
+    /// Follow no more.
+    StayWithGroup,
     /// An error is due: the group has left.
     SurfaceLeftBehind,
     /// The QP is no more.
@@ -366,17 +370,17 @@ use Rule::{
     Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, FollowGroup,
     GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
     NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit,
-    RepeatReport, Resend, Resume, Settle, StopTelling, SurfaceApplication, SurfaceExchange, SurfaceLeftBehind,
-    SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable, TakeAccept,
-    TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish,
-    Withdraw,
+    RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling, SurfaceApplication, SurfaceExchange,
+    SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable,
+    TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target,
+    Vanish, Withdraw,
 };
 
 /// What each event does in each stage.
 ///
 /// Columns: Running, Fencing, Fenced, Settling, Reposting, Ready, Replaying, Dead, Gone.
 #[rustfmt::skip]
-pub static TRANSITIONS: [Row<9>; 44] = [
+pub static TRANSITIONS: [Row<9>; 45] = [
     live(Event::Claim, ByAttempt, AnswerDead, AnswerGone),
     live(Event::OldClaim, RecallCommit, AnswerDead, AnswerGone),
     live(Event::Accept, ByAttempt, AnswerDead, AnswerGone),
@@ -411,6 +415,7 @@ pub static TRANSITIONS: [Row<9>; 44] = [
     row(Event::ApplicationError, [Withdraw, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, SurfaceApplication, Ignore, Ignore]),
     live(Event::Destroyed, Vanish, Vanish, Ignore),
     live(Event::Follow, FollowGroup, Ignore, Ignore),
+    live(Event::Stay, StayWithGroup, Ignore, Ignore),
     live(Event::LeftBehind, SurfaceLeftBehind, Ignore, Ignore),
     row(Event::Unreachable, [LoseContact, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, Ignore, Ignore]),
     live(Event::ClaimOver, ByAttempt, Ignore, Ignore),

@@ -1,8 +1,9 @@
 //! Several processes, each with a shared receive queue, all connected with one another, over a random network with virtual time: frames are delayed,
 //! reordered, repeated and dropped, ports fail, faults are seen by some, queue pairs are destroyed or connected late.
 //!
-//! Whatever happens: receives are posted on a path only when no queue pair of the group takes one on another path; nobody waits for ever, though
-//! groups share peers in circles; where nothing but one port fails, everybody is moved and nobody ends.
+//! Whatever happens: receives are posted anew only when no queue pair of the group takes one of the old ones; none of them is lost, and none is given
+//! twice; nobody waits for ever, though groups share peers in circles, or where there are no receives; where nothing but one port fails, everybody is
+//! moved and nobody ends.
 //!
 //! A failing seed is named in the panic; `SHIFT_SEED=n cargo test -p shift-proto --test groups` runs it alone.
 #![allow(
@@ -14,6 +15,8 @@
 )]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at the few cases it is about")]
 
+mod agent;
+mod receives;
 mod world;
 
 use std::collections::BTreeMap;
@@ -62,5 +65,13 @@ fn one_dead_port_moves_every_group_that_is_connected_and_ends_nobody() {
 #[test]
 fn on_a_bad_network_no_receive_is_posted_too_early_and_nobody_waits_for_ever() {
     let seen = explore("on_a_bad_network_no_receive_is_posted_too_early_and_nobody_waits_for_ever", Profile::ROUGH);
-    expect(&seen, &["all moved", "surfaced", "left behind", "moved back", "called", "destroyed"]);
+    let marks =
+        ["all moved", "moved back", "connected anew", "surfaced", "left behind", "destroyed", "application's error"];
+    expect(&seen, &marks);
+}
+
+#[test]
+fn who_comes_late_or_is_never_met_costs_nobody_a_receive() {
+    let seen = explore("who_comes_late_or_is_never_met_costs_nobody_a_receive", Profile::CHURN);
+    expect(&seen, &["moved", "moved back", "connected anew", "called", "called in vain", "stayed", "left behind"]);
 }

@@ -5,22 +5,32 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId};
 use shift_proto::ledger::{IncarnationReport, Proof};
-use shift_proto::migrate::{
-    Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Member, Order, Stage, Surfaced,
-};
+use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Stage, Surfaced};
+
+use crate::receives::{Posted, Receives};
 
 /// What may go wrong, in chances of 1000.
 #[derive(Clone, Copy, Debug)]
 pub struct Profile {
-    processes: usize,
-    drop: u64,
-    max_delay_us: u64,
-    outages: u64,
-    slow_fence: u64,
-    destroy: u64,
-    late: u64,
-    hold: u64,
-    silent: u64,
+    pub processes: usize,
+    pub drop: u64,
+    pub max_delay_us: u64,
+    pub outages: u64,
+    pub slow_fence: u64,
+    pub destroy: u64,
+    pub late: u64,
+    pub hold: u64,
+    pub silent: u64,
+    /// A receive is taken in part for a while.
+    pub partial: u64,
+    /// Receives cannot be posted at once.
+    pub refused: u64,
+    /// A pair is not met for seconds, or never.
+    pub unmet: u64,
+    /// The application has an error of its own.
+    pub error: u64,
+    /// Pairs that do not exist, of those that could.
+    pub sparse: u64,
 }
 
 impl Profile {
@@ -34,6 +44,11 @@ impl Profile {
         late: 0,
         hold: 0,
         silent: 0,
+        partial: 300,
+        refused: 0,
+        unmet: 0,
+        error: 0,
+        sparse: 0,
     };
     pub const ROUGH: Self = Self {
         processes: 3,
@@ -45,19 +60,30 @@ impl Profile {
         late: 200,
         hold: 200,
         silent: 100,
+        partial: 300,
+        refused: 300,
+        unmet: 0,
+        error: 40,
+        sparse: 0,
     };
+    /// Many small faults of few connections, among queue pairs that come late, or whose peer nobody knows.
+    pub const CHURN: Self =
+        Self { processes: 4, late: 500, unmet: 150, outages: 5, drop: 20, silent: 0, sparse: 400, ..Self::ROUGH };
 }
 
 /// The faults end then.
 const FAULTS_END: u64 = 12_000_000;
 const RUN_END: u64 = FAULTS_END + 40_000_000;
-const PROBE_EVERY: u64 = 20_000;
+pub const PROBE_EVERY: u64 = 20_000;
+const TRAFFIC_EVERY: u64 = 100_000;
+/// After that time one that is not armed is in the way.
+pub const ARMING: u64 = 3_000_000;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -65,13 +91,13 @@ impl Dice {
         (z ^ (z >> 31)) % bound.max(1)
     }
 
-    fn chance(&mut self, in_1000: u64) -> bool {
+    pub fn chance(&mut self, in_1000: u64) -> bool {
         self.below(1000) < in_1000
     }
 }
 
 #[derive(Clone, Debug)]
-enum Happening {
+pub enum Happening {
     Deliver(usize, Handshake),
     /// An answer of the data path; void if the end was given a newer effect since.
     Answer(usize, u64, Input),
@@ -79,11 +105,15 @@ enum Happening {
     Tick(usize),
     Probe(usize, u64),
     Connect(usize),
+    Meet(usize),
+    GroupProbe(usize, Micros),
+    Traffic(usize),
+    TryRepost(usize, u64),
     Port(usize, u8, bool),
     RetriesOver(usize, Epoch),
 }
 
-struct Scheduled(u64, u64, Happening);
+pub struct Scheduled(u64, u64, Happening);
 
 impl PartialEq for Scheduled {
     fn eq(&self, other: &Self) -> bool {
@@ -103,34 +133,48 @@ impl Ord for Scheduled {
 }
 
 /// One end of a pair; ends 2n and 2n + 1 are connected.
-struct End {
-    process: usize,
-    machine: Machine,
-    connected: bool,
+pub struct End {
+    pub process: usize,
+    pub machine: Machine,
+    /// Since then.
+    pub connected: Option<u64>,
+    /// The agent knows its peer.
+    pub met: bool,
+    /// Its application has an error of its own.
+    pub failed: bool,
     /// Its NIC takes receives there.
-    takes_on: Option<u8>,
-    wants_receives: Option<PathId>,
-    in_error: bool,
-    seek: Option<u64>,
-    generation: u64,
-    surfaced: bool,
-    replaying: bool,
+    pub takes_on: Option<u8>,
+    /// In that epoch.
+    pub nic_epoch: u32,
+    /// A receive that a message has taken in part.
+    pub in_hand: Option<Posted>,
+    pub answered: [Option<Micros>; 2],
+    pub sought: Option<Micros>,
+    pub wants_receives: Option<PathId>,
+    pub in_error: bool,
+    pub seek: Option<u64>,
+    pub generation: u64,
+    pub surfaced: bool,
+    pub replaying: bool,
 }
 
 pub struct World {
-    profile: Profile,
-    dice: Dice,
-    now: u64,
-    order: u64,
-    queue: BinaryHeap<Reverse<Scheduled>>,
-    ends: Vec<End>,
-    groups: Vec<Group<usize>>,
+    pub profile: Profile,
+    pub dice: Dice,
+    pub now: u64,
+    pub order: u64,
+    pub queue: BinaryHeap<Reverse<Scheduled>>,
+    pub ends: Vec<End>,
+    pub groups: Vec<Group<usize>>,
+    pub receives: Vec<Receives>,
+    /// By process: whom the members probe for.
+    pub probing: Vec<Option<Micros>>,
     /// By process and path.
-    ports: Vec<[bool; 2]>,
+    pub ports: Vec<[bool; 2]>,
     /// Processes that hear and say nothing, until then.
-    silent: Vec<u64>,
-    marks: BTreeSet<&'static str>,
-    trace: Vec<String>,
+    pub silent: Vec<u64>,
+    pub marks: BTreeSet<&'static str>,
+    pub trace: Vec<String>,
 }
 
 impl World {
@@ -143,6 +187,8 @@ impl World {
             queue: BinaryHeap::new(),
             ends: Vec::new(),
             groups: Vec::new(),
+            receives: (0..profile.processes).map(|_| Receives::new()).collect(),
+            probing: vec![None; profile.processes],
             ports: vec![[true; 2]; profile.processes],
             silent: vec![0; profile.processes],
             marks: BTreeSet::new(),
@@ -154,11 +200,13 @@ impl World {
 
     fn set_the_stage(&mut self) {
         let deadlines = Deadlines::default();
-        let limit = Micros(deadlines.exchange.0 - 2 * deadlines.drain.0);
         let count = self.profile.processes;
-        self.groups = (0..count).map(|_| Group::new(limit)).collect();
+        self.groups = (0..count).map(|_| Group::new(deadlines.group_limits())).collect();
         for a in 0..count {
             for b in a + 1..count {
+                if self.dice.chance(self.profile.sparse) {
+                    continue;
+                }
                 for _ in 0..1 + self.dice.below(2) {
                     self.add_pair(a, b, deadlines);
                 }
@@ -191,8 +239,14 @@ impl World {
             self.ends.push(End {
                 process,
                 machine: Machine::new(names[me], names[peer], deadlines),
-                connected: false,
+                connected: None,
+                met: false,
+                failed: false,
                 takes_on: None,
+                nic_epoch: 0,
+                in_hand: None,
+                answered: [None; 2],
+                sought: None,
                 wants_receives: None,
                 in_error: false,
                 seek: None,
@@ -202,13 +256,24 @@ impl World {
             });
         }
         let late = if self.dice.chance(self.profile.late) { self.dice.below(FAULTS_END / 2) } else { 0 };
+        let met = late
+            + match self.dice.chance(self.profile.unmet) {
+                false => 1,
+                true if self.dice.chance(500) => self.dice.below(8_000_000),
+                true => RUN_END,
+            };
         for end in [first, first + 1] {
             self.schedule(late, Happening::Connect(end));
+            self.schedule(met, Happening::Meet(end));
+            if self.dice.chance(self.profile.error) {
+                let at = met + 2 + self.dice.below(FAULTS_END);
+                self.schedule(at, Happening::Notice(end, Input::ApplicationError));
+            }
             for path in 0..2 {
-                self.schedule(late + 1, Happening::Notice(end, Input::PathArmed(PathId(path))));
+                self.schedule(met + 1, Happening::Notice(end, Input::PathArmed(PathId(path))));
             }
             if self.dice.chance(self.profile.destroy) {
-                let at = late + 2 + self.dice.below(FAULTS_END);
+                let at = met + 2 + self.dice.below(FAULTS_END);
                 self.schedule(at, Happening::Notice(end, Input::Destroyed));
             }
             if self.dice.chance(self.profile.hold) {
@@ -220,12 +285,12 @@ impl World {
         }
     }
 
-    fn schedule(&mut self, at: u64, happening: Happening) {
+    pub fn schedule(&mut self, at: u64, happening: Happening) {
         self.order += 1;
         self.queue.push(Reverse(Scheduled(at, self.order, happening)));
     }
 
-    fn answer(&mut self, delay: u64, end: usize, input: Input) {
+    pub fn answer(&mut self, delay: u64, end: usize, input: Input) {
         let generation = self.ends[end].generation;
         self.schedule(self.now + delay, Happening::Answer(end, generation, input));
     }
@@ -246,15 +311,27 @@ impl World {
         match happening {
             Happening::Port(process, path, up) => self.port(process, path, up),
             Happening::Connect(end) => {
-                self.ends[end].connected = true;
+                self.ends[end].connected = Some(self.now);
                 self.ends[end].takes_on = Some(0);
+                self.receives[self.ends[end].process].make_safe();
+                self.tend(self.ends[end].process);
+                self.schedule(self.now + TRAFFIC_EVERY, Happening::Traffic(end));
+                // What keeps its group waiting may end without a word.
+                self.schedule(self.now + ARMING + 10_000_000, Happening::GroupProbe(self.ends[end].process, Micros(0)));
             }
+            Happening::Meet(end) => self.ends[end].met = true,
+            Happening::GroupProbe(process, since) => self.probe_for_group(process, since),
+            Happening::Traffic(end) => self.traffic(end),
+            Happening::TryRepost(end, generation) => self.try_repost(end, generation),
             Happening::Deliver(end, message) => self.input(end, Input::Frame(message)),
             Happening::Notice(end, input) => {
                 if input == Input::Destroyed {
-                    (self.ends[end].takes_on, self.ends[end].wants_receives) = (None, None);
-                    self.ends[end].generation += 1;
+                    self.stop(end);
                     self.marks.insert("destroyed");
+                } else if input == Input::ApplicationError && self.ends[end].machine.state().stage != Stage::Gone {
+                    // Its NIC goes on taking receives until somebody resets it.
+                    self.ends[end].failed = true;
+                    self.marks.insert("application's error");
                 }
                 self.input(end, input);
             }
@@ -273,12 +350,13 @@ impl World {
         }
     }
 
-    fn take_answer(&mut self, end: usize, input: Input) {
+    pub fn take_answer(&mut self, end: usize, input: Input) {
         match &input {
-            Input::Fenced { .. } => self.ends[end].takes_on = None,
+            Input::Fenced { .. } => (self.ends[end].takes_on, self.ends[end].in_hand) = (None, None),
             Input::Reposted => {
                 let path = self.ends[end].machine.path().0;
                 self.ends[end].takes_on = Some(path);
+                self.ends[end].nic_epoch = self.ends[end].machine.epoch().0;
                 self.ends[end].in_error = false;
             }
             Input::Retired => self.ends[end].replaying = false,
@@ -288,7 +366,7 @@ impl World {
     }
 
     /// Whether the pair of that end has the path whole.
-    fn is_up(&self, end: usize, path: u8) -> bool {
+    pub fn is_up(&self, end: usize, path: u8) -> bool {
         [end, end ^ 1].iter().all(|end| self.ports[self.ends[*end].process][usize::from(path)])
     }
 
@@ -298,7 +376,7 @@ impl World {
             if up || (self.ends[end].process != process && self.ends[end ^ 1].process != process) {
                 continue;
             }
-            if self.ends[end].machine.path() == PathId(path) && self.ends[end].connected {
+            if self.ends[end].machine.path() == PathId(path) && self.ends[end].met {
                 let epoch = self.ends[end].machine.epoch();
                 let retries = self.dice.below(1_500_000);
                 self.schedule(self.now + retries, Happening::RetriesOver(end, epoch));
@@ -333,6 +411,7 @@ impl World {
         }
         for path in 0..2u8 {
             if self.is_up(end, path) && self.ends[end].seek.is_some() {
+                self.ends[end].answered[usize::from(path)] = Some(Micros(self.now));
                 self.input(end, Input::PathAnswered(PathId(path)));
             }
         }
@@ -340,7 +419,7 @@ impl World {
         self.schedule(self.now + delay, Happening::Probe(end, generation));
     }
 
-    fn input(&mut self, end: usize, input: Input) {
+    pub fn input(&mut self, end: usize, input: Input) {
         self.give(end, input);
         // The group of that end, and whoever is told something by it, until nobody has anything to say.
         for _ in 0..4 {
@@ -350,7 +429,51 @@ impl World {
         }
     }
 
-    fn give(&mut self, end: usize, input: Input) {
+    /// A message of the peer's arrives, whole or in part.
+    fn traffic(&mut self, end: usize) {
+        let again = self.now + self.dice.below(TRAFFIC_EVERY);
+        if again < FAULTS_END {
+            self.schedule(again, Happening::Traffic(end));
+        }
+        let (own, peer) = (&self.ends[end], &self.ends[end ^ 1]);
+        let Some(path) = own.takes_on.filter(|_| own.takes_on == peer.takes_on && own.nic_epoch == peer.nic_epoch)
+        else {
+            return;
+        };
+        if !self.is_up(end, path) || own.in_error || peer.in_error || own.surfaced || peer.surfaced || peer.failed {
+            return;
+        }
+        let receives = &mut self.receives[own.process];
+        if let Some(taken) = self.ends[end].in_hand.take() {
+            return receives.give(taken);
+        }
+        let Some(taken) = receives.take(path) else { return };
+        if self.dice.chance(self.profile.partial) {
+            self.ends[end].in_hand = Some(taken);
+        } else {
+            receives.give(taken);
+        }
+    }
+
+    /// It takes no receives any more, and what it had in hand goes with it.
+    fn stop(&mut self, end: usize) {
+        let state = &mut self.ends[end];
+        (state.takes_on, state.wants_receives) = (None, None);
+        state.generation += 1;
+        if let Some(taken) = state.in_hand.take() {
+            self.receives[state.process].lose(taken);
+        }
+    }
+
+    pub fn give(&mut self, end: usize, input: Input) {
+        if !self.ends[end].met {
+            // Without a machine only what the application does is noticed.
+            if input == Input::LeftBehind {
+                self.ends[end].failed = true;
+                self.surface(end, Surfaced::LeftBehind);
+            }
+            return;
+        }
         self.trace.push(format!("{} {end} {} <- {input:?}", self.now, self.ends[end].machine.state()));
         self.ends[end].machine.handle(Micros(self.now), input);
         while let Some(effect) = self.ends[end].machine.poll_effect() {
@@ -362,67 +485,6 @@ impl World {
         }
     }
 
-    fn members(&self, process: usize) -> Vec<Member<usize>> {
-        let of = |(at, end): (usize, &End)| {
-            (end.process == process && end.connected).then(|| Member {
-                key: at,
-                stage: end.machine.state().stage,
-                path: end.machine.path(),
-                is_armed: end.machine.is_armed(),
-                has_peer: self.ends[at ^ 1].machine.state().stage != Stage::Gone,
-            })
-        };
-        self.ends.iter().enumerate().filter_map(of).collect()
-    }
-
-    /// Whether anybody was told anything.
-    fn tend(&mut self, process: usize) -> bool {
-        let members = self.members(process);
-        let home = self.groups[process].home();
-        let orders = self.groups[process].turn(Micros(self.now), &members);
-        let is_ready = Group::is_ready(&members);
-        for member in &members {
-            let scope = self.groups[process].scope(member, is_ready);
-            self.ends[member.key].machine.confine(scope);
-        }
-        if self.groups[process].home() != home {
-            self.check_fenced(process);
-        }
-        let told = !orders.is_empty();
-        for order in orders {
-            match order {
-                Order::Follow(end, path) => {
-                    if self.groups[process].goal().is_none() {
-                        self.marks.insert("called");
-                    }
-                    self.give(end, Input::Follow(path));
-                }
-                Order::LeaveBehind(end) => self.give(end, Input::LeftBehind),
-            }
-        }
-        for end in 0..self.ends.len() {
-            let wants = self.ends[end].wants_receives.filter(|path| self.groups[process].is_open(*path));
-            if wants.is_some() && self.ends[end].process == process {
-                self.ends[end].wants_receives = None;
-                let delay = self.dice.below(3000);
-                self.answer(delay, end, Input::Reposted);
-            }
-        }
-        told
-    }
-
-    /// The receives are about to be posted on another path.
-    fn check_fenced(&mut self, process: usize) {
-        let home = self.groups[process].home().0;
-        if home == 0 {
-            self.marks.insert("moved back");
-        }
-        for (at, end) in self.ends.iter().enumerate().filter(|(_, end)| end.process == process && end.connected) {
-            let is_out = end.takes_on.is_none_or(|path| path == home);
-            assert!(is_out, "end {at} takes receives on {:?}\n{}", end.takes_on, self.trace.join("\n"));
-        }
-    }
-
     fn effect(&mut self, end: usize, effect: Effect) {
         match effect {
             Effect::Send(message) => self.send(end, message),
@@ -430,6 +492,7 @@ impl World {
                 self.order += 1;
                 let generation = self.order;
                 self.ends[end].seek = Some(generation);
+                self.ends[end].sought = Some(Micros(self.now));
                 let delay = self.dice.below(PROBE_EVERY);
                 self.schedule(self.now + delay, Happening::Probe(end, generation));
             }
@@ -484,10 +547,9 @@ impl World {
     }
 
     fn surface(&mut self, end: usize, why: Surfaced) {
-        self.marks.insert(if why == Surfaced::LeftBehind { "left behind" } else { "surfaced" });
-        let state = &mut self.ends[end];
-        (state.surfaced, state.takes_on, state.wants_receives) = (true, None, None);
-        state.generation += 1;
+        self.marks.insert(if why == Surfaced::LeftBehind { "left" } else { "surfaced" });
+        self.ends[end].surfaced = true;
+        self.stop(end);
     }
 
     fn send(&mut self, end: usize, message: Handshake) {
@@ -515,13 +577,18 @@ impl World {
         let mut moved = BTreeMap::<bool, u64>::new();
         for (at, end) in self.ends.iter().enumerate() {
             let state = end.machine.state();
+            if !end.met || end.failed {
+                let is_home = end.failed || end.connected.is_none() || self.groups[end.process].home() == PathId(0);
+                assert!(is_home, "end {at} waits for receives where there are none: {}", picture());
+                continue;
+            }
             if !matches!(state.stage, Stage::Running) {
                 let ended = matches!(state.stage, Stage::Dead | Stage::Gone);
                 assert!(ended, "end {at} waits for ever: {}", picture());
                 continue;
             }
             let peer = self.ends[at ^ 1].machine.state().stage;
-            if peer != Stage::Running {
+            if peer != Stage::Running || self.ends[at ^ 1].failed {
                 continue;
             }
             assert_eq!(state.attempt, Attempt::Idle, "end {at} never comes to rest: {}", picture());
@@ -532,6 +599,11 @@ impl World {
             *moved.entry(home == PathId(1)).or_default() += 1;
         }
         assert!(self.groups.iter().all(|group| group.goal().is_none()), "a group moves for ever: {}", picture());
+        for (process, receives) in self.receives.iter().enumerate() {
+            assert_eq!(PathId(receives.home), self.groups[process].home(), "of {process}: {}", picture());
+            let of = self.ends.iter().filter(|end| end.process == process);
+            receives.judge(&of.filter_map(|end| end.in_hand).collect::<Vec<_>>());
+        }
         if moved.get(&true).is_some_and(|count| *count > 0) && !moved.contains_key(&false) {
             self.marks.insert("all moved");
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, Tuple};
 use shift_proto::migrate::{
-    rule, Attempt, Cause, Effect, Event, Handshake, Input, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS,
+    rule, Attempt, Cause, Effect, Event, Goal, Handshake, Input, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS,
 };
 
 use crate::bench::{reports, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
@@ -91,6 +91,7 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
             vec![from.stage, Stage::Replaying],
             vec![from.attempt, if from.attempt == Idle { Seeking } else { from.attempt }, Seeking],
         ),
+        Rule::StayWithGroup => (vec![from.stage, Stage::Replaying], vec![from.attempt, Idle]),
         Rule::NoteHold => (vec![from.stage], vec![from.attempt, Claiming]),
         Rule::NoteExcluded => match from.attempt {
             Committing => (vec![Stage::Fencing, from.stage], vec![Idle, Seeking]),
@@ -201,7 +202,11 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
         Event::StopReached => vec![Input::StopReached],
         Event::ApplicationError => vec![Input::ApplicationError],
         Event::Destroyed => vec![Input::Destroyed],
-        Event::Follow => vec![Input::Follow(PathId(0)), Input::Follow(PathId(1)), Input::Follow(PathId(9))],
+        Event::Follow => {
+            let goal = |path, above| Input::Follow(Goal { path: PathId(path), above: Epoch(above) });
+            vec![goal(0, 0), goal(1, 0), goal(9, 0), goal(0, 9), goal(1, 9)]
+        }
+        Event::Stay => vec![Input::Stay],
         Event::LeftBehind => vec![Input::LeftBehind],
         Event::Unreachable => vec![Input::Unreachable],
         // Timers have a test of their own.

@@ -1,14 +1,54 @@
 //! What a machine does for the group that its queue pair receives with, and what a group asks of its members.
 
-use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Attempt, Cause, Effect, Group, Handshake, Input, Member, Order, Scope, Stage, Surfaced};
+use shift_proto::id::{Epoch, Micros, PathId};
+use shift_proto::migrate::{
+    Attempt, Cause, Deadlines, Effect, Goal, Group, GroupLimits, Handshake, Input, Member, Order, Readiness, Scope,
+    Stage, Surfaced,
+};
 
 use crate::bench::{sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
 
-const LIMIT: Micros = Micros(2_600_000);
+const NOW: Micros = Micros(1_000_000);
+const OTHER: Goal = Goal { path: PathId(1), above: Epoch(0) };
+const ANEW: Goal = Goal { path: PathId(0), above: Epoch(0) };
 
+fn limits() -> GroupLimits {
+    Deadlines::default().group_limits()
+}
+
+/// One that is armed, in the epoch that its path says: nobody moves twice here.
 fn member(key: u32, stage: Stage, path: u8) -> Member<u32> {
-    Member { key, stage, path: PathId(path), is_armed: true, has_peer: true }
+    let is_fenced = !matches!(stage, Stage::Fencing | Stage::Fenced | Stage::Settling);
+    Member {
+        stage,
+        path: PathId(path),
+        epoch: Epoch(u32::from(path)),
+        is_fenced,
+        readiness: Readiness::Ready,
+        ..Member::without_machine(key)
+    }
+}
+
+fn running(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
+    keys.map(|key| member(key, Stage::Running, 0)).collect()
+}
+
+/// A group at rest with these members.
+fn group(members: &[Member<u32>]) -> Group<u32> {
+    let mut group = Group::new(limits());
+    assert!(group.turn(NOW, members).is_empty() && group.is_open(PathId(0)));
+    group
+}
+
+/// The same, moved to the other path.
+fn moved(keys: std::ops::RangeInclusive<u32>) -> (Group<u32>, Vec<Member<u32>>) {
+    let mut group = group(&running(keys.clone()));
+    let members: Vec<_> = keys.map(|key| member(key, Stage::Reposting, 1)).collect();
+    group.turn(NOW, &members);
+    group.posted(PathId(1));
+    group.turn(NOW, &members);
+    assert_eq!((group.home(), group.goal()), (PathId(1), None));
+    (group, members.into_iter().map(|m| Member { stage: Stage::Running, ..m }).collect())
 }
 
 fn claimed(effects: &[Effect]) -> Option<(PathId, Cause)> {
@@ -21,11 +61,23 @@ fn claimed(effects: &[Effect]) -> Option<(PathId, Cause)> {
 #[test]
 fn a_member_claims_the_path_of_its_group_however_good_its_own_is() {
     let mut bench = Bench::new(SMALLER);
-    assert!(bench.give(Input::Follow(PathId(1))).contains(&Effect::Seek));
+    assert!(bench.give(Input::Follow(OTHER)).contains(&Effect::Seek));
     assert!(bench.give(Input::PathAnswered(PathId(0))).is_empty(), "its own path is no reason to stay");
     assert_eq!(bench.attempt(), Attempt::Seeking);
     assert_eq!(claimed(&bench.give(Input::PathAnswered(PathId(1)))), Some((PathId(1), Cause::Group)));
-    assert!(bench.give(Input::Follow(PathId(1))).is_empty(), "said again it changes nothing");
+    assert!(bench.give(Input::Follow(OTHER)).is_empty(), "said again it changes nothing");
+}
+
+#[test]
+fn a_member_is_connected_anew_where_it_is_if_its_group_is() {
+    let mut bench = Bench::new(SMALLER);
+    assert!(bench.give(Input::Follow(ANEW)).contains(&Effect::Seek));
+    assert!(bench.give(Input::PathAnswered(PathId(1))).is_empty(), "the other path is not the group's");
+    assert_eq!(claimed(&bench.give(Input::PathAnswered(PathId(0)))), Some((PathId(0), Cause::Group)));
+    let mut there = Bench::new(SMALLER);
+    there.reach_stage(Stage::Running);
+    assert!(there.give(Input::Follow(Goal { path: PathId(1), above: Epoch(0) })).is_empty(), "it is there in epoch 1");
+    assert!(there.give(Input::Follow(Goal { path: PathId(1), above: Epoch(1) })).contains(&Effect::Seek));
 }
 
 #[test]
@@ -34,7 +86,7 @@ fn a_claim_for_another_path_than_the_groups_is_cancelled() {
     bench.give(FATAL);
     bench.wait(Micros(300_000));
     assert_eq!(claimed(&bench.give(Input::PathAnswered(PathId(0)))), Some((PathId(0), Cause::RetryExceeded)));
-    let effects = bench.give(Input::Follow(PathId(1)));
+    let effects = bench.give(Input::Follow(OTHER));
     assert!(matches!(sent(&effects)[..], [Handshake::Cancel { .. }]), "{effects:?}");
     bench.wait(Micros(50_000));
     bench.give(Input::PathAnswered(PathId(0)));
@@ -43,10 +95,27 @@ fn a_claim_for_another_path_than_the_groups_is_cancelled() {
 }
 
 #[test]
+fn who_is_not_called_any_more_rests_and_takes_its_claim_back() {
+    let mut bench = Bench::new(SMALLER);
+    bench.give(Input::Follow(OTHER));
+    assert_eq!(bench.give(Input::Stay), [Effect::StopSeek]);
+    assert_eq!((bench.attempt(), bench.machine.follows()), (Attempt::Idle, None));
+    bench.give(Input::Follow(OTHER));
+    bench.wait(Micros(50_000));
+    assert!(claimed(&bench.give(Input::PathAnswered(PathId(1)))).is_some());
+    assert!(matches!(sent(&bench.give(Input::Stay))[..], [Handshake::Cancel { .. }]));
+    assert_eq!(bench.attempt(), Attempt::Idle);
+    bench.give(Input::Follow(OTHER));
+    bench.give(FATAL);
+    bench.give(Input::Stay);
+    assert_eq!(bench.attempt(), Attempt::Seeking, "its queue pair is in error all the same");
+}
+
+#[test]
 fn a_member_with_unprovable_work_holds_new_posts_so_that_the_old_ones_can_end() {
     let mut bench = Bench::new(SMALLER);
     bench.give(Input::Hold(true));
-    bench.give(Input::Follow(PathId(1)));
+    bench.give(Input::Follow(OTHER));
     let effects = bench.give(Input::PathAnswered(PathId(1)));
     assert_eq!(effects, [Effect::Exclude], "nothing is claimed, and nothing more is posted");
     bench.give(Input::Excluded);
@@ -82,75 +151,244 @@ fn who_is_left_behind_surfaces_and_says_so() {
 }
 
 #[test]
+fn an_own_fence_that_is_complete_counts_without_the_peers_word() {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_stage(Stage::Fencing);
+    assert!(!Member::of(1, &bench.machine).is_fenced);
+    bench.fenced(true);
+    assert_eq!(bench.stage(), Stage::Fenced);
+    assert!(Member::of(1, &bench.machine).is_fenced);
+    let mut failed = Bench::new(SMALLER);
+    failed.reach_stage(Stage::Fencing);
+    failed.fenced(false);
+    assert!(!Member::of(1, &failed.machine).is_fenced);
+}
+
+#[test]
+fn a_peer_that_destroyed_its_queue_pair_is_none() {
+    let mut bench = Bench::new(SMALLER);
+    assert!(Member::of(1, &bench.machine).has_peer);
+    bench.hear(Handshake::Gone);
+    assert!(!Member::of(1, &bench.machine).has_peer);
+}
+
+#[test]
 fn receives_wait_until_every_member_is_fenced() {
-    let mut group = Group::new(LIMIT);
-    let now = Micros(1_000_000);
-    let rest = [member(1, Stage::Running, 0), member(2, Stage::Running, 0), member(3, Stage::Running, 0)];
-    assert!(group.turn(now, &rest).is_empty() && group.is_open(PathId(0)));
+    let mut group = group(&running(1..=3));
     let one_left = [member(1, Stage::Running, 0), member(2, Stage::Reposting, 1), member(3, Stage::Running, 0)];
-    assert_eq!(group.turn(now, &one_left), [Order::Follow(1, PathId(1)), Order::Follow(3, PathId(1))], "in order");
+    assert_eq!(group.turn(NOW, &one_left), [Order::Follow(1, OTHER), Order::Follow(3, OTHER)], "in order");
     assert!(!group.is_open(PathId(1)) && !group.is_open(PathId(0)));
-    assert_eq!(group.scope(&one_left[0], true), Scope::Only(PathId(1)));
+    assert_eq!(group.scope(&one_left[0], Readiness::Ready), Scope::Only(PathId(1)));
     for stage in [Stage::Fencing, Stage::Fenced, Stage::Settling] {
         let waiting = [member(1, stage, 1), member(2, Stage::Reposting, 1), member(3, Stage::Dead, 0)];
-        assert!(group.turn(now, &waiting).is_empty());
+        assert!(group.turn(NOW, &waiting).is_empty());
         assert!(!group.is_open(PathId(1)), "{stage:?}");
     }
     let all = [member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1), member(3, Stage::Dead, 0)];
-    assert!(group.turn(now, &all).is_empty());
-    assert!(group.is_open(PathId(1)) && group.home() == PathId(1));
+    assert!(group.turn(NOW, &all).is_empty());
+    assert!(group.is_open(PathId(1)));
+}
+
+#[test]
+fn the_receives_are_where_they_were_posted_and_not_where_they_may_be() {
+    let mut group = group(&running(1..=2));
+    let all = [member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1)];
+    group.turn(NOW, &all);
+    assert!(group.is_open(PathId(1)));
+    assert_eq!((group.home(), group.goal()), (PathId(0), Some(PathId(1))), "nobody has posted them");
+    // Before that somebody is connected, and takes receives where they are.
+    let newcomer = Member::without_machine(3);
+    assert_eq!(group.turn(NOW, &[all[0], all[1], newcomer]), [Order::Follow(3, OTHER)]);
+    assert!(!group.is_open(PathId(1)), "it takes receives of the path that is being left");
+    assert_eq!(group.turn(NOW, &all), []);
+    group.posted(PathId(1));
+    assert_eq!((group.home(), group.goal(), group.moves()), (PathId(1), None, 1));
+    assert!(group.is_open(PathId(1)) && !group.is_open(PathId(0)));
+}
+
+#[test]
+fn if_all_who_moved_end_before_they_posted_the_receives_are_where_they_were() {
+    let mut group = group(&running(1..=2));
+    group.turn(NOW, &[member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1)]);
+    let ended = [member(1, Stage::Dead, 1), member(2, Stage::Dead, 1)];
+    assert!(group.turn(NOW, &ended).is_empty());
+    assert_eq!((group.home(), group.goal()), (PathId(0), None));
+    let [first, second] = [member(7, Stage::Running, 0), member(8, Stage::Running, 0)];
+    assert!(group.turn(NOW, &[ended[0], ended[1], first, second]).is_empty(), "who comes then is where they are");
+    assert!(group.is_open(PathId(0)) && !group.is_open(PathId(1)));
+}
+
+#[test]
+fn if_the_first_ends_before_anybody_follows_nobody_has_to() {
+    let mut group = group(&running(1..=3));
+    let mut members = [member(1, Stage::Fencing, 1), member(2, Stage::Running, 0), member(3, Stage::Running, 0)];
+    assert_eq!(group.turn(NOW, &members).len(), 2);
+    members[0].stage = Stage::Dead;
+    members[1].follows = true;
+    assert_eq!(group.turn(NOW, &members), [Order::Stay(2)]);
+    assert_eq!((group.home(), group.goal()), (PathId(0), None));
+}
+
+#[test]
+fn who_is_connected_anew_where_it_was_makes_all_others_do_the_same() {
+    let mut group = group(&running(1..=2));
+    let anew = |key, stage| Member { path: PathId(0), epoch: Epoch(1), ..member(key, stage, 0) };
+    let one = [member(1, Stage::Running, 0), anew(2, Stage::Fencing)];
+    assert_eq!(group.turn(NOW, &one), [Order::Follow(1, ANEW)], "a receive that it had taken in part is lost else");
+    assert!(!group.is_open(PathId(0)));
+    let newcomer = Member::without_machine(3);
+    let both = [anew(1, Stage::Reposting), anew(2, Stage::Reposting), newcomer];
+    assert_eq!(group.turn(NOW, &both), [Order::Follow(3, ANEW)], "it takes what is about to be posted again");
+    assert!(!group.is_open(PathId(0)));
+    group.turn(NOW, &both[..2]);
+    assert!(group.is_open(PathId(0)));
+    group.posted(PathId(0));
+    assert!(group.turn(NOW, &both[..2]).is_empty());
+    assert_eq!((group.home(), group.goal(), group.moves()), (PathId(0), None, 1));
 }
 
 #[test]
 fn who_is_fenced_for_the_path_that_the_group_leaves_is_not_there_yet() {
-    let mut group = Group::new(LIMIT);
-    let now = Micros(1_000_000);
-    group.turn(now, &[member(1, Stage::Running, 0), member(2, Stage::Fencing, 0)]);
-    assert!(group.is_open(PathId(0)), "connected anew where it was, it leaves nobody behind");
-    let moved = [member(1, Stage::Reposting, 1), member(2, Stage::Ready, 0)];
-    assert_eq!(group.turn(now, &moved), [Order::Follow(2, PathId(1))]);
+    let mut group = group(&running(1..=2));
+    let anew = Member { path: PathId(0), epoch: Epoch(1), ..member(2, Stage::Ready, 0) };
+    let both = [member(1, Stage::Reposting, 1), anew];
+    assert_eq!(group.turn(NOW, &both), [Order::Follow(2, OTHER)]);
+    assert!(!group.is_open(PathId(1)));
 }
 
 #[test]
-fn who_cannot_come_along_is_left_behind_at_the_limit_and_at_once_without_a_peer() {
-    let mut group = Group::new(LIMIT);
-    let now = Micros(1_000_000);
-    let mut members = [member(1, Stage::Running, 0), member(2, Stage::Running, 0)];
-    group.turn(now, &members);
+fn who_cannot_come_along_is_left_behind_at_the_limit_and_at_once_where_it_never_can() {
+    let mut members = running(1..=2);
+    let mut waiting = group(&members);
     members[0] = member(1, Stage::Reposting, 1);
-    assert_eq!(group.turn(now, &members), [Order::Follow(2, PathId(1))]);
-    assert_eq!(group.turn(now + LIMIT, &members), [Order::LeaveBehind(2)]);
-    members[1].has_peer = false;
-    let mut group = Group::new(LIMIT);
-    group.turn(now, &[member(1, Stage::Running, 0), members[1]]);
-    assert_eq!(group.turn(now, &members), [Order::LeaveBehind(2)]);
+    assert_eq!(waiting.turn(NOW, &members), [Order::Follow(2, OTHER)]);
+    assert_eq!(waiting.turn(NOW + limits().come, &members), [Order::LeaveBehind(2)]);
+    for unable in [
+        Member { has_peer: false, ..member(2, Stage::Running, 0) },
+        Member { is_movable: false, ..member(2, Stage::Running, 0) },
+    ] {
+        let mut group = group(&running(1..=2));
+        assert_eq!(group.turn(NOW, &[members[0], unable]), [Order::LeaveBehind(2)]);
+    }
+    // One that has said COMMIT has until the end of its fence.
+    let fencing = [member(1, Stage::Reposting, 1), member(2, Stage::Fencing, 1)];
+    let mut group = group(&running(1..=2));
+    group.turn(NOW, &fencing);
+    assert!(group.turn(NOW + limits().come, &fencing).is_empty());
+    assert_eq!(group.turn(NOW + limits().fence, &fencing), [Order::LeaveBehind(2)]);
 }
 
 #[test]
-fn who_is_connected_on_a_path_that_the_group_has_left_is_called_to_it() {
-    let mut group = Group::new(LIMIT);
-    let now = Micros(1_000_000);
-    group.turn(now, &[member(1, Stage::Running, 0)]);
-    group.turn(now, &[member(1, Stage::Reposting, 1)]);
-    group.turn(now, &[member(1, Stage::Reposting, 1)]);
-    assert_eq!(group.home(), PathId(1));
+fn what_a_group_waits_for_ends_before_the_exchange_does() {
+    let deadlines = Deadlines::default();
+    let limits = deadlines.group_limits();
+    assert!(limits.come > deadlines.hold, "one with unprovable work can come along");
+    assert!(limits.come + deadlines.drain < limits.fence && limits.fence < deadlines.exchange);
+}
+
+#[test]
+fn one_of_whose_peer_nothing_is_known_is_a_member_like_any_other() {
+    let unknown = Member::without_machine(2);
+    let mut group = group(&[member(1, Stage::Running, 0), unknown]);
+    assert_eq!(group.readiness(&[member(1, Stage::Running, 0), unknown]), Readiness::Arming);
+    let members = [member(1, Stage::Reposting, 1), unknown];
+    assert_eq!(group.turn(NOW, &members), [Order::Follow(2, OTHER)]);
+    assert!(!group.is_open(PathId(1)), "its NIC takes receives");
+    assert_eq!(group.turn(NOW + limits().come, &members), [Order::LeaveBehind(2)]);
+    assert!(group.turn(NOW, &[members[0], Member { stage: Stage::Dead, ..unknown }]).is_empty());
+    assert!(group.is_open(PathId(1)));
+}
+
+#[test]
+fn who_is_connected_on_a_path_that_the_group_has_left_is_called_to_it_and_left_at_the_limit() {
+    let (mut group, mut members) = moved(1..=1);
     let newcomer = member(7, Stage::Running, 0);
-    let members = [member(1, Stage::Running, 1), newcomer];
-    assert_eq!(group.turn(now, &members), [Order::Follow(7, PathId(1))]);
-    assert_eq!(group.scope(&newcomer, true), Scope::Only(PathId(1)));
-    assert_eq!(group.home(), PathId(1), "it does not draw the others back");
+    members.push(newcomer);
+    let called = Goal { path: PathId(1), above: Epoch(0) };
+    assert_eq!(group.turn(NOW, &members), [Order::Follow(7, called)]);
+    assert_eq!(group.scope(&newcomer, Readiness::Ready), Scope::Only(PathId(1)));
+    assert_eq!((group.home(), group.goal()), (PathId(1), None), "it does not draw the others back");
     assert!(group.is_open(PathId(1)), "it may post its receives where the others have theirs");
+    assert_eq!(group.due(), Some(NOW + limits().call));
+    assert_eq!(group.turn(NOW + limits().call, &members), [Order::LeaveBehind(7)], "there it gets none");
+    members[1].is_movable = false;
+    assert_eq!(group.turn(NOW, &members), [Order::LeaveBehind(7)]);
+}
+
+#[test]
+fn who_was_called_stays_when_the_group_comes_to_where_it_is() {
+    let (mut group, mut members) = moved(1..=2);
+    members.push(Member { follows: true, ..member(7, Stage::Running, 0) });
+    members[0] = Member { path: PathId(0), epoch: Epoch(2), ..members[0] };
+    let orders = group.turn(NOW, &members);
+    assert!(orders.contains(&Order::Stay(7)), "{orders:?}");
+    assert!(!orders.iter().any(|order| matches!(order, Order::Follow(7, _))), "{orders:?}");
 }
 
 #[test]
 fn one_member_that_is_not_armed_keeps_the_whole_group_where_it_is() {
-    let mut members = [member(1, Stage::Running, 0), member(2, Stage::Running, 0)];
-    let group = Group::<u32>::new(LIMIT);
-    assert!(Group::is_ready(&members));
-    assert_eq!(group.scope(&members[0], true), Scope::Any);
-    members[1].is_armed = false;
-    assert!(!Group::is_ready(&members));
-    assert_eq!(group.scope(&members[0], false), Scope::Nowhere);
+    let mut members = running(1..=2);
+    let group = group(&members);
+    assert_eq!(group.readiness(&members), Readiness::Ready);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Any);
+    for readiness in [Readiness::Arming, Readiness::Unable] {
+        members[1].readiness = readiness;
+        assert_eq!(group.readiness(&members), readiness);
+        assert_eq!(group.scope(&members[0], readiness), Scope::Nowhere);
+    }
     members[1].has_peer = false;
-    assert!(Group::is_ready(&members), "whose peer has ended takes nothing any more");
+    assert_eq!(group.readiness(&members), Readiness::Ready, "whose peer has ended takes nothing any more");
+}
+
+#[test]
+fn who_is_where_the_receives_are_is_no_obstacle_for_who_is_called_there() {
+    let (group, mut members) = moved(1..=2);
+    members.iter_mut().for_each(|member| member.readiness = Readiness::Unable);
+    let newcomer = member(7, Stage::Running, 0);
+    assert_eq!(group.scope(&newcomer, group.readiness(&members)), Scope::Only(PathId(1)));
+    members.iter_mut().for_each(|member| member.readiness = Readiness::Ready);
+    members.push(Member { readiness: Readiness::Unable, ..newcomer });
+    assert_eq!(group.readiness(&members), Readiness::Ready, "nor is who could not be called for the others");
+}
+
+#[test]
+fn nobody_claims_before_the_path_has_answered_everyone() {
+    let mut members = running(1..=3);
+    let mut group = group(&members);
+    let later = |us| Some(Micros(NOW.0 + us));
+    members.iter_mut().for_each(|member| member.answered = [Some(Micros(5)); 2]);
+    members[0].sought = later(0);
+    assert!(group.turn(NOW, &members).is_empty());
+    assert_eq!(group.seeks(&members), later(0), "the others are to probe");
+    assert_eq!(
+        group.scope(&members[0], Readiness::Ready),
+        Scope::Nowhere,
+        "what answered before the fault is no answer"
+    );
+    members[0].answered[1] = later(10);
+    members[1].answered = [later(10); 2];
+    members[2].answered[0] = later(10);
+    group.turn(NOW, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Only(PathId(0)));
+    members[2].answered[1] = later(20);
+    group.turn(NOW, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Any);
+}
+
+#[test]
+fn as_many_are_left_behind_as_are_saved_and_not_more() {
+    let mut members = running(1..=3);
+    let mut group = group(&members);
+    let later = Some(Micros(NOW.0 + 10));
+    members[0].sought = Some(NOW);
+    members[0].answered[1] = later;
+    members[1].answered[1] = later;
+    members[2].answered[0] = later;
+    for (waited, scope) in [(Micros(0), Scope::Nowhere), (limits().ask, Scope::Any)] {
+        group.turn(NOW + waited, &members);
+        assert_eq!(group.scope(&members[0], Readiness::Ready), scope, "one is saved, one does not answer");
+    }
+    members[1].answered[1] = None;
+    group.turn(NOW + limits().ask, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Only(PathId(0)), "one is saved, two do not answer");
 }
