@@ -51,14 +51,36 @@ fn c_program(facts: &[(String, i64)]) -> String {
     source
 }
 
+/// Of the machine that this test is built for: the one that it runs on may emulate that.
+fn compiler() -> String {
+    let of_machine = format!("{}-linux-gnu-gcc", std::env::consts::ARCH);
+    let is_there = Command::new(&of_machine).arg("--version").output().is_ok_and(|output| output.status.success());
+    if is_there {
+        of_machine
+    } else {
+        "cc".to_owned()
+    }
+}
+
+/// By what cargo runs this test, if it does not run by itself.
+fn runner(program: &Path) -> Command {
+    let variable = format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
+    let Ok(words) = std::env::var(variable) else { return Command::new(program) };
+    let mut words = words.split_whitespace();
+    let mut command = words.next().map_or_else(|| Command::new(program), Command::new);
+    command.args(words).arg(program);
+    command
+}
+
 fn compile_and_run(source: &str) -> String {
     let folder = std::env::temp_dir().join(format!("shift-abi-header-{}-{}", std::process::id(), source.len()));
     std::fs::create_dir_all(&folder).expect("a folder for the C program");
     let (c_file, program) = (folder.join("facts.c"), folder.join("facts"));
     std::fs::write(&c_file, source).expect("the C program is written");
-    let compiled = Command::new("cc").arg("-o").arg(&program).arg(&c_file).output().expect("cc runs");
+    let compiled = Command::new(compiler()).arg("-o").arg(&program).arg(&c_file).output().expect("cc runs");
     assert!(compiled.status.success(), "cc: {}", String::from_utf8_lossy(&compiled.stderr));
-    let output = Command::new(&program).output().expect("the C program runs");
+    let output = runner(&program).output().expect("the C program runs");
+    assert!(output.status.success(), "the C program: {}", String::from_utf8_lossy(&output.stderr));
     std::fs::remove_dir_all(&folder).expect("the folder goes");
     String::from_utf8(output.stdout).expect("digits")
 }
