@@ -19,6 +19,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/fi_pingpong",
     "/usr/bin/orterun",
     "/usr/bin/orted",
+    "/usr/bin/strace",
 ];
 /// Directories of plugins that are opened by name, and of what they read; linked as a whole.
 const TREES: &[&str] = &[
@@ -30,13 +31,16 @@ const TREES: &[&str] = &[
     "/etc/libnl-3",
     "/usr/lib/python3/dist-packages/mpi4py",
 ];
-/// Libraries that are opened by name, and what NVIDIA's NCCL is linked with.
+/// Libraries that are opened by name or preloaded, and what NVIDIA's NCCL is linked with.
 const LIBRARIES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/libmpi.so.40",
     "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
     "/lib/x86_64-linux-gnu/librt.so.1",
     "/lib/x86_64-linux-gnu/libdl.so.2",
     "/lib/x86_64-linux-gnu/libpthread.so.0",
+    "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
 ];
 /// Stagings are shared by all checkouts that use the cache; one that is not this checkout's may be in use for so long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);

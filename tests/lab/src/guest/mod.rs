@@ -8,4 +8,4 @@ pub mod program;
 pub mod talk;
 
 pub use client::Guest;
-pub use program::{Ended, Line, Program, Running, RECORDS};
+pub use program::{Ended, Line, Program, Running, RECORDS, SHIM};

@@ -18,6 +18,7 @@ mod lab_itself;
 mod lesser;
 mod loss;
 mod nccl;
+mod neighbours;
 mod non_rdma;
 mod partners;
 mod plain;
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Scenario> {
         checker::scenarios(),
         survive::scenarios(),
         binding::scenarios(),
+        neighbours::scenarios(),
         corners::scenarios(),
         events::scenarios(),
         connections::scenarios(),
