@@ -61,11 +61,21 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     }
     // SAFETY: the application polls its live CQ with its own array.
     let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, entries, wc) };
+    if taken == 0 && has_stash(cq) {
+        // SAFETY: passed on from the caller.
+        return unsafe { poll_slowly(cq, entries, wc) };
+    }
     if taken <= 0 || attention & TAGGED == 0 {
         return taken;
     }
     // SAFETY: the provider wrote `taken` completions, at most `entries`, into the caller's array.
     unsafe { sort_out(cq, entries as usize, wc, taken as usize) }
+}
+
+/// Something waits in the stash, or a sweep is at work: whoever found nothing in the provider's queue looks there too.
+#[inline]
+pub(super) fn has_stash(cq: &CqShadow) -> bool {
+    cq.attention.load(Relaxed) & STASH != 0
 }
 
 /// Whether the providers are asked under the lock of the CQ. Completions of QPs without a shadow have no tag that says in which order they came.
@@ -92,6 +102,10 @@ unsafe fn sort_out(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, mut taken: usi
         // SAFETY: the application polls its live CQ; behind `filled` its array has room for the rest.
         let more = unsafe { (cq.ops.poll_cq)(cq.cq.0, (wanted - filled) as c_int, wc.wrapping_add(filled)) };
         if more <= 0 {
+            if filled == 0 && has_stash(cq) {
+                // SAFETY: passed on from the caller; nothing in the array is wanted any more.
+                return unsafe { poll_slowly(cq, wanted as c_int, wc) };
+            }
             return if filled == 0 { more } else { filled as c_int };
         }
         taken = more as usize;
@@ -182,6 +196,8 @@ fn settle_and_wake(cq: &CqShadow, inner: &CqInner) {
 /// Takes what the providers have into the stash: for the agent, and for a post that found its ring full.
 pub fn sweep(cq: &CqShadow) {
     let mut inner = cq.inner.lock();
+    // Before the provider's queue is looked into, under the lock that it has for that: whoever finds it empty after this sees that something may be here.
+    cq.attention.fetch_or(STASH, Relaxed);
     drain(cq, &mut inner, usize::MAX);
     settle_and_wake(cq, &inner);
 }

@@ -231,7 +231,10 @@ fn next_of(cq: &CqShadow, ex: &CqEx) -> Result<StashedWc, c_int> {
     if poll::is_taken_under_lock(cq.attention.load(Relaxed)) || ex.has_more() {
         return poll::take_one(cq, ex);
     }
-    poll::poll_one(cq)
+    match poll::poll_one(cq) {
+        Err(libc::ENOENT) if poll::has_stash(cq) => poll::take_one(cq, ex),
+        found => found,
+    }
 }
 
 /// Shows it to the application.

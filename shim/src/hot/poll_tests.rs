@@ -42,6 +42,25 @@ fn polled(cq: &CqShadow, entries: usize) -> Result<Vec<u64>, c_int> {
     usize::try_from(count).map(|count| out[..count].iter().map(|wc| wc.wr_id).collect()).map_err(|_| count)
 }
 
+/// What one extended poll gives.
+fn started(queue: Raw<ibv_cq_ex>) -> Result<Vec<u64>, c_int> {
+    let mut attr = ibv_poll_cq_attr::zeroed();
+    // SAFETY: the queue is the test's own, and outlives its threads.
+    let start = unsafe { (*queue.0).start_poll }.expect("it was hooked");
+    // SAFETY: as above.
+    let end = unsafe { (*queue.0).end_poll }.expect("it was hooked");
+    // SAFETY: as above.
+    match unsafe { start(queue.0, &mut attr) } {
+        0 => {}
+        errno => return Err(errno),
+    }
+    // SAFETY: as above.
+    let wr_id = unsafe { (*queue.0).wr_id };
+    // SAFETY: as above.
+    unsafe { end(queue.0) };
+    Ok(vec![wr_id])
+}
+
 #[test]
 fn completions_that_the_application_does_not_get_do_not_make_its_queue_look_empty() {
     for entries in [1, 2, 16] {
@@ -120,6 +139,31 @@ fn where_queue_pairs_without_a_shadow_complete_too_the_provider_is_asked_under_t
     assert_eq!(polled(&cq, 8), Ok(vec![2]));
     assert!(looked.get() >= 2);
     PROVIDER.with_borrow_mut(|provider| provider.at_poll = None);
+}
+
+#[test]
+fn what_a_sweep_has_in_its_hand_does_not_make_a_queue_look_empty() {
+    for is_extended in [false, true] {
+        let queue = Queue2::new(poll_ex::OF_WC);
+        let cq = Arc::clone(&queue.bench.qp.send_cq);
+        post_behind(&queue.bench, 0, 42);
+        let (say, hear) = std::sync::mpsc::channel();
+        let (hear, early) = (std::rc::Rc::new(hear), std::rc::Rc::new(core::cell::OnceCell::new()));
+        let (seen, asked) = (Arc::clone(&cq), Raw(queue.raw()));
+        let (heard, found) = (std::rc::Rc::clone(&hear), std::rc::Rc::clone(&early));
+        let at_poll = move || {
+            let (say, seen, asked) = (say.clone(), Arc::clone(&seen), asked);
+            // What the provider has is this thread's alone: the other finds nothing.
+            std::thread::spawn(move || say.send(if is_extended { started(asked) } else { polled(&seen, 1) }));
+            let _ = found.set(heard.recv_timeout(std::time::Duration::from_millis(50)));
+        };
+        PROVIDER.with_borrow_mut(|provider| provider.at_poll = Some(Box::new(at_poll)));
+        poll::sweep(&cq);
+        assert_eq!(early.get(), Some(&Err(std::sync::mpsc::RecvTimeoutError::Timeout)), "it waits for the sweep");
+        assert_eq!(hear.recv(), Ok(Ok(vec![42])));
+        assert!(!poll::has_stash(&cq));
+        PROVIDER.with_borrow_mut(|provider| provider.at_poll = None);
+    }
 }
 
 /// A queue with a channel of no library.
