@@ -228,7 +228,7 @@ pub unsafe extern "C" fn patched_poll_cq(queue: *mut ibv_cq, entries: c_int, wc:
     let context = unsafe { (*queue).context };
     match device::CONTEXTS.get(context) {
         // SAFETY: passed on.
-        Some(shadow) => unsafe { (shadow.ops.poll_cq)(queue, entries, wc) },
+        Some(shadow) => unsafe { poll::poll_unknown(shadow.ops.poll_cq, queue, entries, wc) },
         None => -1,
     }
 }

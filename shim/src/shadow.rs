@@ -14,7 +14,7 @@ use crate::hot::wr::QpEx;
 use crate::spin::{SpinCell, SpinGuard};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
-use shift_proto::id::Mtu;
+use shift_proto::id::{Mtu, Psn};
 use shift_proto::ledger::IncarnationReport;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -283,6 +283,10 @@ pub struct QpShadow {
     pub srq: Option<Arc<SrqShadow>>,
     /// The application was told LAST_WQE_REACHED, which comes once in a life.
     pub last_wqe_told: AtomicBool,
+    /// Paths on which its object may take receives of its SRQ, as bits: from before its RTR until it was swept after RESET, or destroyed.
+    pub takes: AtomicU8,
+    /// A message was lost to it, and it is being surfaced.
+    pub lost: AtomicBool,
     stance: AtomicU8,
     /// Epoch of the incarnation of which a fatal completion was told to the agent last, plus one; 0 = none.
     pub fatal_told: AtomicU32,
@@ -339,6 +343,8 @@ impl QpShadow {
             recv_cq: cqs.1,
             srq,
             last_wqe_told: AtomicBool::new(false),
+            takes: AtomicU8::new(0),
+            lost: AtomicBool::new(false),
             stance: AtomicU8::new(Stance::Recording as u8),
             fatal_told: AtomicU32::new(0),
             first_error: AtomicU32::new(0),
@@ -365,6 +371,11 @@ impl QpShadow {
     /// Moves to a stance from wherever it stands.
     pub fn stand(&self, to: Stance) {
         self.stance.store(to as u8, Ordering::Release);
+    }
+
+    /// Its object on that path takes no receives of its SRQ any more.
+    pub fn takes_no_more(&self, path: u8) {
+        self.takes.fetch_and(!(1 << path), Ordering::AcqRel);
     }
 
     /// The application has seen no error of it: only then may the agent bring a path of it to life.
@@ -627,6 +638,8 @@ pub struct Fence {
     pub send_tail: u64,
     /// Receives posted on it.
     pub recv_tail: u64,
+    /// It is in RESET; what the responder expected next.
+    pub stopped: Option<Psn>,
 }
 
 // SAFETY: the attribute structures hold raw pointers that are only passed on to libibverbs (see `Raw`).

@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{asynchronous, cm, fence, mr, probe, rail, replay, tell, twin};
+use crate::cold::{cm, fence, mr, probe, rail, replay, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -141,14 +141,7 @@ impl DataPath for Shim {
     }
 
     fn surface(&self, qp: QpLife, status: Option<u32>) {
-        Self::with(qp, (), |qp| {
-            let was = qp.stance();
-            replay::surface(qp, status);
-            if was != Stance::Surfaced && qp.stance() == Stance::Surfaced {
-                asynchronous::surfaced(qp);
-                asynchronous::last_receive_is_back(qp);
-            }
-        });
+        Self::with(qp, (), |qp| replay::surface_and_say(qp, status));
     }
 
     fn peer_left(&self, qp: QpLife) {

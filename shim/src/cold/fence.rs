@@ -33,6 +33,7 @@ pub fn begin(qp: &QpShadow, drain: Micros) {
         in_error: errno == 0,
         send_tail: qp.sq.ring.tail(),
         recv_tail: posted_receives(qp),
+        stopped: None,
     });
 }
 
@@ -86,11 +87,15 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
     if is_hidden || (!is_all_back && !fence.is_over(Instant::now())) {
         return FenceProgress::Pending;
     }
-    cold.fence = None;
-    let sample = final_psn(qp, &cold);
-    if qp.srq.is_some() {
-        poll::sweep(&qp.recv_cq);
+    let sample = fence.stopped.or_else(|| final_psn(qp, &cold));
+    if qp.srq.is_some() && sample.is_some() {
+        if !poll::sweep(&qp.recv_cq) {
+            cold.fence = Some(Fence { stopped: sample, ..fence });
+            return FenceProgress::Pending;
+        }
+        qp.takes_no_more(cold.path);
     }
+    cold.fence = None;
     let complete = sample.is_some();
     close(qp, &mut cold, sample, receives_back);
     if complete {

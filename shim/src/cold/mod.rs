@@ -17,6 +17,7 @@ pub mod qp;
 pub mod rail;
 pub mod reaper;
 pub mod replay;
+pub mod settle;
 pub mod srq;
 pub mod tell;
 pub mod twin;

@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{asynchronous, cq, device, pd, rail, reaper, replay, srq, tell, twin};
+use crate::cold::{asynchronous, cq, device, pd, rail, reaper, replay, settle, srq, tell, twin};
 use crate::hot::poll;
 use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
@@ -132,13 +132,16 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
         }
         Ok(shadow)
     };
-    let srq = if init.srq.is_null() { None } else { Some(srq_of(init.srq)?) };
+    let srq = if init.srq.is_null() { None } else { Some(srq_of(init.srq, &pd)?) };
     Ok(Shadows { pd, send_cq: cq_of(init.send_cq)?, recv_cq: cq_of(init.recv_cq)?, srq })
 }
 
-fn srq_of(raw: *mut ibv_srq) -> Result<Arc<SrqShadow>, String> {
+fn srq_of(raw: *mut ibv_srq, pd: &PdShadow) -> Result<Arc<SrqShadow>, String> {
     if !srq::is_wanted() {
         return Err("it receives through an SRQ".to_owned());
+    }
+    if let Some(why) = srq::lack_of(pd) {
+        return Err(why);
     }
     let srq = srq::SRQS.get_arc(raw).ok_or("its SRQ was not made through ibv_create_srq")?;
     match srq.unprotected.get() {
@@ -176,7 +179,7 @@ fn begin(
     if let Some(srq) = &shadow.srq {
         room.1.inner.lock().receivers.insert((Source::Own, qpn), shadow.life);
         room.1.attention.fetch_or(SHARED, Ordering::Relaxed);
-        srq::join(srq, shadow.life);
+        srq::join(srq, &shadow);
     }
     Ok(())
 }
@@ -208,6 +211,8 @@ fn shrink_cqs(send_cq: &Arc<CqShadow>, recv_cq: &Arc<CqShadow>, cap: &ibv_qp_cap
 
 /// Completions of this QP are passed through as they are.
 fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
+    // Receives of an SRQ that is recorded come with tags, also where none of the CQ's queue pairs is.
+    let attention = if srq::SRQS.get(init.srq).is_some() { FOREIGN | SHARED } else { FOREIGN };
     for raw in [init.send_cq, init.recv_cq] {
         let Some(cq) = cq::CQS.get(raw) else { continue };
         let mut inner = cq.inner.lock();
@@ -215,7 +220,7 @@ fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
         if !inner.foreign.contains(&qpn) {
             inner.foreign.push(qpn);
         }
-        cq.attention.fetch_or(FOREIGN, Ordering::Relaxed);
+        cq.attention.fetch_or(attention, Ordering::Relaxed);
         drop(inner);
         if let Err(why) = cq::grow(cq, 0) {
             tell::once(
@@ -264,18 +269,28 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         }
         return errno;
     }
+    let mut has_entered = false;
     if let (Some(IBV_QPS_RTR), Some(srq)) = (state, &shadow.srq) {
         // SAFETY: as above.
-        let errno = make_receives_safe(&shadow, srq, &unsafe { attr.read() });
-        if errno != 0 {
-            return errno;
-        }
+        has_entered = match enter_srq(&shadow, srq, &unsafe { attr.read() }) {
+            Ok(is_first) => is_first,
+            Err(errno) => return errno,
+        };
     }
     // SAFETY: passed on.
     let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
     let errno = changing(&shadow, state, Duration::MAX, change);
     if errno != 0 {
-        return errno;
+        if has_entered {
+            shadow.takes_no_more(0);
+        }
+        // Reset meanwhile, for the others of its SRQ: then its completions are all there.
+        let was_set_aside = state == Some(IBV_QPS_ERR) && shadow.srq.is_some() && shadow.stance() == Stance::Surfaced;
+        if was_set_aside {
+            asynchronous::last_receive_is_back(&shadow);
+            twin::show_state(shadow.qp, IBV_QPS_ERR);
+        }
+        return if was_set_aside { 0 } else { errno };
     }
     // SAFETY: as above.
     let given = unsafe { attr.read() };
@@ -318,19 +333,17 @@ pub fn changing(
     change()
 }
 
-/// On a path that the receives of its SRQ have left it must not take what still lies there. Returns errno.
-fn make_receives_safe(qp: &QpShadow, srq: &SrqShadow, given: &ibv_qp_attr) -> c_int {
+/// On a path that the receives of its SRQ have left it must not take what still lies there. Says whether it was not connected before; or errno: that of a
+/// peer that does not answer, which a program has to expect here.
+fn enter_srq(qp: &QpShadow, srq: &SrqShadow, given: &ibv_qp_attr) -> Result<bool, c_int> {
     let gid = rail::by_id(qp.device).and_then(|rail| rail.gid_at(given.ah_attr.port_num, given.ah_attr.grh.sgid_index));
-    match srq::make_safe(srq, gid.as_ref()) {
-        Ok(()) => 0,
-        Err(error) => {
-            log::warn!(
-                "QP 0x{:06x} cannot be connected: receives of its SRQ, which moved, are still on this path ({error})",
-                qp.qpn
-            );
-            error.0
-        }
-    }
+    settle::enter(srq, qp, gid.as_ref()).map_err(|error| {
+        log::warn!(
+            "QP 0x{:06x} cannot be connected: receives of its SRQ, which moved, are still on this path ({error})",
+            qp.qpn
+        );
+        libc::ETIMEDOUT
+    })
 }
 
 /// Its primary was fenced: what the application sees is not the state of its own object any more.
@@ -524,6 +537,7 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
     let errno = among_cqs_of(qp, destroy);
     withdraw_copies(&shadow);
     if errno == 0 {
+        srq::part(&shadow, Some(0));
         QPS.remove_this(qp, &shadow);
         return 0;
     }
@@ -570,6 +584,11 @@ fn end(shadow: &Arc<QpShadow>) {
         cold.alive = false;
         shadow.sq.poster.lock().mode = PostMode::Gone;
         shadow.rq.poster.lock().mode = PostMode::Gone;
+        if shadow.srq.is_some() {
+            // What it has received is the application's, on either path, and it receives no more: the agent hears of the end before the object is gone.
+            poll::sweep(&shadow.recv_cq);
+            settle::leave(shadow, &mut cold);
+        }
         let twin = cold.twin.take();
         if let Some(twin) = twin {
             // Destroying it may take long; from here on it touches no memory any more, as after any destroy.
@@ -579,8 +598,8 @@ fn end(shadow: &Arc<QpShadow>) {
         }
         twin
     };
-    if let Some(srq) = &shadow.srq {
-        leave_srq(shadow, srq, twin);
+    if shadow.srq.is_some() {
+        leave_srq(shadow, twin);
     }
     {
         let (mut send, mut recv) = lock_cqs(shadow);
@@ -599,15 +618,9 @@ fn end(shadow: &Arc<QpShadow>) {
     }
 }
 
-/// What it has received through its SRQ is the application's, on either path, and it receives no more.
-fn leave_srq(shadow: &QpShadow, srq: &SrqShadow, twin: Option<Raw<ibv_qp>>) {
-    srq::leave(srq, shadow.life);
-    poll::sweep(&shadow.recv_cq);
-    // The agent hears of the end before the object is gone, and may then post the receives on another path.
-    if has_moved(shadow) || twin::to_state(shadow.qp, IBV_QPS_RESET) != 0 {
-        twin::to_error(shadow.qp);
-    }
-    poll::sweep(&shadow.recv_cq);
+/// Completions lead to it no more.
+fn leave_srq(shadow: &QpShadow, twin: Option<Raw<ibv_qp>>) {
+    srq::part(shadow, None);
     let mut inner = shadow.recv_cq.inner.lock();
     inner.receivers.remove(&(Source::Own, shadow.qpn));
     if let Some(twin) = twin {

@@ -1,9 +1,11 @@
-//! Destroys this library's own objects where nobody waits: after a link went down, destroying a QP of soft-RoCE may take a minute.
+//! Destroys this library's own objects, and does what else cannot be done where it is found to be due, where nobody waits: after a link went down, destroying a QP of soft-RoCE may take a minute.
 //!
 //! One thread at a time, started by the first object and gone when its list is empty; objects go in the order in which they came, so a
 //! QP is gone before its CQ and its PD.
 
 use crate::cold::device::as_agent;
+use crate::cold::{replay, srq};
+use crate::lives;
 use crate::real;
 use crate::shadow::{QpShadow, Raw};
 use shift_abi::*;
@@ -19,6 +21,8 @@ enum Corpse {
     Mr(Raw<ibv_mr>),
     Srq(Raw<ibv_srq>),
     Pd(Raw<ibv_pd>),
+    /// A queue pair that gets an error.
+    Broken(u32),
 }
 
 struct List {
@@ -63,6 +67,11 @@ pub fn dealloc_pd(pd: Raw<ibv_pd>) {
     add(Corpse::Pd(pd));
 }
 
+/// Gives a queue pair its error, where nothing is locked.
+pub fn surface(life: u32) {
+    add(Corpse::Broken(life));
+}
+
 fn add(corpse: Corpse) {
     let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
     list.corpses.push_back(corpse);
@@ -94,7 +103,11 @@ fn bury(corpse: &Corpse) {
         Corpse::Twin(qp, shadow) => {
             log::trace!("destroying the twin of QP 0x{:06x}", shadow.qpn);
             // SAFETY: as above.
-            unsafe { real::ibv_destroy_qp(qp.0) }
+            let errno = unsafe { real::ibv_destroy_qp(qp.0) };
+            if errno == 0 {
+                srq::part(shadow, Some(1));
+            }
+            errno
         }
         // SAFETY: as above.
         Corpse::Cq(cq) => unsafe { real::ibv_destroy_cq(cq.0) },
@@ -106,6 +119,10 @@ fn bury(corpse: &Corpse) {
         Corpse::Srq(srq) => unsafe { real::ibv_destroy_srq(srq.0) },
         // SAFETY: as above.
         Corpse::Pd(pd) => unsafe { real::ibv_dealloc_pd(pd.0) },
+        Corpse::Broken(life) => {
+            lives::arc(*life).into_iter().for_each(|qp| replay::surface_and_say(&qp, None));
+            0
+        }
     };
     if errno != 0 {
         log::debug!("an own object could not be destroyed (errno {errno}); the kernel frees it at exit");

@@ -3,7 +3,7 @@
 //! While a queue is held its posters only append to the ring, so the agent may write the words of the entries in it. Every entry posted from here is signalled
 //! on the NIC, and the queue is *mixed* until all of them retired.
 
-use crate::cold::{fence, notify, rail, srq, tell, twin};
+use crate::cold::{asynchronous, fence, notify, rail, settle, tell, twin};
 use crate::hot::poll;
 use crate::hot::post::{self, consumes, packets};
 use crate::hot::ring::*;
@@ -118,7 +118,9 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
     look_at_twin(qp);
     if let Some(srq) = &qp.srq {
         cold.repost_next = Some((epoch, 0));
-        let count = srq::settle(srq, (path, round), cold.gids.get(usize::from(path)).and_then(Option::as_ref))?;
+        drop(poster);
+        let count = settle::settle(srq, qp, &mut cold, (path, round))?;
+        let mut poster = qp.rq.poster.lock();
         if poster.mode == PostMode::Held {
             poster.mode = PostMode::Direct;
         }
@@ -505,6 +507,16 @@ fn mix(qp: &QpShadow) {
     }
 }
 
+/// Gives the application its error, and the events that go with it.
+pub fn surface_and_say(qp: &QpShadow, status: Option<u32>) {
+    let was = qp.stance();
+    surface(qp, status);
+    if was != Stance::Surfaced && qp.stance() == Stance::Surfaced {
+        asynchronous::surfaced(qp);
+        asynchronous::last_receive_is_back(qp);
+    }
+}
+
 /// Gives the application its error: `status` for the oldest entry, flushes for the rest, and for all receives.
 pub fn surface(qp: &QpShadow, status: Option<u32>) {
     poll::sweep(&qp.send_cq);
@@ -515,7 +527,7 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
     };
     let status = ibv_wc_status(status.or(first).unwrap_or(IBV_WC_RETRY_EXC_ERR.0));
     {
-        let cold = qp.cold();
+        let mut cold = qp.cold();
         let direct = qp.sq.poster.lock().mode == PostMode::Direct && qp.rq.poster.lock().mode == PostMode::Direct;
         if !cold.alive || qp.stance() == Stance::Surfaced || (qp.stance() == Stance::Passing && direct) {
             return;
@@ -526,9 +538,14 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
             twin::to_error(twin);
         }
         if qp.srq.is_some() {
-            leave_receives(qp, &cold);
+            settle::leave(qp, &mut cold);
         }
     }
+    flush(qp, status);
+}
+
+/// What is outstanding ends, and so does what is posted from here on.
+pub fn flush(qp: &QpShadow, status: ibv_wc_status) {
     {
         let mut poster = qp.sq.poster.lock();
         poster.mode = PostMode::Flushing;
@@ -549,17 +566,6 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
         poll::stash_error(&qp.recv_cq, &mut inner, qp, ring.slot(seq).wr_id.load(Relaxed), IBV_WC_WR_FLUSH_ERR);
     }
     ring.set_head(ring.tail());
-}
-
-/// The receives of its SRQ go on without it: it takes none from here on, and what it took has completed.
-fn leave_receives(qp: &QpShadow, cold: &QpCold) {
-    for object in [Some(qp.qp), cold.twin].into_iter().flatten() {
-        let errno = twin::to_state(object, IBV_QPS_RESET);
-        if errno != 0 {
-            log::warn!("QP 0x{:06x} could not be kept from the receives of its SRQ (errno {errno})", qp.qpn);
-        }
-    }
-    poll::sweep(&qp.recv_cq);
 }
 
 /// Does anything outstanding have a fate that could be an error?

@@ -1,13 +1,10 @@
-//! Shared receive queues: their shadows, their twins, and the one move of a group's receives from one path to another.
-//!
-//! What must hold: receives are posted on the other path once, in order, when no queue pair of the SRQ takes one on the old path any more (the agent sees
-//! to that, see [`shift_control::datapath::DataPath::repost`]); an object of the SRQ that the group has left is emptied before anybody can take what is
-//! still in it, because its buffers have been used again since.
+//! Shared receive queues: which are recorded, what the application asks of them, and their twins. `settle` moves the receives.
 
+use crate::cold::settle::Moving;
 use crate::cold::{asynchronous, device, pd, rail, reaper, tell, withdraw};
 use crate::hot::keys::KeyCache;
 use crate::hot::poll;
-use crate::hot::srq::{give, Slots, SrqPoster, SrqShadow};
+use crate::hot::srq::{Slots, SrqPoster, SrqShadow};
 use crate::lives;
 use crate::process;
 use crate::real;
@@ -20,6 +17,7 @@ use shift_abi::*;
 use shift_control::datapath::{Errno, Round};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
 
 /// SRQs of the application that are recorded.
 pub static SRQS: PtrTable<SrqShadow> = PtrTable::new();
@@ -34,19 +32,21 @@ const LEAST_SLACK: u32 = 64;
 #[derive(Default)]
 pub struct SrqCold {
     /// The SRQ on the standby.
-    twin: Option<Raw<ibv_srq>>,
-    /// The path that receives are posted on.
-    home: u8,
+    pub twin: Option<Raw<ibv_srq>>,
+    /// The path on which all receives are, or were before the move that is under way.
+    pub home: u8,
     /// By path: the object there may still hold receives that are posted elsewhere by now.
-    left: [bool; 2],
+    pub left: [bool; 2],
     /// Emptying such an object.
-    withdrawal: Option<withdraw::Withdrawal>,
+    pub withdrawal: Option<withdraw::Withdrawal>,
     /// The last move that came to its end.
-    round: Round,
-    /// Moving: the path, and how many of the receives that were left are posted there.
-    moving: Option<(u8, Vec<u32>)>,
+    pub round: Round,
+    /// The move under way.
+    pub moving: Option<Moving>,
     /// The limit of the object that is being emptied, for the one that the receives go to.
-    limit: u32,
+    pub limit: u32,
+    /// A queue pair whose last completions are waited for, since when.
+    pub aside: Option<(u32, Instant)>,
     destroyed: bool,
 }
 
@@ -56,7 +56,8 @@ impl SrqShadow {
         self.cold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn members(&self) -> MutexGuard<'_, Vec<u32>> {
+    /// Who receives through it. Innermost: nothing is locked while it is held.
+    pub fn members(&self) -> MutexGuard<'_, Vec<Arc<QpShadow>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,11 +97,21 @@ pub unsafe fn create(domain: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut 
     let context = unsafe { (*domain).context };
     let post = device::device_of(context).and_then(|shadow| shadow.ops.post_srq_recv);
     if let (Some(post), Some(domain)) = (post, pd::PDS.get_arc(domain)) {
-        if domain.standby.is_ok() {
+        if lack_of(&domain).is_none() {
             record(srq, domain, &granted, post);
         }
     }
     srq
+}
+
+/// Why no queue pair of that PD can be protected if it shares its receives: a count of those that came back says nothing of an SRQ, from which none comes back.
+pub fn lack_of(domain: &PdShadow) -> Option<String> {
+    let standby = match &domain.standby {
+        Ok(standby) => standby.device,
+        Err(why) => return Some(why.clone()),
+    };
+    let blind = [domain.device, standby].into_iter().filter_map(rail::by_id).find(|rail| !rail.psn_is_proof)?;
+    Some(format!("its receives are shared, and {} cannot say how many of them it took", blind.name))
 }
 
 fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post: post_srq_recv_fn) {
@@ -111,6 +122,7 @@ fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post
         post,
         translate: false,
         generation: 0,
+        held: false,
         keys: KeyCache::new(),
         sges: Vec::with_capacity((granted.max_sge as usize).max(1)),
     };
@@ -142,27 +154,26 @@ const fn with_slack(entries: u32) -> u32 {
 /// # Safety
 /// As `ibv_destroy_srq`.
 pub unsafe fn destroy(srq: *mut ibv_srq) -> c_int {
-    // The application's object cannot go while a queue pair of this library's own is attached to it.
-    if let Some(shadow) = SRQS.get(srq) {
+    // Found no more before the call: another thread may be given the same address as soon as it returns.
+    let shadow = SRQS.remove(srq);
+    if let Some(shadow) = &shadow {
         let mut cold = shadow.cold();
+        // The application's object cannot go while a queue pair of this library's own is attached to it.
         (cold.withdrawal, cold.destroyed) = (None, true);
         asynchronous::forget_srq(srq);
     }
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_destroy_srq(srq) };
+    let Some(shadow) = shadow else { return errno };
     if errno != 0 {
-        if let Some(shadow) = SRQS.get(srq) {
-            shadow.cold().destroyed = false;
-        }
+        shadow.cold().destroyed = false;
+        SRQS.insert(srq, shadow);
         return errno;
     }
-    if let Some(shadow) = SRQS.remove(srq) {
-        BY_LIFE.write().unwrap_or_else(PoisonError::into_inner).remove(&shadow.life);
-        lives::reserve(shadow.life, false);
-        let mut cold = shadow.cold();
-        if let Some(twin) = cold.twin.take() {
-            reaper::destroy_srq(twin);
-        }
+    BY_LIFE.write().unwrap_or_else(PoisonError::into_inner).remove(&shadow.life);
+    lives::reserve(shadow.life, false);
+    if let Some(twin) = shadow.cold().twin.take() {
+        reaper::destroy_srq(twin);
     }
     0
 }
@@ -235,18 +246,35 @@ pub fn twin_reached_its_limit(twin: *mut ibv_srq) {
     }
 }
 
-fn limit_of(srq: Raw<ibv_srq>) -> u32 {
+fn attr_of(srq: Raw<ibv_srq>) -> Option<ibv_srq_attr> {
     let mut attr = ibv_srq_attr { max_wr: 0, max_sge: 0, srq_limit: 0 };
     // SAFETY: the SRQ is live: its shadow's cold part is locked, or it is this library's own.
     let errno = unsafe { real::ibv_query_srq(srq.0, &mut attr) };
-    if errno == 0 {
-        attr.srq_limit
-    } else {
-        0
+    (errno == 0).then_some(attr)
+}
+
+/// The limit of an object, if it has not fired.
+pub fn limit_of(srq: Raw<ibv_srq>) -> u32 {
+    attr_of(srq).map_or(0, |attr| attr.srq_limit)
+}
+
+/// Room in the twin for all that may be outstanding by now.
+pub fn grow_twin(srq: &SrqShadow, cold: &SrqCold) -> Result<(), Errno> {
+    let Some(twin) = cold.twin else { return Ok(()) };
+    let wanted = srq.slots.lock().capacity();
+    if attr_of(twin).is_none_or(|attr| attr.max_wr >= wanted) {
+        return Ok(());
+    }
+    let mut attr = ibv_srq_attr { max_wr: wanted, max_sge: 0, srq_limit: 0 };
+    // SAFETY: the twin is this library's own.
+    match unsafe { real::ibv_modify_srq(twin.0, &mut attr, IBV_SRQ_MAX_WR as c_int) } {
+        0 => Ok(()),
+        errno => Err(Errno(errno)),
     }
 }
 
-fn set_limit(srq: Raw<ibv_srq>, limit: u32) {
+/// Sets it.
+pub fn set_limit(srq: Raw<ibv_srq>, limit: u32) {
     let mut attr = ibv_srq_attr { max_wr: 0, max_sge: 0, srq_limit: limit };
     // SAFETY: as in `limit_of`.
     let errno = unsafe { real::ibv_modify_srq(srq.0, &mut attr, IBV_SRQ_LIMIT as c_int) };
@@ -256,13 +284,17 @@ fn set_limit(srq: Raw<ibv_srq>, limit: u32) {
 }
 
 /// A queue pair that is recorded receives through it.
-pub fn join(srq: &SrqShadow, life: u32) {
-    srq.members().push(life);
+pub fn join(srq: &SrqShadow, qp: &Arc<QpShadow>) {
+    srq.members().push(Arc::clone(qp));
 }
 
-/// It does not any more.
-pub fn leave(srq: &SrqShadow, life: u32) {
-    srq.members().retain(|member| *member != life);
+/// The application has ended it, and its object of that path, if one is named, is gone: it is remembered as long as another may take receives.
+pub fn part(qp: &QpShadow, gone: Option<u8>) {
+    let Some(srq) = &qp.srq else { return };
+    gone.into_iter().for_each(|path| qp.takes_no_more(path));
+    if qp.takes.load(Ordering::Acquire) == 0 {
+        srq.members().retain(|member| member.life != qp.life);
+    }
 }
 
 /// A queue pair that cannot be protected receives through it: nor can the others be.
@@ -276,9 +308,7 @@ pub fn note_stranger(srq: *mut ibv_srq, qpn: u32, why: &str) {
 pub fn unprotect(srq: &SrqShadow, reason: String) {
     if srq.unprotected.set(reason.clone()).is_ok() {
         let members = srq.members().clone();
-        for qp in members.into_iter().filter_map(lives::arc) {
-            tell::unprotect(&qp, reason.clone());
-        }
+        members.iter().for_each(|qp| tell::unprotect(qp, reason.clone()));
     }
 }
 
@@ -290,12 +320,18 @@ pub fn check_twins(srq: &SrqShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) 
     }
 }
 
-/// All slots are in use although the provider's queue may not be full: account for completions that nobody polled.
+/// All slots are in use although the provider's queue may not be full. Completions that nobody polled are accounted for; but receives of queue pairs that are not
+/// recorded complete in CQs that are not looked at, and one that a message had taken in part is lost with its queue pair. So the provider has the last word.
 #[cold]
 pub fn make_room(srq: &SrqShadow) {
     let members = srq.members().clone();
-    for qp in members.into_iter().filter_map(lives::arc) {
+    for qp in &members {
         poll::sweep(&qp.recv_cq);
+    }
+    let mut slots = srq.slots.lock();
+    if slots.is_full() {
+        let entries = slots.capacity();
+        slots.grow(with_slack(entries));
     }
 }
 
@@ -329,113 +365,4 @@ pub fn twin(srq: &SrqShadow, standby: &rail::Rail) -> Result<Raw<ibv_srq>, Strin
     }
     cold.twin = Some(Raw(twin));
     Ok(Raw(twin))
-}
-
-/// Posts what has not completed on `path`, in order, once in that round, also where it lies there already: a receive that a message had taken in part is in
-/// no queue. Every queue pair of the SRQ is fenced, or was connected for that path anew. Goes on where it stopped.
-pub fn settle(srq: &SrqShadow, (path, round): (u8, Round), gid: Option<&ibv_gid_entry>) -> Result<usize, Errno> {
-    let mut cold = srq.cold();
-    if cold.home == path {
-        match &cold.moving {
-            None if cold.round == round => return Ok(0),
-            Some((to, _)) if *to == path => {}
-            _ => mark_left(&mut cold, path),
-        }
-    }
-    if let Some((from, _)) = object_of(srq, &cold, cold.home) {
-        cold.limit = cold.limit.max(limit_of(from));
-    }
-    if cold.left.get(usize::from(path)).copied().unwrap_or(false) {
-        empty(srq, &mut cold, path, gid)?;
-    }
-    let (object, post) = object_of(srq, &cold, path).ok_or(Errno(libc::ENODEV))?;
-    let mut poster = srq.poster.lock();
-    let mut left = match cold.moving.take() {
-        Some((to, left)) if to == path => left,
-        other => {
-            // A move that went no further has left some there.
-            if let Some((to, _)) = other {
-                mark_left(&mut cold, to);
-            }
-            poster.target = object;
-            poster.post = post;
-            poster.translate = path != 0;
-            poster.generation += 1;
-            let mut slots = srq.slots.lock();
-            let left = slots.outstanding();
-            left.iter().for_each(|at| slots.renew(*at, poster.generation));
-            // What is taken off the end is the oldest.
-            left.into_iter().rev().collect()
-        }
-    };
-    let total = left.len();
-    while let Some(at) = left.last().copied() {
-        let errno = give(srq, &mut poster, at);
-        if errno != 0 {
-            cold.moving = Some((path, left));
-            return Err(Errno(errno));
-        }
-        left.pop();
-    }
-    drop(poster);
-    let limit = core::mem::take(&mut cold.limit);
-    let from = core::mem::replace(&mut cold.home, path);
-    cold.round = round;
-    if from != path {
-        if let Some((old, _)) = object_of(srq, &cold, from) {
-            set_limit(old, 0);
-        }
-        mark_left(&mut cold, from);
-    }
-    if limit != 0 {
-        set_limit(object, limit);
-    }
-    log::debug!("SRQ {}: {total} receives posted on path {path}", srq.life);
-    Ok(total)
-}
-
-/// What lies in the object of that path is posted elsewhere, or anew.
-fn mark_left(cold: &mut SrqCold, path: u8) {
-    if let Some(left) = cold.left.get_mut(usize::from(path)) {
-        *left = true;
-    }
-}
-
-fn object_of(srq: &SrqShadow, cold: &SrqCold, path: u8) -> Option<(Raw<ibv_srq>, post_srq_recv_fn)> {
-    if path == 0 {
-        let rail = rail::by_id(srq.device)?;
-        return Some((srq.srq, rail.ops.post_srq_recv?));
-    }
-    let rail = rail::by_id(srq.pd.standby.as_ref().ok()?.device)?;
-    Some((cold.twin?, rail.ops.post_srq_recv?))
-}
-
-/// Takes out of the object of a path what is posted on another by now.
-fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
-    let (object, _) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
-    let device = if path == 0 { Some(srq.device) } else { srq.pd.standby.as_ref().ok().map(|standby| standby.device) };
-    let rail = device.and_then(rail::by_id).ok_or(Errno(libc::ENODEV))?;
-    let gid = gid.ok_or(Errno(libc::ENODEV))?;
-    set_limit(object, 0);
-    let taken = withdraw::go_on(&mut cold.withdrawal, object, &rail, gid)?;
-    log::debug!("SRQ {}: {taken} receives taken back from {}", srq.life, rail.name);
-    if let Some(left) = cold.left.get_mut(usize::from(path)) {
-        *left = false;
-    }
-    Ok(())
-}
-
-/// A queue pair is about to be connected on the primary. If the receives have left that path, what still lies there must not be taken.
-pub fn make_safe(srq: &SrqShadow, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
-    let mut cold = srq.cold();
-    if cold.home == 0 || !cold.left.first().copied().unwrap_or(false) {
-        return Ok(());
-    }
-    let until = std::time::Instant::now() + std::time::Duration::from_millis(500);
-    loop {
-        match empty(srq, &mut cold, 0, gid) {
-            Err(Errno(libc::EAGAIN)) if std::time::Instant::now() < until => std::thread::yield_now(),
-            done => return done,
-        }
-    }
 }

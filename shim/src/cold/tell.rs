@@ -1,5 +1,6 @@
 //! What the data path has to say: to the agent as events, to the person as one line per reason.
 
+use crate::cold::reaper;
 use crate::process;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
@@ -41,6 +42,20 @@ pub fn application_error_behind(qp: &QpShadow, epoch: u32) {
 #[cold]
 pub fn application_error(qp: &QpShadow) {
     process::tell(Event::ApplicationError { qp: QpLife(qp.life) });
+}
+
+/// A message that its NIC took came in a receive that is posted elsewhere by now: it is lost, and the peer believes that it arrived. This must not be, and is
+/// not passed over: the queue pair gets its error. Not here, where its CQ is locked.
+#[cold]
+pub fn lost(qp: &QpShadow) {
+    if qp.may_move() && !qp.lost.swap(true, Ordering::Relaxed) {
+        log::error!(
+            "QP 0x{:06x} received through its SRQ what is posted elsewhere by now: it ends in an error",
+            qp.qpn
+        );
+        application_error(qp);
+        reaper::surface(qp.life);
+    }
 }
 
 /// Posts wait for the agent.

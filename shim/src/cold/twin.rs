@@ -4,7 +4,7 @@ use crate::cold::{cq, rail, srq};
 use crate::real;
 use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance};
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use shift_abi::*;
 use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
 use shift_proto::id::{Micros, Mtu, Psn};
@@ -169,7 +169,15 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
         *connected = None;
     }
     let last = if cold.attr.qp_state == IBV_QPS_RTS { IBV_QPS_RTS } else { IBV_QPS_RTR };
-    to_state_by_steps(object, &mut attr, last)?;
+    if qp.srq.is_some() {
+        qp.takes.fetch_or(1 << path, AcqRel);
+    }
+    if let Err(error) = to_state_by_steps(object, &mut attr, last) {
+        if qp.srq.is_some() && to_state(object, IBV_QPS_RESET) == 0 {
+            qp.takes_no_more(path);
+        }
+        return Err(error);
+    }
     if let Some(connected) = cold.connected.get_mut(slot) {
         *connected = Some(Connected { epoch, own_psn: own_psn.value(), mtu });
     }

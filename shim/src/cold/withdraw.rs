@@ -44,7 +44,7 @@ pub fn go_on(
 
 impl Withdrawal {
     fn begin(srq: Raw<ibv_srq>, rail: &rail::Rail, gid: &ibv_gid_entry) -> Result<Self, Errno> {
-        // SAFETY: the SRQ is live: the caller holds its shadow's cold part, without which it is not destroyed.
+        // SAFETY: the SRQ is live: a queue pair that is alive is attached to it, so that the kernel refuses to destroy it.
         let pd = unsafe { (*srq.0).pd };
         // SAFETY: as above.
         let context = unsafe { (*srq.0).context };

@@ -78,6 +78,25 @@ pub(super) fn has_stash(cq: &CqShadow) -> bool {
     cq.attention.load(Relaxed) & STASH != 0
 }
 
+/// `ibv_poll_cq` on a CQ without a shadow: what completes there may be of an SRQ that has one.
+///
+/// # Safety
+/// `wc` has room for `entries` completions, and the function is the CQ's provider's.
+pub unsafe fn poll_unknown(poll: poll_cq_fn, cq: *mut ibv_cq, entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: passed on from the caller.
+    let taken = unsafe { poll(cq, entries, wc) };
+    if taken > 0 && crate::cold::srq::any() {
+        for at in 0..taken as usize {
+            let place = wc.wrapping_add(at);
+            // SAFETY: the provider wrote `taken` completions.
+            let raw = unsafe { place.read() };
+            // SAFETY: as above.
+            unsafe { place.write(super::srq::unmask(raw)) };
+        }
+    }
+    taken
+}
+
 /// Whether the providers are asked under the lock of the CQ. Completions of QPs without a shadow have no tag that says in which order they came.
 #[inline]
 pub(super) const fn is_taken_under_lock(attention: u32) -> bool {
@@ -141,7 +160,7 @@ unsafe fn account(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, filled: usize, 
 unsafe fn poll_slowly(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     let wanted = usize::try_from(entries).unwrap_or(0);
     let mut inner = cq.inner.lock();
-    let errno = if inner.stash.len() < wanted { drain(cq, &mut inner, wanted) } else { 0 };
+    let errno = if inner.stash.len() < wanted { drain(cq, &mut inner, wanted).1 } else { 0 };
     // SAFETY: the caller's array has room for `entries`.
     let filled = unsafe { pop(&mut inner.stash, wc, wanted) };
     settle(cq, &inner);
@@ -193,13 +212,15 @@ fn settle_and_wake(cq: &CqShadow, inner: &CqInner) {
     }
 }
 
-/// Takes what the providers have into the stash: for the agent, and for a post that found its ring full.
-pub fn sweep(cq: &CqShadow) {
+/// Takes what the providers have into the stash: for the agent, and for a post that found its ring full. `false`: the application's own queue could not be
+/// looked at, because of a poll that is open or a call that runs.
+pub fn sweep(cq: &CqShadow) -> bool {
     let mut inner = cq.inner.lock();
     // Before the provider's queue is looked into, under the lock that it has for that: whoever finds it empty after this sees that something may be here.
     cq.attention.fetch_or(STASH, Relaxed);
-    drain(cq, &mut inner, usize::MAX);
+    let (is_seen, _) = drain(cq, &mut inner, usize::MAX);
     settle_and_wake(cq, &inner);
+    is_seen
 }
 
 /// One completion, where nothing waits in the stash and there is no twin to poll: what else was taken with it goes into the stash. `Err`: ENOENT, or
@@ -248,15 +269,16 @@ pub fn take_one(cq: &CqShadow, ex: &CqEx) -> Result<StashedWc, c_int> {
     let mut errno = 0;
     if inner.stash.is_empty() {
         let own = if ex.has_more() { Fetch::Read(*ex.reads()) } else { Fetch::Poll(cq.cq, cq.ops.poll_cq) };
-        errno = drain_from(cq, &mut inner, 1, Some(own));
+        errno = drain_from(cq, &mut inner, 1, Some(own)).1;
     }
     let found = inner.stash.pop_front();
     settle(cq, &inner);
     found.ok_or(if errno == 0 { libc::ENOENT } else { errno })
 }
 
-/// Takes at least `wanted` completions into the stash, if the providers have so many. Gives what is wrong with the application's queue, or 0.
-fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) -> c_int {
+/// Takes at least `wanted` completions into the stash, if the providers have so many. Says whether the application's queue was looked at, and what is wrong
+/// with it, or 0.
+fn drain(cq: &CqShadow, inner: &mut CqInner, wanted: usize) -> (bool, c_int) {
     let Some(ex) = cq.ex.as_ref().filter(|ex| ex.has_more()) else {
         return drain_from(cq, inner, wanted, Some(Fetch::Poll(cq.cq, cq.ops.poll_cq)));
     };
@@ -301,12 +323,13 @@ impl Fetch {
 }
 
 /// `drain`, with the application's own queue taken from as `own` says, or not at all.
-fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fetch>) -> c_int {
+fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fetch>) -> (bool, c_int) {
     if inner.destroyed {
-        return 0;
+        return (true, 0);
     }
     let mut failure = 0;
     let own = own.filter(|_| cq.attention.load(Relaxed) & IN_CALL == 0);
+    let is_seen = own.is_some();
     let by_reads = inner.twin_reads.map(Fetch::Read);
     let twin = by_reads.or(inner.twin.map(|(raw_cq, poll)| Fetch::Poll(raw_cq, poll)));
     let mut stash = core::mem::take(&mut inner.stash);
@@ -328,7 +351,7 @@ fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fet
     }
     unpark(cq, inner, &mut sink);
     inner.stash = stash;
-    failure
+    (is_seen, failure)
 }
 
 /// Tries parked completions again until none of them finds its predecessor.

@@ -9,7 +9,7 @@
 use super::keys::KeyCache;
 use super::poll::{judge, Sink, Verdict};
 use super::tag::{Queue, Tag};
-use crate::cold::srq as cold;
+use crate::cold::{srq as cold, tell};
 use crate::lives;
 use crate::shadow::*;
 use crate::spin::SpinCell;
@@ -37,8 +37,8 @@ pub struct SrqShadow {
     pub poster: SpinCell<SrqPoster>,
     /// What was posted and has not completed.
     pub slots: SpinCell<Slots>,
-    /// Lives of the queue pairs that receive through it.
-    pub members: Mutex<Vec<u32>>,
+    /// The queue pairs that receive through it, and those that were destroyed as long as they may.
+    pub members: Mutex<Vec<Arc<QpShadow>>>,
     /// What only control verbs and the agent touch.
     pub cold: Mutex<cold::SrqCold>,
     /// Why its queue pairs are not protected, said once.
@@ -55,6 +55,8 @@ pub struct SrqPoster {
     pub translate: bool,
     /// Counts the moves of the group.
     pub generation: u32,
+    /// A move has stopped half-way: receives are recorded only, so that none overtakes an earlier one.
+    pub held: bool,
     /// Translations that were needed lately.
     pub keys: KeyCache,
     /// Room for the elements of one receive.
@@ -106,6 +108,11 @@ impl Slots {
             self.free.reserve_exact(entries as usize);
             self.free.extend((has..entries).rev());
         }
+    }
+
+    /// There is no room for one more.
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty()
     }
 
     /// Slots in all.
@@ -166,17 +173,18 @@ impl Slots {
         Some(wr_id)
     }
 
-    /// What has not completed, in the order in which it was posted.
-    pub fn outstanding(&self) -> Vec<u32> {
+    /// What has not completed, with the numbers of their posts and from that number on, in the order in which it was posted.
+    pub fn outstanding(&self, from: u64) -> Vec<(u64, u32)> {
+        let is_due = |slot: &Slot| slot.seq != 0 && slot.seq >= from;
         let mut left: Vec<(u64, u32)> =
-            (0_u32..).zip(&self.slots).filter(|(_, s)| s.seq != 0).map(|(at, s)| (s.seq, at)).collect();
+            (0_u32..).zip(&self.slots).filter(|(_, slot)| is_due(slot)).map(|(at, slot)| (slot.seq, at)).collect();
         left.sort_unstable();
-        left.into_iter().map(|(_, at)| at).collect()
+        left
     }
 
-    /// It is posted again for that generation: what is said of its earlier posting is not of this one.
-    pub fn renew(&mut self, at: u32, generation: u32) {
-        if let Some(slot) = self.slots.get_mut(at as usize) {
+    /// All that has not completed is posted again for that generation: what is said of an earlier posting is not of this one.
+    pub fn renew(&mut self, generation: u32) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.seq != 0) {
             slot.generation = generation;
         }
     }
@@ -222,7 +230,7 @@ fn post_one(srq: &SrqShadow, poster: &mut SrqPoster, wr: &ibv_recv_wr) -> c_int 
         // SAFETY: as above.
         cold::check_twins(srq, &mut poster.keys, unsafe { SgeList::new(wr.sg_list, wr.num_sge) });
     }
-    let errno = give(srq, poster, at);
+    let errno = if poster.held { 0 } else { give(srq, poster, at) };
     if errno != 0 {
         srq.slots.lock().release(at);
     }
@@ -276,12 +284,18 @@ pub(super) fn received(inner: &CqInner, raw: &ibv_wc, tag: Tag, source: Source, 
         return orphaned(raw, tag, source, sink);
     };
     let Some(srq) = qp.srq.as_ref().filter(|srq| srq.life == tag.life()) else { return false };
-    let pass =
-        raw.status == IBV_WC_SUCCESS || matches!(judge(qp, raw.status, qp.rq.epoch.load(Relaxed)), Verdict::Pass);
+    let is_success = raw.status == IBV_WC_SUCCESS;
+    let found = srq.slots.lock().find(tag);
+    let Some((at, wr_id)) = found else {
+        if is_success {
+            tell::lost(qp);
+        }
+        return true;
+    };
     // What a masked fault cut off has not completed: its slot stays in use, and is found when the group moves.
-    let wr_id = if pass { srq.slots.lock().complete(tag) } else { None };
-    if let Some(wr_id) = wr_id {
-        if raw.status == IBV_WC_SUCCESS {
+    if is_success || matches!(judge(qp, raw.status, qp.rq.epoch.load(Relaxed)), Verdict::Pass) {
+        srq.slots.lock().release(at);
+        if is_success {
             qp.rq.received.store(qp.rq.received.load(Relaxed) + 1, Relaxed);
         }
         // Whatever becomes of the queue pair, the buffer is the application's again.
@@ -337,7 +351,8 @@ mod tests {
         assert_eq!(slots.complete(third), Some(2));
         assert_eq!(slots.complete(third), None, "once");
         let fifth = put(&mut slots, 5, 0).unwrap_or(99);
-        assert_eq!(slots.outstanding(), [posted[0], posted[1], posted[3], fifth]);
+        assert_eq!(slots.outstanding(0), [(1, posted[0]), (2, posted[1]), (4, posted[3]), (5, fifth)]);
+        assert_eq!(slots.outstanding(3), [(4, posted[3]), (5, fifth)], "from where it stopped");
         assert_eq!(slots.complete(third), None, "the tag of an earlier use of the slot");
     }
 
@@ -346,7 +361,7 @@ mod tests {
         let mut slots = Slots::new(4, 1);
         let at = put(&mut slots, 8, 0).unwrap_or(99);
         let old = tag(&slots, at, 0);
-        slots.renew(at, 1);
+        slots.renew(1);
         assert_eq!(slots.complete(old), None);
         let new = tag(&slots, at, 1);
         assert_eq!(slots.complete(new), Some(8));
@@ -359,6 +374,6 @@ mod tests {
         slots.grow(3);
         assert_eq!(slots.capacity(), 3);
         assert!(put(&mut slots, 2, 0).is_some() && put(&mut slots, 3, 0).is_some() && put(&mut slots, 4, 0).is_none());
-        assert_eq!(slots.outstanding().first(), Some(&at));
+        assert_eq!(slots.outstanding(0).first(), Some(&(1, at)));
     }
 }

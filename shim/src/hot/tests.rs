@@ -351,7 +351,7 @@ fn the_fence_waits_for_signalled_sends_and_for_what_no_flush_vouches_for() {
 fn a_fence_stops_waiting_for_completions_at_its_deadline() {
     let began = std::time::Instant::now();
     let drain = std::time::Duration::from_millis(200);
-    let fence = Fence { drained_by: began + drain, in_error: true, send_tail: 1, recv_tail: 0 };
+    let fence = Fence { drained_by: began + drain, in_error: true, send_tail: 1, recv_tail: 0, stopped: None };
     assert!(!fence.is_over(began + drain / 2) && fence.is_over(began + drain));
 }
 

@@ -105,6 +105,8 @@ struct ibv_cq_ex *nullverbs_make_cq(const char *verb, struct ibv_context *contex
 struct ibv_qp *nullverbs_make_qp(const char *verb, struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 /* Puts a completion into a CQ. */
 int nullverbs_complete(struct ibv_cq *cq, const struct ibv_wc *wc);
+/* A message comes to a queue pair and takes a receive of its SRQ. */
+int nullverbs_receive(struct ibv_qp *qp);
 /* The device of a context loses its path: what is posted on it from now on, in whatever context, ends in RETRY_EXC_ERR. */
 void nullverbs_kill(struct ibv_context *context);
 /* Puts an asynchronous event into a context. */

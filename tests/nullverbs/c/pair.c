@@ -498,6 +498,8 @@ int ibv_query_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr)
 
 int ibv_destroy_srq(struct ibv_srq *srq)
 {
+    if (null_refuses("destroy_srq", srq->context))
+        return EBUSY;
     nullverbs_log("destroy_srq", srq->context, "ok");
     null_free(&((struct null_srq *)srq)->receives);
     free(srq);
@@ -517,6 +519,21 @@ static int post_srq_recv(struct ibv_srq *base, struct ibv_recv_wr *wr, struct ib
     }
     pthread_mutex_unlock(&base->mutex);
     return status;
+}
+
+int nullverbs_receive(struct ibv_qp *qp)
+{
+    struct null_requests *receives = &((struct null_srq *)qp->srq)->receives;
+    struct ibv_wc wc = { .opcode = IBV_WC_RECV, .qp_num = qp->qp_num, .byte_len = 8 };
+
+    pthread_mutex_lock(&qp->srq->mutex);
+    if (receives->count) {
+        wc.wr_id = receives->ids[receives->head];
+        receives->head = (receives->head + 1) % receives->size;
+        receives->count--;
+    }
+    pthread_mutex_unlock(&qp->srq->mutex);
+    return wc.wr_id ? nullverbs_complete(qp->recv_cq, &wc) : ENODATA;
 }
 
 struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)

@@ -1,0 +1,280 @@
+//! The one move of a group's receives from one object of its SRQ to another, and who may take them.
+//!
+//! What must hold: receives are posted in a new place once, in order, when no queue pair can take them in the old one any more. Which can stands in
+//! [`QpShadow::takes`], whatever the agent knows: the bit of a path is set before an object goes to RTR there, and cleared when it was swept after RESET, or is
+//! gone. What lies in an object that the receives have left is taken out before anybody can be connected there, because its buffers have been used since.
+
+use crate::cold::srq::{grow_twin, limit_of, set_limit, SrqCold};
+use crate::cold::{rail, replay, twin, withdraw};
+use crate::hot::poll;
+use crate::hot::srq::{give, SrqShadow};
+use crate::shadow::*;
+use core::sync::atomic::Ordering;
+use shift_abi::*;
+use shift_control::datapath::{Errno, Round};
+use std::sync::TryLockError;
+use std::time::{Duration, Instant};
+
+/// How long the completions of a queue pair that ended in an error are waited for before it is reset.
+const ASIDE: Duration = Duration::from_millis(500);
+/// How long a queue pair that is being connected waits until what its path was left with is taken out.
+const CONNECTS: Duration = Duration::from_millis(500);
+const PATHS: [u8; 2] = [0, 1];
+
+/// A move that has begun.
+#[derive(Clone, Copy)]
+pub struct Moving {
+    /// Where to.
+    path: u8,
+    /// Receives that were posted from that one on, by their numbers, have yet to be posted there.
+    from: u64,
+}
+
+/// Posts what has not completed on `path`, in order, once in that round, also where it lies there already: a receive that a message had taken in part is in
+/// no queue. Goes on where it stopped. EBUSY: a queue pair still takes receives; EAGAIN: what lies there is being taken out.
+pub fn settle(srq: &SrqShadow, own: &QpShadow, own_cold: &mut QpCold, to: (u8, Round)) -> Result<usize, Errno> {
+    let (path, round) = to;
+    let mut cold = srq.cold();
+    if cold.home == path && cold.round == round && cold.moving.is_none() {
+        return Ok(0);
+    }
+    keep_off(srq, &mut cold, Some((own, own_cold)), path)?;
+    let gid = own_cold.gids.get(usize::from(path)).copied().flatten();
+    move_to(srq, &mut cold, to, gid.as_ref())
+}
+
+fn move_to(
+    srq: &SrqShadow,
+    cold: &mut SrqCold,
+    (path, round): (u8, Round),
+    gid: Option<&ibv_gid_entry>,
+) -> Result<usize, Errno> {
+    if cold.moving.is_none_or(|moving| moving.path != path) {
+        begin(srq, cold, path, gid)?;
+    }
+    let count = go_on(srq, cold)?;
+    let limit = core::mem::take(&mut cold.limit);
+    let from = core::mem::replace(&mut cold.home, path);
+    cold.round = round;
+    if let Some((old, _)) = object_of(srq, cold, from).filter(|_| from != path) {
+        set_limit(old, 0);
+    }
+    if let Some((object, _)) = object_of(srq, cold, path).filter(|_| limit != 0) {
+        set_limit(object, limit);
+    }
+    log::debug!("SRQ {}: {count} receives posted on path {path}", srq.life);
+    Ok(count)
+}
+
+/// From here on what was posted before is of an earlier generation, and posts wait until it is posted again.
+fn begin(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
+    let posting = cold.moving.map_or(cold.home, |moving| moving.path);
+    if let Some((from, _)) = object_of(srq, cold, cold.home) {
+        cold.limit = cold.limit.max(limit_of(from));
+    }
+    if posting == path {
+        mark_left(cold, path);
+    }
+    if has_left(cold, path) {
+        empty(srq, cold, path, gid)?;
+        if posting == path {
+            // The application has posted there meanwhile.
+            srq.poster.lock().held = true;
+            mark_left(cold, path);
+            if let Err(error) = empty(srq, cold, path, gid) {
+                srq.poster.lock().held = false;
+                return Err(error);
+            }
+        }
+    }
+    if path != 0 {
+        grow_twin(srq, cold)?;
+    }
+    let (object, post) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
+    let mut poster = srq.poster.lock();
+    if posting != path {
+        mark_left(cold, posting);
+    }
+    poster.held = true;
+    poster.target = object;
+    poster.post = post;
+    poster.translate = path != 0;
+    poster.generation += 1;
+    srq.slots.lock().renew(poster.generation);
+    cold.moving = Some(Moving { path, from: 0 });
+    Ok(())
+}
+
+fn go_on(srq: &SrqShadow, cold: &mut SrqCold) -> Result<usize, Errno> {
+    let Some(moving) = cold.moving.as_mut() else { return Ok(0) };
+    let mut poster = srq.poster.lock();
+    let left = srq.slots.lock().outstanding(moving.from);
+    for (seq, at) in &left {
+        let errno = give(srq, &mut poster, *at);
+        if errno != 0 {
+            return Err(Errno(errno));
+        }
+        moving.from = seq + 1;
+    }
+    poster.held = false;
+    cold.moving = None;
+    Ok(left.len())
+}
+
+/// What lies in the object of that path is posted elsewhere, or anew.
+fn mark_left(cold: &mut SrqCold, path: u8) {
+    if let Some(left) = cold.left.get_mut(usize::from(path)) {
+        *left = true;
+    }
+}
+
+fn has_left(cold: &SrqCold, path: u8) -> bool {
+    cold.left.get(usize::from(path)).copied().unwrap_or(false)
+}
+
+fn object_of(srq: &SrqShadow, cold: &SrqCold, path: u8) -> Option<(Raw<ibv_srq>, post_srq_recv_fn)> {
+    if path == 0 {
+        let rail = rail::by_id(srq.device)?;
+        return Some((srq.srq, rail.ops.post_srq_recv?));
+    }
+    let rail = rail::by_id(srq.pd.standby.as_ref().ok()?.device)?;
+    Some((cold.twin?, rail.ops.post_srq_recv?))
+}
+
+/// Takes out of the object of a path what is posted on another by now.
+fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
+    let (object, _) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
+    let device = if path == 0 { Some(srq.device) } else { srq.pd.standby.as_ref().ok().map(|standby| standby.device) };
+    let rail = device.and_then(rail::by_id).ok_or(Errno(libc::ENODEV))?;
+    let gid = gid.ok_or(Errno(libc::ENODEV))?;
+    set_limit(object, 0);
+    let taken = withdraw::go_on(&mut cold.withdrawal, object, &rail, gid)?;
+    log::debug!("SRQ {}: {taken} receives taken back from {}", srq.life, rail.name);
+    if let Some(left) = cold.left.get_mut(usize::from(path)) {
+        *left = false;
+    }
+    Ok(())
+}
+
+/// A queue pair is about to be connected on the primary, and is known to take receives there from here on. What the receives have left there must not be
+/// taken; where a move was given up half-way because nobody is left, they are brought back. `false`: it was connected there before.
+pub fn enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Result<bool, Errno> {
+    let until = Instant::now() + CONNECTS;
+    loop {
+        match try_enter(srq, qp, gid) {
+            Err(Errno(libc::EAGAIN | libc::EBUSY)) if Instant::now() < until => std::thread::yield_now(),
+            entered => return entered,
+        }
+    }
+}
+
+fn try_enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Result<bool, Errno> {
+    let mut cold = srq.cold();
+    let is_other =
+        |other: &QpShadow| other.life != qp.life && other.may_move() && other.takes.load(Ordering::Acquire) != 0;
+    let was_given_up = cold.home == 0
+        && (cold.moving.is_some() || has_left(&cold, 0))
+        && !srq.members().iter().any(|other| is_other(other));
+    if was_given_up {
+        keep_off(srq, &mut cold, None, 0)?;
+        let round = cold.round;
+        move_to(srq, &mut cold, (0, round), gid)?;
+    } else if has_left(&cold, 0) {
+        empty(srq, &mut cold, 0, gid)?;
+    }
+    Ok(qp.takes.fetch_or(1, Ordering::AcqRel) & 1 == 0)
+}
+
+/// EBUSY while a queue pair takes receives elsewhere, or here since before a move that ends where it began. Those that ended in an error are reset here, and
+/// so is what was connected for a move that went no further.
+fn keep_off(
+    srq: &SrqShadow,
+    cold: &mut SrqCold,
+    mut own: Option<(&QpShadow, &mut QpCold)>,
+    path: u8,
+) -> Result<(), Errno> {
+    let is_again = cold.moving.is_none() && cold.home == path;
+    let members = srq.members().clone();
+    for qp in members.iter().filter(|qp| qp.takes.load(Ordering::Acquire) != 0) {
+        let is_off = match &mut own {
+            Some((own, own_cold)) if own.life == qp.life => is_off(qp, own_cold, (path, is_again), &mut cold.aside),
+            // Who has it may wait for what this thread holds.
+            _ => match qp.cold.try_lock() {
+                Ok(mut its) => is_off(qp, &mut its, (path, is_again), &mut cold.aside),
+                Err(TryLockError::Poisoned(its)) => {
+                    is_off(qp, &mut its.into_inner(), (path, is_again), &mut cold.aside)
+                }
+                Err(TryLockError::WouldBlock) => false,
+            },
+        };
+        if !is_off {
+            return Err(Errno(libc::EBUSY));
+        }
+    }
+    Ok(())
+}
+
+/// Whether it takes nothing that is posted anew.
+fn is_off(qp: &QpShadow, its: &mut QpCold, (path, is_again): (u8, bool), aside: &mut Option<(u32, Instant)>) -> bool {
+    let takes = |at: u8| qp.takes.load(Ordering::Acquire) & 1 << at != 0;
+    match qp.stance() {
+        _ if !its.alive => !is_again && PATHS.into_iter().all(|at| at == path || !takes(at)),
+        Stance::Surfaced => leave(qp, its),
+        Stance::Passing => set_aside(qp, its, aside),
+        Stance::Recording | Stance::Armed | Stance::Masking => PATHS.into_iter().all(|at| match takes(at) {
+            false => true,
+            true if at == path => !is_again || !runs(its, at),
+            true => !runs(its, at) && stop(qp, its, at),
+        }),
+    }
+}
+
+/// Whether messages may come to it on that path: what was connected for a move waits until the receives are there.
+fn runs(its: &QpCold, path: u8) -> bool {
+    let Some(last) = its.incarnations.last() else { return true };
+    let is_waiting = last.epoch != 0 && its.reposted != Some(last.epoch);
+    !last.closed && last.path == path && !is_waiting
+}
+
+/// Puts its object of that path to RESET. `false`: that failed, and it may take receives.
+fn stop(qp: &QpShadow, its: &mut QpCold, path: u8) -> bool {
+    let errno = twin::object(qp, its, path).map_or(0, |object| twin::to_state(object, IBV_QPS_RESET));
+    if errno != 0 {
+        log::warn!("QP 0x{:06x} could not be kept from the receives of its SRQ (errno {errno})", qp.qpn);
+        return false;
+    }
+    if let Some(connected) = its.connected.get_mut(usize::from(path)) {
+        *connected = None;
+    }
+    let is_swept = poll::sweep(&qp.recv_cq);
+    if is_swept {
+        qp.takes_no_more(path);
+    }
+    is_swept
+}
+
+/// The receives of its SRQ go on without it: it takes none from here on, and what it took has completed. `false`: it may still take some.
+pub fn leave(qp: &QpShadow, its: &mut QpCold) -> bool {
+    for path in PATHS {
+        if qp.takes.load(Ordering::Acquire) & 1 << path != 0 {
+            stop(qp, its, path);
+        }
+    }
+    qp.takes.load(Ordering::Acquire) == 0
+}
+
+/// It ended in an error of the application's own. Once its completions are here, or were waited for long enough, nothing more comes from its object.
+fn set_aside(qp: &QpShadow, its: &mut QpCold, aside: &mut Option<(u32, Instant)>) -> bool {
+    poll::sweep(&qp.send_cq);
+    if qp.sq.ring.head() != qp.sq.ring.tail() {
+        let since = aside.filter(|(life, _)| *life == qp.life).map_or_else(Instant::now, |(_, since)| since);
+        *aside = Some((qp.life, since));
+        if since.elapsed() < ASIDE {
+            return false;
+        }
+    }
+    qp.stand(Stance::Surfaced);
+    let is_off = leave(qp, its);
+    replay::flush(qp, IBV_WC_WR_FLUSH_ERR);
+    is_off
+}
