@@ -10,7 +10,7 @@
 //! Acknowledgement: what is withheld is acknowledged at once, so that no destroy waits for it; for each event that goes out of our queue one is taken
 //! off what libibverbs counts as acknowledged, as with completion events (`cold::channel`).
 
-use crate::cold::{qp, twin};
+use crate::cold::{bell, qp, twin};
 use crate::lives;
 use crate::process::{self, Inside};
 use crate::real;
@@ -321,8 +321,8 @@ impl Events {
             },
             IBV_EVENT_PORT_ACTIVE => self.judge_active(port_of(event)),
             IBV_EVENT_QP_FATAL | IBV_EVENT_QP_LAST_WQE_REACHED => {
-                let qp = qp_of(event).and_then(|raw| qp::QPS.get_arc(raw));
-                qp.map_or(Verdict::Tell, |qp| judge_of_qp(&qp, event.event_type))
+                let Some(raw) = qp_of(event).filter(|raw| !bell::is_bell(*raw)) else { return Verdict::Drop };
+                qp::QPS.get_arc(raw).map_or(Verdict::Tell, |qp| judge_of_qp(&qp, event.event_type))
             }
             _ => Verdict::Tell,
         }

@@ -1,6 +1,7 @@
 //! What control verbs and the agent do: may allocate, log and make system calls; never waits for a peer.
 
 pub mod asynchronous;
+pub mod bell;
 pub mod channel;
 pub mod cm;
 pub mod cq;

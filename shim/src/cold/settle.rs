@@ -278,3 +278,90 @@ fn set_aside(qp: &QpShadow, its: &mut QpCold, aside: &mut Option<(u32, Instant)>
     replay::flush(qp, IBV_WC_WR_FLUSH_ERR);
     is_off
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cold::srq::SrqCold;
+    use crate::hot::keys::KeyCache;
+    use crate::hot::srq::{Slots, SrqPoster};
+    use crate::hot::tests::Bench;
+    use crate::spin::SpinCell;
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    unsafe extern "C" fn post(_: *mut ibv_srq, _: *mut ibv_recv_wr, _: *mut *mut ibv_recv_wr) -> i32 {
+        0
+    }
+
+    fn srq_of(qps: &[&Bench]) -> SrqShadow {
+        let target = Raw(core::ptr::null_mut());
+        let (keys, sges) = (KeyCache::new(), Vec::new());
+        let poster = SrqPoster { target, post, translate: false, generation: 0, held: false, keys, sges };
+        SrqShadow {
+            life: crate::lives::next(),
+            srq: target,
+            device: 0,
+            pd: qps.first().map(|bench| Arc::clone(&bench.qp.pd)).unwrap_or_else(|| unreachable!("no queue pair")),
+            max_sge: 1,
+            poster: SpinCell::new(poster),
+            slots: SpinCell::new(Slots::new(4, 1)),
+            members: Mutex::new(qps.iter().map(|bench| Arc::clone(&bench.qp)).collect()),
+            cold: Mutex::new(SrqCold::default()),
+            unprotected: OnceLock::new(),
+        }
+    }
+
+    fn incarnation(epoch: u32, path: u8, closed: bool) -> Incarnation {
+        Incarnation {
+            epoch,
+            path,
+            mtu: 1024,
+            completed: 0,
+            posted: 0,
+            completed_receives: 0,
+            posted_receives: 0,
+            closed,
+        }
+    }
+
+    fn moves(srq: &SrqShadow, path: u8) -> Result<(), Errno> {
+        keep_off(srq, &mut srq.cold(), None, path)
+    }
+
+    const BUSY: Result<(), Errno> = Err(Errno(libc::EBUSY));
+
+    #[test]
+    fn receives_stay_where_they_are_while_any_queue_pair_may_take_one() {
+        let (one, other) = (Bench::new(), Bench::new());
+        let srq = srq_of(&[&one, &other]);
+        assert_eq!(moves(&srq, 1), Ok(()));
+        other.qp.takes.store(1, Ordering::Relaxed);
+        assert_eq!(moves(&srq, 1), BUSY, "it is going to RTR, and nothing is written of it yet");
+        other.qp.cold().incarnations = vec![incarnation(0, 0, false)];
+        assert_eq!(moves(&srq, 1), BUSY, "it is connected there, whether the agent knows or not");
+        other.qp.cold().alive = false;
+        assert_eq!(moves(&srq, 1), BUSY, "its object is not gone yet");
+        other.qp.takes_no_more(0);
+        let held = one.qp.cold();
+        one.qp.takes.store(1, Ordering::Relaxed);
+        assert_eq!(moves(&srq, 1), BUSY, "somebody is changing it");
+        drop(held);
+        one.qp.takes_no_more(0);
+        assert_eq!(moves(&srq, 1), Ok(()));
+    }
+
+    #[test]
+    fn to_post_again_in_the_same_place_waits_for_those_that_messages_come_to() {
+        let bench = Bench::new();
+        let srq = srq_of(&[&bench]);
+        bench.qp.takes.store(1, Ordering::Relaxed);
+        bench.qp.cold().incarnations = vec![incarnation(0, 0, false)];
+        assert_eq!(moves(&srq, 0), BUSY, "it works there");
+        bench.qp.cold().incarnations = vec![incarnation(0, 0, true), incarnation(2, 0, false)];
+        assert_eq!(moves(&srq, 0), Ok(()), "it was connected anew, and waits for receives");
+        bench.qp.cold().reposted = Some(2);
+        assert_eq!(moves(&srq, 0), BUSY, "it has got them");
+        srq.cold().home = 1;
+        assert_eq!(moves(&srq, 0), Ok(()), "to where it is they may come from elsewhere");
+    }
+}

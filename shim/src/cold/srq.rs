@@ -1,5 +1,6 @@
 //! Shared receive queues: which are recorded, what the application asks of them, and their twins. `settle` moves the receives.
 
+use crate::cold::bell::Bell;
 use crate::cold::settle::Moving;
 use crate::cold::{asynchronous, device, pd, rail, reaper, tell, withdraw};
 use crate::hot::keys::KeyCache;
@@ -45,6 +46,8 @@ pub struct SrqCold {
     pub moving: Option<Moving>,
     /// The limit of the object that is being emptied, for the one that the receives go to.
     pub limit: u32,
+    /// Tells of a limit that was reached on the standby.
+    pub bell: Option<Bell>,
     /// A queue pair whose last completions are waited for, since when.
     pub aside: Option<(u32, Instant)>,
     destroyed: bool,
@@ -159,7 +162,7 @@ pub unsafe fn destroy(srq: *mut ibv_srq) -> c_int {
     if let Some(shadow) = &shadow {
         let mut cold = shadow.cold();
         // The application's object cannot go while a queue pair of this library's own is attached to it.
-        (cold.withdrawal, cold.destroyed) = (None, true);
+        (cold.withdrawal, cold.bell, cold.destroyed) = (None, None, true);
         asynchronous::forget_srq(srq);
     }
     // SAFETY: passed on.
@@ -239,9 +242,15 @@ pub fn twin_reached_its_limit(twin: *mut ibv_srq) {
     let all = BY_LIFE.read().unwrap_or_else(PoisonError::into_inner);
     for srq in all.values() {
         // Destroying it takes the cold part first.
-        let cold = srq.cold();
+        let mut cold = srq.cold();
         if !cold.destroyed && cold.home == 1 && cold.twin.is_some_and(|known| core::ptr::eq(known.0, twin)) {
             asynchronous::limit_reached(srq.srq.0);
+            if cold.bell.is_none() {
+                cold.bell = Bell::new(srq.srq);
+            }
+            if let (Some(bell), Some(rail)) = (&cold.bell, rail::by_id(srq.device)) {
+                bell.ring(rail.port);
+            }
         }
     }
 }

@@ -18,6 +18,6 @@ pub mod srq;
 pub mod tag;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, reason = "a test that fails should say where")]
-mod tests;
+pub(crate) mod tests;
 pub mod whole;
 pub mod wr;

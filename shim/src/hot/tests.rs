@@ -99,13 +99,13 @@ const OPS: ProviderOps = ProviderOps {
     post_srq_recv: None,
 };
 
-pub(super) struct Bench {
-    pub(super) qp: Arc<QpShadow>,
+pub(crate) struct Bench {
+    pub(crate) qp: Arc<QpShadow>,
 }
 
 impl Bench {
     /// A QP of 64 sends that signals only what it is asked to.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of((core::ptr::null_mut(), None), (core::ptr::null_mut(), None))
     }
 
