@@ -18,7 +18,7 @@ pub struct QpLife(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(pub u32);
 
-/// A move of the receives of one group; grows, and is never used again in this process. 0: none, or no group.
+/// A move of the receives of one group, never used again for another one; a later one is greater. 0: none so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Round(pub u64);
 

@@ -20,14 +20,14 @@ const SILENCE_US: u64 = 3_000_000;
 #[derive(Default)]
 pub(crate) struct Groups {
     groups: BTreeMap<GroupId, State>,
-    /// Moves so far.
-    rounds: u64,
+    /// Groups so far.
+    count: u64,
 }
 
 struct State {
     group: Group<QpLife>,
-    /// The last move of its receives.
-    round: Round,
+    /// Its number in this process: one that ended may come back, and its moves are not the old ones.
+    number: u64,
     /// Who is not armed, since when.
     unarmed: BTreeMap<QpLife, Micros>,
     /// Somebody is in the way for a reason of this end.
@@ -63,32 +63,23 @@ impl Groups {
         self.groups.retain(|id, state| members.contains_key(id) || state.group.home() != PathId::PRIMARY);
         for (id, lives) in members {
             let limits = world.config.deadlines.group_limits();
-            let state = self.groups.entry(id).or_insert_with(|| State::new(Group::new(limits)));
-            state.tend(&lives, qps, world, &mut self.rounds, now);
+            let count = &mut self.count;
+            let state = self.groups.entry(id).or_insert_with(|| {
+                *count += 1;
+                State::new(Group::new(limits), *count)
+            });
+            state.tend(&lives, qps, world, now);
         }
     }
 }
 
 impl State {
-    const fn new(group: Group<QpLife>) -> Self {
-        Self { group, round: Round(0), unarmed: BTreeMap::new(), is_hindered: false, named: None }
+    const fn new(group: Group<QpLife>, number: u64) -> Self {
+        Self { group, number, unarmed: BTreeMap::new(), is_hindered: false, named: None }
     }
 
-    fn tend(
-        &mut self,
-        lives: &[QpLife],
-        qps: &mut BTreeMap<QpLife, Qp>,
-        world: &mut World,
-        rounds: &mut u64,
-        now: Micros,
-    ) {
-        let moves = self.group.moves();
-        let members = self.members(lives, qps, now);
-        let orders = self.group.turn(now, &members);
-        if self.group.moves() != moves {
-            *rounds += 1;
-            self.round = Round(*rounds);
-        }
+    fn tend(&mut self, lives: &[QpLife], qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
+        let orders = self.group.turn(now, &self.members(lives, qps, now));
         for order in orders {
             let (Order::Follow(life, _) | Order::Stay(life) | Order::LeaveBehind(life)) = order;
             let Some(qp) = qps.get_mut(&life) else { continue };
@@ -116,7 +107,7 @@ impl State {
                 scope: self.group.scope(member, readiness),
                 sought: sought.filter(|_| is_home),
                 open,
-                round: self.round,
+                round: self.round(),
             };
             if let Some(qp) = qps.get_mut(&member.key) {
                 qp.join(world, grouped, now);
@@ -125,9 +116,16 @@ impl State {
         self.tell(&members, qps, readiness, world, now);
     }
 
+    fn round(&self) -> Round {
+        match self.group.round() {
+            0 => Round(0),
+            round => Round((self.number << 32) + round),
+        }
+    }
+
     fn members(&self, lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>, now: Micros) -> Vec<Member<QpLife>> {
         let is_late = |life| self.unarmed.get(life).is_some_and(|since| now >= *since + Micros(SILENCE_US));
-        lives.iter().filter_map(|life| qps.get(life).map(|qp| qp.as_member(is_late(life)))).collect()
+        lives.iter().filter_map(|life| qps.get(life).map(|qp| qp.as_member(is_late(life), now))).collect()
     }
 
     /// Who is not armed in time keeps the others from being protected. Once this end has no reason of its own any more all have the time anew: what others
@@ -206,7 +204,7 @@ impl State {
 }
 
 impl Qp {
-    fn as_member(&self, is_late: bool) -> Member<QpLife> {
+    fn as_member(&self, is_late: bool, now: Micros) -> Member<QpLife> {
         let mut member = self
             .machine
             .as_ref()
@@ -220,7 +218,7 @@ impl Qp {
         if !member.is_movable || (is_late && member.readiness == Readiness::Arming) {
             member.readiness = Readiness::Unable;
         }
-        member.sought = self.seek;
+        (member.sought, member.asked) = (self.seek, self.machine.as_ref().and_then(|machine| machine.asked(now)));
         let [primary, standby] = &self.paths;
         member.answered = [primary.answered, standby.answered];
         member

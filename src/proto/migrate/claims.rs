@@ -222,6 +222,9 @@ impl Machine {
         self.timers.clear(Timer::Claim);
         self.timers.clear(Timer::Exclude);
         if cause == Some(Cause::Planned) || !self.can_use(tuple.target) {
+            if self.carries(tuple.target) {
+                self.asked = Some((self.asked(self.now).unwrap_or(self.now), self.now));
+            }
             self.send(Handshake::Refuse { tuple });
             self.fall_back();
         } else if self.must_hold() {

@@ -15,6 +15,9 @@ use alloc::vec::Vec;
 use super::{GroupLimits, Machine, Stage};
 use crate::id::{Epoch, Micros, PathId};
 
+/// Moves within the patience deadline after which claims of peers are refused.
+const MOST_MOVES: usize = 4;
+
 /// Which paths a queue pair may be moved to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
@@ -82,6 +85,8 @@ pub struct Member<K> {
     pub is_movable: bool,
     /// It is in fault, and seeks a path since then.
     pub sought: Option<Micros>,
+    /// Its peer claims since then.
+    pub asked: Option<Micros>,
     /// By path: when the last probe that was answered was sent.
     pub answered: [Option<Micros>; 2],
 }
@@ -117,6 +122,7 @@ impl<K> Member<K> {
             readiness: Readiness::Arming,
             is_movable: true,
             sought: None,
+            asked: None,
             answered: [None; 2],
         }
     }
@@ -124,6 +130,11 @@ impl<K> Member<K> {
     /// It takes receives, or may.
     pub const fn is_live(&self) -> bool {
         !matches!(self.stage, Stage::Dead | Stage::Gone)
+    }
+
+    /// It wants to go elsewhere since then.
+    fn wants(&self) -> Option<Micros> {
+        self.sought.filter(|_| !self.follows).into_iter().chain(self.asked).min()
     }
 
     fn has_answer(&self, path: PathId, since: Micros) -> bool {
@@ -153,6 +164,10 @@ pub struct Group<K> {
     whole: Option<BTreeMap<K, Epoch>>,
     /// Moves begun so far.
     moves: u64,
+    /// The one that the receives are where they are by.
+    posted: u64,
+    /// When the last moves that came to their end began, [`MOST_MOVES`] at most.
+    lately: Vec<Micros>,
     /// Members that have been where the receives are, in that incarnation. Others were connected later, on a path that the group has left.
     arrived: BTreeMap<K, Epoch>,
     /// Who was told to come to where the receives are, and when first.
@@ -173,10 +188,12 @@ impl<K: Copy + Ord> Group<K> {
             goal: None,
             whole: None,
             moves: 0,
+            posted: 0,
+            lately: Vec::new(),
             arrived: BTreeMap::new(),
             called: BTreeMap::new(),
             asked: None,
-            allowed: Scope::Any,
+            allowed: Scope::Nowhere,
             limits,
         }
     }
@@ -199,10 +216,10 @@ impl<K: Copy + Ord> Group<K> {
         self.called.values().map(|since| *since + self.limits.call).min()
     }
 
-    /// Moves that were begun so far.
+    /// The move that receives are posted by: the one that is under way, or the last that came to its end. They count from 1; 0 is none.
     #[must_use]
-    pub const fn moves(&self) -> u64 {
-        self.moves
+    pub fn round(&self) -> u64 {
+        self.goal.map_or(self.posted, |_| self.moves)
     }
 
     /// Whether a member that is connected for that path may post receives there.
@@ -233,26 +250,28 @@ impl<K: Copy + Ord> Group<K> {
     /// Since when somebody has been in fault while nobody moves: everyone is to probe all paths until it is answered a probe of after that.
     #[must_use]
     pub fn seeks(&self, members: &[Member<K>]) -> Option<Micros> {
-        let sought = |m: &Member<K>| m.sought.filter(|_| m.is_live() && !m.follows && m.path == self.home);
-        members.iter().filter_map(sought).min().filter(|_| self.goal.is_none())
+        let wants = |m: &Member<K>| m.wants().filter(|_| m.is_live() && m.path == self.home);
+        members.iter().filter_map(wants).min().filter(|_| self.goal.is_none())
     }
 
     /// A member has posted the receives there, as [`Group::is_open`] allowed.
     pub fn posted(&mut self, path: PathId) {
-        if let (Some(whole), true) = (self.whole.take(), self.goal() == Some(path)) {
-            (self.home, self.goal, self.arrived) = (path, None, whole);
+        if let (Some(whole), Some((_, since))) = (self.whole.take(), self.goal.filter(|(goal, _)| *goal == path)) {
+            (self.home, self.goal, self.arrived, self.posted) = (path, None, whole, self.moves);
+            self.lately.push(since);
+            self.lately.drain(..self.lately.len().saturating_sub(MOST_MOVES));
         }
     }
 
     /// Looks at all members; to be called whenever one of them may have changed. Says the same again as long as it is not done.
     pub fn turn(&mut self, now: Micros, members: &[Member<K>]) -> Vec<Order<K>> {
         self.note_members(members);
-        if self.goal.is_some_and(|(goal, _)| !members.iter().any(|m| m.is_live() && self.has_come(m, goal))) {
-            // Who began it has ended, and nobody else has left anything.
+        let has_left = |m: &&Member<K>| m.is_live() && self.arrived.get(&m.key).is_some_and(|at| m.epoch > *at);
+        if self.goal.is_some_and(|(goal, _)| !members.iter().filter(has_left).any(|m| m.path == goal)) {
+            // Who began it has ended, and nobody else has left the receives: nobody would post them.
             self.goal = None;
         }
         if self.goal.is_none() {
-            let has_left = |m: &&Member<K>| m.is_live() && self.arrived.get(&m.key).is_some_and(|at| m.epoch > *at);
             self.goal = members.iter().find(has_left).map(|member| (member.path, now));
             self.moves += u64::from(self.goal.is_some());
         }
@@ -326,31 +345,42 @@ impl<K: Copy + Ord> Group<K> {
         orders
     }
 
-    /// Whoever claims a path makes everyone move there, so everyone is asked first whether it answers. If some do not in time the group moves only where that
+    /// Whoever claims a path, at either end, makes everyone move there, so everyone is asked first whether it answers. If some do not in time the group moves only where that
     /// saves at least as many as it costs: those who do not answer are left behind, those in fault have no other way.
     fn look_around(&mut self, now: Micros, members: &[Member<K>]) {
         let Some(since) = self.seeks(members) else {
-            (self.allowed, self.asked) = (Scope::Any, None);
+            (self.allowed, self.asked) = (Scope::Nowhere, None);
             return;
         };
+        if self.is_driven_around(now) && !members.iter().any(|m| m.is_live() && m.sought.is_some() && !m.follows) {
+            self.allowed = Scope::Nowhere;
+            return;
+        }
         let counts = |member: &&Member<K>| member.is_live() && member.has_peer && member.path == self.home;
         let silent = |path| {
-            let others = members.iter().filter(counts).filter(|member| member.sought.is_none());
+            let others = members.iter().filter(counts).filter(|member| member.wants().is_none());
             others.filter(|member| !member.has_answer(path, since)).count()
         };
-        let in_fault = || members.iter().filter(counts).filter(|member| member.sought.is_some());
-        let is_wanted = |path| in_fault().any(|m| m.sought.is_some_and(|sought| m.has_answer(path, sought)));
+        let wanting = || members.iter().filter(counts).filter_map(|member| member.wants().map(|since| (member, since)));
+        let is_wanted = |path| wanting().any(|(member, since)| member.has_answer(path, since));
         let paths = [PathId::PRIMARY, PathId::STANDBY];
         if paths.into_iter().any(|path| is_wanted(path) && silent(path) != 0) {
             self.asked.get_or_insert(now);
         }
         let is_over = self.asked.is_some_and(|asked| now >= asked + self.limits.ask);
-        let most = if is_over { in_fault().count() } else { 0 };
+        let most = if is_over { wanting().count() } else { 0 };
         self.allowed = match paths.map(|path| silent(path) <= most) {
             [true, true] => Scope::Any,
             [true, false] => Scope::Only(PathId::PRIMARY),
             [false, true] => Scope::Only(PathId::STANDBY),
             [false, false] => Scope::Nowhere,
         };
+    }
+
+    /// Two moves to different paths may drive each other around in a circle of groups for ever, each group going where its neighbours came from. Who has
+    /// moved that often of late refuses claims unless it is in fault itself: one connection of the circle is left behind then.
+    fn is_driven_around(&self, now: Micros) -> bool {
+        let since = self.lately.len().checked_sub(MOST_MOVES).and_then(|at| self.lately.get(at));
+        since.is_some_and(|since| now < *since + self.limits.call)
     }
 }

@@ -284,6 +284,8 @@ pub struct Machine {
     scope: Scope,
     /// Where the group is, until this end is there.
     follow: Option<Goal>,
+    /// The peer claimed what only the group does not allow: first and last.
+    asked: Option<(Micros, Micros)>,
     /// The peer's application destroyed its QP.
     peer_gone: bool,
     /// In [`Stage::Dead`]: the error is the application's, and the peer is told only if it asks.
@@ -323,6 +325,7 @@ impl Machine {
             patience_until: None,
             scope: Scope::Any,
             follow: None,
+            asked: None,
             peer_gone: false,
             quiet: false,
             told: false,
@@ -405,6 +408,12 @@ impl Machine {
         self.follow
     }
 
+    /// Since when the peer has claimed paths that this end could go to if its group allowed it. It says it again, or has given up.
+    #[must_use]
+    pub fn asked(&self, now: Micros) -> Option<Micros> {
+        self.asked.filter(|(_, last)| now < *last + self.deadlines.claim).map(|(first, _)| first)
+    }
+
     /// Whether a fault of the current path would be migrated.
     #[must_use]
     pub fn is_armed(&self) -> bool {
@@ -413,7 +422,11 @@ impl Machine {
 
     /// Whether that path may be the target of a migration.
     fn can_use(&self, path: PathId) -> bool {
-        self.scope.allows(path) && (self.armed.contains(&path) || (path == self.path && self.is_armed()))
+        self.scope.allows(path) && self.carries(path)
+    }
+
+    fn carries(&self, path: PathId) -> bool {
+        self.armed.contains(&path) || (path == self.path && self.is_armed())
     }
 
     fn effect(&mut self, effect: Effect) {

@@ -78,6 +78,7 @@ impl Machine {
         self.epoch = tuple.epoch;
         self.path = tuple.target;
         self.follow = self.follow.filter(|goal| !self.is_at(*goal));
+        self.asked = None;
         self.fatal = false;
         self.hold_until = None;
         self.pause_until = Micros(0);

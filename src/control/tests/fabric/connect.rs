@@ -37,6 +37,19 @@ pub fn connect_grouped(
     }
 }
 
+/// Connects a queue pair of `a` that has a group to one of a host that has no shim.
+pub fn connect_unmet(a: &Process, life: u32, group: u32, peer: usize) {
+    {
+        let mut state = a.fabric.lock();
+        let late = state.homes.get(&(a.host, group)).is_some_and(|(home, _)| *home != 0);
+        let qp = state.qps.entry((a.host, QpLife(life))).or_default();
+        (qp.group, qp.late) = (Some(group), late);
+        qp.incarnations.insert(0, Incarnation::default());
+    }
+    let facts = ConnectionFacts { group: Some(GroupId(group)), ..facts(a.host, life, peer, 77) };
+    a.events.send(Event::Connected { qp: QpLife(life), facts });
+}
+
 /// Connects a queue pair of `a` to one of a host on which the test itself speaks.
 pub fn connect_to(a: &Process, a_life: u32, peer: usize, peer_life: u32) {
     a.fabric.lock().qps.entry((a.host, QpLife(a_life))).or_default().incarnations.insert(0, Incarnation::default());

@@ -16,9 +16,10 @@ pub mod cable;
 mod connect;
 mod network;
 mod process;
+mod receives;
 pub mod speaker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Ledger, Op, Plan, Posting, Proof};
 use shift_proto::policy::OnUnknown;
 
-pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_with};
+pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
 use network::{Reach, TestNetwork};
 
 /// What a message is.
@@ -96,6 +97,7 @@ pub struct Qp {
 
 struct Probe {
     host: usize,
+    peer: usize,
     rail: usize,
     started: bool,
     failed: bool,
@@ -111,6 +113,10 @@ pub struct State {
     probes: BTreeMap<u32, Probe>,
     standby_keys: BTreeMap<(usize, u32), u32>,
     pub panic_in_sweep: Option<usize>,
+    /// By host and rail.
+    pub dead_ports: BTreeSet<(usize, usize)>,
+    /// Receives cannot be posted at that host.
+    pub refuses_receives: Option<(usize, Errno)>,
     /// A probe into a dead rail is not given up by its NIC.
     pub probes_never_fail: bool,
     /// Fences of that host take so long.
@@ -284,20 +290,6 @@ impl Qp {
 }
 
 impl State {
-    /// Receives of a group are posted on another path only when nobody takes one on the old path any more.
-    fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8, round: Round) {
-        let Some(group) = self.qps[&(process, qp)].group else { return };
-        let (home, known) = self.homes.insert((process, group), (path, round)).unwrap_or_default();
-        assert!(home == path || round > known, "a move to another path has a round of its own");
-        if home == path {
-            return;
-        }
-        for ((_, life), other) in self.qps.iter().filter(|((at, _), q)| *at == process && q.group == Some(group)) {
-            let is_out = other.fenced || other.surfaced || (other.path == path && other.late);
-            assert!(is_out, "queue pair {} of process {process} still takes receives on path {}", life.0, other.path);
-        }
-    }
-
     /// Carries what the rails carry.
     fn pump(&mut self) {
         let keys: Vec<(usize, QpLife)> = self.qps.keys().copied().collect();
@@ -320,7 +312,7 @@ impl State {
             if entry.done || entry.posted.map(|(e, _)| e.0) != Some(epoch) {
                 continue;
             }
-            let up = self.rail_up[usize::from(path)];
+            let up = self.carries(usize::from(path), [key.0, peer.0]);
             let open =
                 self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
             if !up || !open {
@@ -494,6 +486,9 @@ impl DataPath for Path {
     }
 
     fn repost(&self, qp: QpLife, path: PathId, epoch: Epoch, round: Round) -> Result<usize, Errno> {
+        if let Some((_, error)) = self.fabric.lock().refuses_receives.filter(|(host, _)| *host == self.process) {
+            return Err(error);
+        }
         self.fabric.lock().post_shared_receives(self.process, qp, path.0, round);
         self.with(qp, |q| {
             assert!(q.fenced, "receives move only after the fence");
@@ -601,8 +596,15 @@ impl DataPath for Path {
         let id = u32::try_from(state.probes.len()).unwrap() + 1;
         let rail = usize::from(device.0);
         assert_eq!(host_and_rail(&like), (self.ip_host, rail));
-        let probe =
-            Probe { host: self.process, rail, started: false, failed: false, connected: false, since: Instant::now() };
+        let probe = Probe {
+            host: self.process,
+            peer: 0,
+            rail,
+            started: false,
+            failed: false,
+            connected: false,
+            since: Instant::now(),
+        };
         state.probes.insert(id, probe);
         let end = PathEnd { qpn: 0x5000 + id, gid: like, mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(id) };
         Ok((ProbeId(id), end))
@@ -611,7 +613,7 @@ impl DataPath for Path {
     fn probe_connect(
         &self,
         probe: ProbeId,
-        _peer: &PathEnd,
+        peer: &PathEnd,
         _own: Psn,
         _peer_psn: Psn,
         _patience: Micros,
@@ -619,6 +621,7 @@ impl DataPath for Path {
         let mut state = self.fabric.lock();
         let probe = state.probes.get_mut(&probe.0).unwrap();
         (probe.connected, probe.failed, probe.started) = (true, false, false);
+        probe.peer = host_and_rail(&peer.gid).0;
         Ok(())
     }
 
@@ -632,9 +635,10 @@ impl DataPath for Path {
 
     fn probe_poll(&self, probe: ProbeId) -> ProbeState {
         let mut state = self.fabric.lock();
-        let (up, never_fail) = (state.rail_up, state.probes_never_fail);
+        let never_fail = state.probes_never_fail;
+        let up = state.probes.get(&probe.0).is_some_and(|probe| state.carries(probe.rail, [probe.host, probe.peer]));
         let probe = state.probes.get_mut(&probe.0).unwrap();
-        if up[probe.rail] {
+        if up {
             ProbeState::Answered
         } else if !never_fail && probe.since.elapsed() > Duration::from_millis(20) {
             probe.failed = true;

@@ -34,7 +34,9 @@ impl World {
             if member.readiness == Readiness::Arming && self.now >= connected + ARMING {
                 member.readiness = Readiness::Unable;
             }
-            (member.sought, member.answered) = (end.sought.filter(|_| end.seek.is_some()), end.answered);
+            member.sought = end.sought.filter(|_| end.seek.is_some());
+            member.asked = end.machine.asked(Micros(self.now)).filter(|_| end.met);
+            member.answered = end.answered;
             Some(member)
         };
         self.ends.iter().enumerate().filter_map(of).collect()
@@ -108,7 +110,7 @@ impl World {
     }
 
     pub(super) fn settle(&mut self, process: usize, path: u8) {
-        let (from, round) = (self.receives[process].home, self.groups[process].moves());
+        let (from, round) = (self.receives[process].home, self.groups[process].round());
         if !self.receives[process].settle(path, round) {
             return;
         }

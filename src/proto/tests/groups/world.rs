@@ -148,6 +148,8 @@ pub struct End {
     pub nic_epoch: u32,
     /// A receive that a message has taken in part.
     pub in_hand: Option<Posted>,
+    /// The same at its last fence.
+    pub fenced_hand: Option<Posted>,
     pub answered: [Option<Micros>; 2],
     pub sought: Option<Micros>,
     pub wants_receives: Option<PathId>,
@@ -245,6 +247,7 @@ impl World {
                 takes_on: None,
                 nic_epoch: 0,
                 in_hand: None,
+                fenced_hand: None,
                 answered: [None; 2],
                 sought: None,
                 wants_receives: None,
@@ -352,7 +355,10 @@ impl World {
 
     pub fn take_answer(&mut self, end: usize, input: Input) {
         match &input {
-            Input::Fenced { .. } => (self.ends[end].takes_on, self.ends[end].in_hand) = (None, None),
+            Input::Fenced { .. } => {
+                let end = &mut self.ends[end];
+                (end.takes_on, end.fenced_hand) = (None, end.in_hand.take().or(end.fenced_hand));
+            }
             Input::Reposted => {
                 let path = self.ends[end].machine.path().0;
                 self.ends[end].takes_on = Some(path);
@@ -460,7 +466,7 @@ impl World {
         let state = &mut self.ends[end];
         (state.takes_on, state.wants_receives) = (None, None);
         state.generation += 1;
-        if let Some(taken) = state.in_hand.take() {
+        for taken in state.in_hand.take().into_iter().chain(state.fenced_hand.take()) {
             self.receives[state.process].lose(taken);
         }
     }
@@ -572,7 +578,7 @@ impl World {
                     format!("{at} of {}: {name:?}, takes on {:?}", end.process, end.takes_on)
                 })
                 .collect();
-            format!("{}\n{}", states.join("\n"), self.trace.join("\n"))
+            format!("{}\n{:?}\n{}", states.join("\n"), self.groups, self.trace.join("\n"))
         };
         let mut moved = BTreeMap::<bool, u64>::new();
         for (at, end) in self.ends.iter().enumerate() {

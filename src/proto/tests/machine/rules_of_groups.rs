@@ -202,7 +202,7 @@ fn the_receives_are_where_they_were_posted_and_not_where_they_may_be() {
     assert!(!group.is_open(PathId(1)), "it takes receives of the path that is being left");
     assert_eq!(group.turn(NOW, &all), []);
     group.posted(PathId(1));
-    assert_eq!((group.home(), group.goal(), group.moves()), (PathId(1), None, 1));
+    assert_eq!((group.home(), group.goal(), group.round()), (PathId(1), None, 1));
     assert!(group.is_open(PathId(1)) && !group.is_open(PathId(0)));
 }
 
@@ -212,7 +212,7 @@ fn if_all_who_moved_end_before_they_posted_the_receives_are_where_they_were() {
     group.turn(NOW, &[member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1)]);
     let ended = [member(1, Stage::Dead, 1), member(2, Stage::Dead, 1)];
     assert!(group.turn(NOW, &ended).is_empty());
-    assert_eq!((group.home(), group.goal()), (PathId(0), None));
+    assert_eq!((group.home(), group.goal(), group.round()), (PathId(0), None, 0), "nor is there a new round");
     let [first, second] = [member(7, Stage::Running, 0), member(8, Stage::Running, 0)];
     assert!(group.turn(NOW, &[ended[0], ended[1], first, second]).is_empty(), "who comes then is where they are");
     assert!(group.is_open(PathId(0)) && !group.is_open(PathId(1)));
@@ -230,6 +230,19 @@ fn if_the_first_ends_before_anybody_follows_nobody_has_to() {
 }
 
 #[test]
+fn one_that_was_connected_where_the_others_go_does_not_keep_a_move_alive() {
+    let (mut group, mut members) = moved(1..=1);
+    let newcomer = member(7, Stage::Running, 0);
+    members[0] = Member { path: PathId(0), epoch: Epoch(2), ..members[0] };
+    group.turn(NOW, &[members[0], newcomer]);
+    assert_eq!(group.goal(), Some(PathId(0)));
+    members[0].stage = Stage::Dead;
+    let called = Goal { path: PathId(1), above: Epoch(0) };
+    assert_eq!(group.turn(NOW, &[members[0], newcomer]), [Order::Follow(7, called)]);
+    assert_eq!((group.home(), group.goal()), (PathId(1), None));
+}
+
+#[test]
 fn who_is_connected_anew_where_it_was_makes_all_others_do_the_same() {
     let mut group = group(&running(1..=2));
     let anew = |key, stage| Member { path: PathId(0), epoch: Epoch(1), ..member(key, stage, 0) };
@@ -244,7 +257,7 @@ fn who_is_connected_anew_where_it_was_makes_all_others_do_the_same() {
     assert!(group.is_open(PathId(0)));
     group.posted(PathId(0));
     assert!(group.turn(NOW, &both[..2]).is_empty());
-    assert_eq!((group.home(), group.goal(), group.moves()), (PathId(0), None, 1));
+    assert_eq!((group.home(), group.goal(), group.round()), (PathId(0), None, 1));
 }
 
 #[test]
@@ -330,7 +343,6 @@ fn one_member_that_is_not_armed_keeps_the_whole_group_where_it_is() {
     let mut members = running(1..=2);
     let group = group(&members);
     assert_eq!(group.readiness(&members), Readiness::Ready);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Any);
     for readiness in [Readiness::Arming, Readiness::Unable] {
         members[1].readiness = readiness;
         assert_eq!(group.readiness(&members), readiness);
@@ -373,6 +385,54 @@ fn nobody_claims_before_the_path_has_answered_everyone() {
     members[2].answered[1] = later(20);
     group.turn(NOW, &members);
     assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Any);
+}
+
+#[test]
+fn a_peer_that_claims_is_refused_until_the_path_has_answered_everyone() {
+    let mut bench = Bench::new(SMALLER);
+    assert_eq!(bench.machine.asked(bench.now), None);
+    bench.machine.confine(Scope::Nowhere);
+    let first = bench.now;
+    for _ in 0..3 {
+        let claim = bench.claim(1, 1);
+        assert!(matches!(sent(&bench.hear(claim))[..], [Handshake::Refuse { .. }]));
+        assert_eq!(bench.machine.asked(bench.now), Some(first), "its group is to look around since then");
+        bench.wait(Micros(300_000));
+    }
+    bench.wait(Deadlines::default().claim);
+    assert_eq!(bench.machine.asked(bench.now), None, "the peer has given up");
+    bench.machine.confine(Scope::Any);
+    let claim = bench.claim(1, 2);
+    bench.hear(claim);
+    assert_eq!(bench.attempt(), Attempt::Accepting);
+    let mut unarmed = Bench::new(SMALLER);
+    (0..2).for_each(|path| drop(unarmed.give(Input::PathDisarmed(PathId(path)))));
+    let claim = unarmed.claim(1, 1);
+    unarmed.hear(claim);
+    assert_eq!(unarmed.machine.asked(unarmed.now), None, "the group could not help it");
+}
+
+#[test]
+fn who_is_driven_around_refuses_claims_for_a_while_unless_it_is_in_fault_itself() {
+    let mut group = group(&running(1..=1));
+    let mut now = NOW;
+    let at = |epoch: u32| Member { epoch: Epoch(epoch), ..member(1, Stage::Running, (epoch % 2) as u8) };
+    for epoch in 1..=4 {
+        let asked = Member { asked: Some(now), answered: [Some(now); 2], ..at(epoch - 1) };
+        group.turn(now, &[asked]);
+        assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Any, "before move {epoch}");
+        group.turn(now, &[at(epoch)]);
+        group.posted(PathId((epoch % 2) as u8));
+        now = now + Micros(100_000);
+    }
+    let asked = Member { asked: Some(now), answered: [Some(now); 2], ..at(4) };
+    group.turn(now, &[asked]);
+    assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Nowhere);
+    let in_fault = Member { sought: Some(now), ..asked };
+    group.turn(now, &[in_fault]);
+    assert_eq!(group.scope(&in_fault, Readiness::Ready), Scope::Any);
+    group.turn(NOW + limits().call, &[asked]);
+    assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Any);
 }
 
 #[test]

@@ -1,0 +1,27 @@
+//! What a rail carries, and who may have taken shared receives when they are posted anew.
+
+use shift_control::datapath::{QpLife, Round};
+
+use super::State;
+
+impl State {
+    /// Receives of a group are posted on another path only when nobody takes one on the old path any more.
+    pub(super) fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8, round: Round) {
+        let Some(group) = self.qps[&(process, qp)].group else { return };
+        let (home, known) = self.homes.insert((process, group), (path, round)).unwrap_or_default();
+        if round == known {
+            assert_eq!(home, path, "a move to another path has a round of its own");
+            return;
+        }
+        let others = self.qps.iter().filter(|((at, life), q)| *at == process && *life != qp && q.group == Some(group));
+        for ((_, life), other) in others {
+            let is_out = other.fenced || other.surfaced || (home != path && other.path == path && other.late);
+            assert!(is_out, "queue pair {} of process {process} still takes receives on path {}", life.0, other.path);
+        }
+    }
+
+    /// Whether a rail carries what these two say to each other.
+    pub(super) fn carries(&self, rail: usize, ends: [usize; 2]) -> bool {
+        self.rail_up[rail] && !ends.iter().any(|host| self.dead_ports.contains(&(*host, rail)))
+    }
+}
