@@ -9,7 +9,7 @@ use crate::figures::Figures;
 use crate::guest::RECORDS;
 use crate::lab::Lab;
 use crate::place::Host;
-use crate::trouble::Result;
+use crate::trouble::{Result, Trouble};
 
 /// The records of one run.
 #[derive(Debug, Clone, Default)]
@@ -32,12 +32,21 @@ impl Evidence {
     /// Reads the records of the run that just ended.
     ///
     /// # Errors
-    /// A guest is lost.
+    /// A guest is lost, or a record cannot be read: to go on without it would be to judge another run.
     pub fn collect(lab: &Lab) -> Result<Evidence> {
         let mut records = Vec::new();
         for host in Host::ALL {
             let text = lab.guest(host).shell(&format!("cat {RECORDS}* 2>/dev/null || true"))?;
-            records.extend(text.lines().filter_map(|line| Some((host, serde_json::from_str(line).ok()?))));
+            for line in text.lines() {
+                let record = serde_json::from_str(line).map_err(|error| {
+                    Trouble::judged(format!(
+                        "a record of {} bytes on {} is not whole: {error}",
+                        line.len(),
+                        host.name()
+                    ))
+                })?;
+                records.push((host, record));
+            }
         }
         Ok(Evidence { records })
     }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the virtio-serial port.
 pub const PORT: &str = "shift.agent";
-/// A line of output longer than this is cut there.
-pub const LINE_BYTES: usize = 16 << 10;
+/// A line of output longer than this is cut there. A shim's record of a migration has some 200 bytes of each request.
+pub const LINE_BYTES: usize = 1 << 20;
 
 /// A question with its number.
 #[derive(Debug, Clone, Serialize, Deserialize)]

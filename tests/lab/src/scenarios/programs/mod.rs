@@ -19,7 +19,7 @@ use crate::figures::Figures;
 use crate::guest::{Ended, Program};
 use crate::lab::Lab;
 use crate::perftest::Shim;
-use crate::place::{Host, Rail};
+use crate::place::{Host, Link, Rail};
 use crate::seed::Seed;
 use crate::trial::{protected, Fault, Moment, ServerEnd, Story, Trial};
 use crate::trouble::{require, Result, Trouble};
@@ -54,7 +54,6 @@ fn of_row(row: Row) -> Vec<Scenario> {
     for (end, host) in ENDS {
         let what = match row.expected {
             Expected::Comes => "under the shim: as without a fault",
-            Expected::OwnTcp => "under the shim: its queue pairs move",
             Expected::Atomics => "under the shim: an error where the shim says so, else none",
             Expected::Unprotected(_) => "ends as without the shim, and the shim said why",
         };
@@ -83,7 +82,7 @@ fn trial(row: &Row, shim: Shim) -> Trial {
     let apply = |program: &Program, host| shim.apply(host, program.clone());
     let trial = Trial::new(Host::B, row.listens, apply(&row.server, Host::B), apply(&row.client, Host::A));
     let stall_limit = match row.unusual {
-        Unusual::Nothing => trial.stall_limit,
+        Unusual::Nothing | Unusual::Tcp(_) => trial.stall_limit,
         Unusual::Mpi => mpi::STALL,
     };
     Trial { server_end: row.server_end, stall_limit, ..trial }
@@ -97,14 +96,25 @@ fn prepare(lab: &Lab, row: &Row) -> Result<()> {
     match row.unusual {
         Unusual::Nothing => Ok(()),
         Unusual::Mpi => mpi::prepare(lab),
+        Unusual::Tcp(port) => over_management(lab, port),
     }
+}
+
+/// TCP from the client to that port of the server goes over the management network, whatever address of the server's it is for. A host answers at
+/// an address whose interface is down, as long as somebody brings it the packets.
+fn over_management(lab: &Lab, port: u16) -> Result<()> {
+    let (to, via, table) = (Rail::Zero.link().address(Host::B), Link::Management.address(Host::B), port);
+    let rule = format!("to {to} ipproto 6 dport {port} lookup {table}");
+    let route = format!("ip route replace {to} via {via} dev eth0 table {table}");
+    let command = format!("{route} && {{ ip rule del {rule} 2>/dev/null; ip rule add {rule}; }}");
+    lab.guest(Host::A).shell(&command).map(drop)
 }
 
 /// The trial of a cut.
 fn cut_trial(row: &Row, fault: Fault, packets: u64) -> Trial {
     let trial = trial(row, Shim::Both);
     match row.unusual {
-        Unusual::Nothing => trial.fault(fault, Moment::Armed { qps: row.qps, packets }),
+        Unusual::Nothing | Unusual::Tcp(_) => trial.fault(fault, Moment::Armed { qps: row.qps, packets }),
         Unusual::Mpi => {
             let client = mpi::gated(trial.client.clone());
             let trial = Trial { client, go_on: Some(mpi::GATE), ..trial };
@@ -188,9 +198,6 @@ fn cut(lab: &mut Lab, row: &Row, host: Host, seed: u64) -> Result<Figures> {
     if let Expected::Unprotected(words) = row.expected {
         return ends_alike(lab, row, fault, words);
     }
-    if row.expected == Expected::OwnTcp {
-        return queue_pairs_move(lab, row, fault, seed);
-    }
     let plain = without_shim(lab, row)?;
     prepare(lab, row)?;
     let packets = Seed::new(seed, &row.slug).within(0..row.packets);
@@ -223,20 +230,6 @@ fn require_error(story: &Story) -> Result<()> {
     require(end.is_some_and(|ended| ended.code.is_some_and(|code| code != 0)), || {
         format!("the shim says that a result was lost, and the client: {:?}", end.map(Ended::brief))
     })
-}
-
-/// The program cannot come through, since its own connection does not; its queue pairs do.
-fn queue_pairs_move(lab: &mut Lab, row: &Row, fault: Fault, seed: u64) -> Result<Figures> {
-    prepare(lab, row)?;
-    let packets = Seed::new(seed, &row.slug).within(0..row.packets);
-    let mut trial = cut_trial(row, fault, packets);
-    trial.stall_limit = STALL;
-    let (story, evidence) = run(lab, &trial)?;
-    require_fault(&story)?;
-    require(evidence.migrations() > 0 && !surfaced(&story, &evidence), || "its queue pairs did not move".into())?;
-    let figures = described(row)?.with("result", "its queue pairs move");
-    let figures = figures.with("reason", "the program's own TCP connection goes over rail 0 and is gone with it");
-    Ok(moved(figures, &story, &evidence))
 }
 
 /// With the shim the same end as without it, and the shim has said why. A sender that is told of no loss may well end with 0.
