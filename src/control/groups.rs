@@ -36,6 +36,51 @@ struct State {
     named: Option<QpLife>,
 }
 
+/// How many members are not armed, and why.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    unarmed: usize,
+    /// As far as this end can tell they could not be moved.
+    unready: usize,
+    /// They had their time.
+    unable: usize,
+    /// For a reason of this end.
+    hindering: usize,
+}
+
+impl Waiting {
+    const fn with(self, other: Self) -> Self {
+        Self {
+            unarmed: self.unarmed + other.unarmed,
+            unready: self.unready + other.unready,
+            unable: self.unable + other.unable,
+            hindering: self.hindering + other.hindering,
+        }
+    }
+
+    const fn without(self, own: Self) -> Self {
+        Self {
+            unarmed: self.unarmed - own.unarmed,
+            unready: self.unready - own.unready,
+            unable: self.unable - own.unable,
+            hindering: self.hindering - own.hindering,
+        }
+    }
+
+    /// Whether the peer of a member may be told that it can be moved, where these are the others: what that member's own peer said is no reason. `None`:
+    /// it is too early to say another thing than before.
+    const fn is_able(self, is_moving: bool) -> Option<bool> {
+        match self {
+            Self { unarmed: 0, .. } => Some(true),
+            // While they move nobody takes anything back.
+            _ if is_moving => None,
+            Self { unable: 1.., .. } => Some(false),
+            Self { unready: 0, .. } => Some(true),
+            _ => None,
+        }
+    }
+}
+
 impl Groups {
     /// When [`Groups::tend`] is wanted at the latest.
     pub fn due(&self, now: Micros) -> Option<Micros> {
@@ -79,7 +124,9 @@ impl State {
     }
 
     fn tend(&mut self, lives: &[QpLife], qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
-        let orders = self.group.turn(now, &self.members(lives, qps, now));
+        let mut members = self.members(lives, qps, now);
+        let orders = self.group.turn(now, &members);
+        let is_told = !orders.is_empty();
         for order in orders {
             let (Order::Follow(life, _) | Order::Stay(life) | Order::LeaveBehind(life)) = order;
             let Some(qp) = qps.get_mut(&life) else { continue };
@@ -89,16 +136,27 @@ impl State {
                 Order::LeaveBehind(_) => qp.leave_behind(world, now),
             }
         }
-        self.note_unarmed(lives, qps, now);
-        let members = self.members(lives, qps, now);
+        if is_told {
+            members = self.members(lives, qps, now);
+        }
+        let waiting = self.waiting(&members, qps);
+        self.note_unarmed(&waiting, now);
         let readiness = self.group.readiness(&members);
         let sought = self.group.seeks(&members);
         let open = PATHS.into_iter().find(|path| self.group.is_open(*path));
+        let is_moving = self.group.goal().is_some();
+        let own_of = |life| waiting.get(&life).copied().unwrap_or_default();
+        let all = waiting.values().fold(Waiting::default(), |sum, one| sum.with(*one));
         for member in &members {
             let Some(qp) = qps.get(&member.key) else { continue };
+            let own = own_of(member.key);
             let is_able = PATHS.map(|path| {
                 let known = qp.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
-                self.is_able(member.key, path, &members, qps).unwrap_or(known)
+                if path == self.group.home() {
+                    true
+                } else {
+                    all.without(own).is_able(is_moving).unwrap_or(known)
+                }
             });
             let is_home = member.path == self.group.home();
             let grouped = Grouped {
@@ -128,50 +186,36 @@ impl State {
         lives.iter().filter_map(|life| qps.get(life).map(|qp| qp.as_member(is_late(life), now))).collect()
     }
 
+    /// Those who keep the others from being protected, or might.
+    fn waiting(&self, members: &[Member<QpLife>], qps: &BTreeMap<QpLife, Qp>) -> BTreeMap<QpLife, Waiting> {
+        let home = self.group.home();
+        let counts = |m: &&Member<QpLife>| m.is_live() && m.has_peer && m.path == home;
+        let unarmed = members.iter().filter(counts).filter(|member| member.readiness != Readiness::Ready);
+        let of = |member: &Member<QpLife>| {
+            let is_ready = qps.get(&member.key).is_some_and(|qp| qp.is_ready_beside(home));
+            let is_unable = member.readiness == Readiness::Unable;
+            let waiting = Waiting {
+                unarmed: 1,
+                unready: usize::from(!is_ready),
+                unable: usize::from(is_unable),
+                hindering: usize::from(is_unable && !is_ready),
+            };
+            (member.key, waiting)
+        };
+        unarmed.map(of).collect()
+    }
+
     /// Who is not armed in time keeps the others from being protected. Once this end has no reason of its own any more all have the time anew: what others
     /// said may have followed from what this end said.
-    fn note_unarmed(&mut self, lives: &[QpLife], qps: &BTreeMap<QpLife, Qp>, now: Micros) {
-        let home = self.group.home();
-        let members = self.members(lives, qps, now);
-        let counts = |m: &&Member<QpLife>| m.is_live() && m.has_peer && m.path == home;
-        let unarmed = |member: &&Member<QpLife>| counts(member) && member.readiness != Readiness::Ready;
-        self.unarmed.retain(|life, _| members.iter().filter(unarmed).any(|member| member.key == *life));
-        for member in members.iter().filter(unarmed) {
-            self.unarmed.entry(member.key).or_insert(now);
+    fn note_unarmed(&mut self, waiting: &BTreeMap<QpLife, Waiting>, now: Micros) {
+        self.unarmed.retain(|life, _| waiting.contains_key(life));
+        for life in waiting.keys() {
+            self.unarmed.entry(*life).or_insert(now);
         }
-        let hinders = |member: &Member<QpLife>| {
-            let is_own = qps.get(&member.key).is_some_and(|qp| !qp.is_ready_beside(home));
-            member.readiness == Readiness::Unable && is_own
-        };
-        let is_hindered = members.iter().filter(unarmed).any(hinders);
+        let is_hindered = waiting.values().any(|one| one.hindering != 0);
         if std::mem::replace(&mut self.is_hindered, is_hindered) && !is_hindered {
             self.unarmed.values_mut().for_each(|since| *since = now);
         }
-    }
-
-    /// Whether the peer of a member may be told that it can be moved there; what that member's own peer said is no reason. `None`: it is too early to say
-    /// another thing than before.
-    fn is_able(
-        &self,
-        life: QpLife,
-        path: PathId,
-        members: &[Member<QpLife>],
-        qps: &BTreeMap<QpLife, Qp>,
-    ) -> Option<bool> {
-        let home = self.group.home();
-        let counts = |m: &&Member<QpLife>| m.key != life && m.is_live() && m.has_peer && m.path == home;
-        if path == home || members.iter().filter(counts).all(|member| member.readiness == Readiness::Ready) {
-            return Some(true);
-        }
-        if self.group.goal().is_some() {
-            // While they move nobody takes anything back.
-            return None;
-        }
-        if members.iter().filter(counts).any(|member| member.readiness == Readiness::Unable) {
-            return Some(false);
-        }
-        let is_ready = |member: &Member<QpLife>| qps.get(&member.key).is_some_and(|qp| qp.is_ready_beside(home));
-        members.iter().filter(counts).all(is_ready).then_some(true)
     }
 
     /// Names who keeps the others unprotected. After a move there may be no other path for anybody, which is no news.

@@ -263,7 +263,8 @@ impl<K: Copy + Ord> Group<K> {
         }
     }
 
-    /// Looks at all members; to be called whenever one of them may have changed. Says the same again as long as it is not done.
+    /// Looks at all members, which come in the order of their keys; to be called whenever one of them may have changed. Says the same again as long as it
+    /// is not done.
     pub fn turn(&mut self, now: Micros, members: &[Member<K>]) -> Vec<Order<K>> {
         self.note_members(members);
         let has_left = |m: &&Member<K>| m.is_live() && self.arrived.get(&m.key).is_some_and(|at| m.epoch > *at);
@@ -286,10 +287,11 @@ impl<K: Copy + Ord> Group<K> {
     }
 
     fn note_members(&mut self, members: &[Member<K>]) {
-        let is_there = |key: &K| members.iter().any(|member| member.key == *key);
-        self.arrived.retain(|key, _| is_there(key));
+        debug_assert!(members.is_sorted_by_key(|member| member.key), "in order");
+        let find = |key: &K| members.binary_search_by_key(key, |m| m.key).ok().and_then(|at| members.get(at));
+        self.arrived.retain(|key, _| find(key).is_some());
         let home = self.home;
-        self.called.retain(|key, _| members.iter().any(|m| m.key == *key && m.is_live() && m.path != home));
+        self.called.retain(|key, _| find(key).is_some_and(|m| m.is_live() && m.path != home));
         for member in members.iter().filter(|member| member.path == home) {
             self.arrived.entry(member.key).or_insert(member.epoch);
         }
