@@ -1,6 +1,7 @@
 //! The shadow objects: what this library knows beside each object of the application.
 //!
-//! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `QpEx`'s cell, then the posters' cells
+//! Owns: their fields and who may touch which. Lock order, outermost first: `QpShadow::cold`, then `SrqShadow::cold` (from which other QPs' `cold` is only
+//! tried), then `QpEx`'s cell, then the posters' cells
 //! (`SendQueue::poster`, `RecvQueue::poster`, `SrqShadow::poster`), then `CqEx`'s cell, then `CqShadow::inner`, from which `CqEx`'s is only tried, then
 //! `SrqShadow::slots`, then the state of a `ChannelShadow`, then the mutex of a CQ of libibverbs'; `QpEx::provider` is held across nothing. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.

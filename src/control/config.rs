@@ -28,7 +28,7 @@ const LONGEST_MS: u64 = 3_600_000;
 pub struct Config {
     /// The library does nothing at all.
     pub disabled: bool,
-    /// Queue pairs that receive through a shared receive queue are protected, as one group; what is known to be wrong with that stands in src/README.md.
+    /// Queue pairs that receive through a shared receive queue are protected, as one group that moves, or is lost, together.
     pub shared_receives: bool,
     /// Primary and standby device, by name; empty: the shim chooses.
     pub standby: Vec<(String, String)>,
@@ -72,7 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             disabled: false,
-            shared_receives: false,
+            shared_receives: true,
             standby: Vec::new(),
             policy: Policy::default(),
             proof: ProofCap::Psn,

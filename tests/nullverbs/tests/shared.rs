@@ -11,7 +11,7 @@ fn known(words: &[&str]) -> Result<Run, String> {
 }
 
 fn right(run: Run) -> Result<Ran, String> {
-    let ran = run.env("SHIFT_SRQ", "1").run()?;
+    let ran = run.run()?;
     assert!(ran.output.status.success(), "{:?}: {}{}", ran.output.status, ran.stdout(), ran.stderr());
     assert!(
         ran.stdout().ends_with("right\n") && !ran.stderr().contains("panicked"),

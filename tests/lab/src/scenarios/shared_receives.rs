@@ -26,10 +26,11 @@ const STEP: Duration = Duration::from_secs(40);
 /// So many queue pairs share one SRQ at each end that receives.
 const QPS: u64 = 8;
 /// Shapes of a run, messages of each queue pair, and how many packets they take at least on rail 0.
-const SHAPES: [(&str, &str, u64); 3] = [
+const SHAPES: [(&str, &str, u64); 4] = [
     ("many-outstanding", "--messages 300 --depth 16", 2000),
-    ("both-directions", "--messages 150 --depth 8 --direction both --signal-every 4 --chain 3", 2000),
+    ("both-directions", "--api ext_full --messages 150 --depth 8 --direction both --signal-every 4 --chain 3", 2000),
     ("receives-are-scarce", "--messages 150 --depth 8 --scarce-receives --size 0..12000", 1500),
+    ("two-queues-asleep", "--api ext --messages 150 --depth 8 --poll epoll --split-cqs", 1200),
 ];
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -56,8 +57,7 @@ fn run(lab: &mut Lab, cut: Option<Host>, seed: u64) -> Result<Figures> {
     for (index, (name, shape, packets)) in (0..).zip(SHAPES) {
         lab.reset()?;
         let options = options(seed, shape);
-        let mut checker = if cut.is_some() { Checker::gated(options) } else { Checker::shimmed(options) };
-        checker.env.push(("SHIFT_SRQ", "1"));
+        let checker = if cut.is_some() { Checker::gated(options) } else { Checker::shimmed(options) };
         let dice = seed.wrapping_mul(1000) + 100 * index;
         let fault = cut.map(|host| (Fault::Cut(host, Rail::Zero), Moment::armed(QPS, dice, 0, packets)));
         figures.note(name, json!(survives(lab, &checker, fault)?));
@@ -71,8 +71,7 @@ fn there_and_back(lab: &mut Lab, seed: u64) -> Result<Figures> {
     lab.a().shell(&format!("rm -f {GO_ON}"))?;
     let shape = "--messages 100000000 --duration 12 --depth 8 --size 64..4000 --rate 1000000 --direction both";
     let gate = format!("--timeout 16 --retry-cnt 3 --pause-before-message 1 --idle-until-file {GO_ON}");
-    let mut checker = Checker::plain(format!("{} {gate}", options(seed, shape)));
-    checker.env.push(("SHIFT_SRQ", "1"));
+    let checker = Checker::plain(format!("{} {gate}", options(seed, shape)));
     let trial = checker.trial();
     let (server, client) = (trial.server.with_shim(), trial.client.with_shim());
     let (server, client) = lab.start_pair(Host::B, PORT, &server, &client)?;

@@ -45,7 +45,7 @@ pub fn row() -> Row {
     };
     // UCX makes the first contact by UD, and would take soft-RoCE's IPv4 headers there for those of somebody else.
     let row = row.env("UCX_TLS", "rc_v,sm,self").env("UCX_UD_VERBS_ETH_DGID_CHECK", "n");
-    row.env("UCX_NET_DEVICES", "rxe0:1").env("TMPDIR", "/tmp").sharing_receives()
+    row.env("UCX_NET_DEVICES", "rxe0:1").env("TMPDIR", "/tmp")
 }
 
 /// What the job needs on both hosts.

@@ -104,11 +104,6 @@ impl Row {
         self
     }
 
-    /// Its queue pairs receive through shared receive queues.
-    pub fn sharing_receives(self) -> Row {
-        self.env("SHIFT_SRQ", "1")
-    }
-
     /// The shim's switches that it needs, as words.
     pub fn switches(&self) -> Option<String> {
         let shims = self.client.env.iter().filter(|(name, _)| name.starts_with("SHIFT_"));
@@ -178,7 +173,7 @@ fn perftests() -> Vec<Row> {
             rows.push(perftest(tool, "-b", "-s 65536 -n 800"));
         }
     }
-    rows.push(perftest("ib_send_bw", "--use-srq", bulk).sharing_receives());
+    rows.push(perftest("ib_send_bw", "--use-srq", bulk));
     rows.push(perftest("ib_send_bw", "-e", bulk));
     rows.push(perftest("ib_send_bw", "-c UD", "-s 1024 -n 8000").expected(Expected::Unprotected("IBV_QPT_UD")));
     rows
@@ -216,7 +211,7 @@ fn examples() -> Vec<Row> {
     vec![
         named(pingpong("ibv_rc_pingpong", "-n 6000"), "ibv_rc_pingpong"),
         named(pingpong("ibv_rc_pingpong", "-n 4000 -e"), "ibv_rc_pingpong -e"),
-        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16).sharing_receives(),
+        named(pingpong("ibv_srq_pingpong", "-n 4000"), "ibv_srq_pingpong").qps(16),
         Row::new("rping", "rdmacm-utils", &format!("/usr/bin/rping -s {rping}"), &format!("/usr/bin/rping -c {rping}"))
             .varies(&["DISCONNECT EVENT"]),
         Row::new(
@@ -253,7 +248,7 @@ fn frameworks() -> Vec<Row> {
             &command,
             &format!("{command} 10.77.0.2"),
         );
-        row.listens(13337).shape().varies(&["Accepted connection from"]).sharing_receives()
+        row.listens(13337).shape().varies(&["Accepted connection from"])
     };
     let fi = "/usr/bin/fi_pingpong -p verbs -e msg -d rxe0 -S 4096 -I 3000";
     vec![
