@@ -205,7 +205,10 @@ impl Receiver {
     /// Checks a message's memory and poisons it.
     fn verify(&mut self, ground: &Ground, receive_at: u64, message: &Message, verdict: &mut Verdict) {
         let at = if message.op.fills_ring() {
-            if let Some(byte) = ground.unpoisoned(&ground.shared, receive_at, &mut self.slot) {
+            let is_shared = ground.params.srq;
+            if is_shared {
+                ground.poison(&ground.shared, receive_at);
+            } else if let Some(byte) = ground.unpoisoned(&ground.shared, receive_at, &mut self.slot) {
                 verdict.tally.count(Kind::Stale, || format!("qp {} {message:?}: receive byte {byte}", self.qp));
             }
             ground.layout.ring_slot(self.qp, message.number)
@@ -222,7 +225,10 @@ impl Receiver {
         ground.read_slot(&ground.shared, at, &mut self.slot);
         let expected = (self.plan.payload(number), 0);
         let len = message.len as usize;
-        let found = content(expected, len, &self.slot, &self.plan, others.into_iter().flatten());
+        // A shared receive that a message had taken in part is another one's later, which may be shorter.
+        let is_shared = ground.params.srq && !message.op.fills_ring();
+        let seen = if is_shared { self.slot.get(..len).unwrap_or_default() } else { &self.slot };
+        let found = content(expected, len, seen, &self.plan, others.into_iter().flatten());
         ground.poison(&ground.shared, at);
         let kind = match found {
             Content::Right => {
