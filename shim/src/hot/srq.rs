@@ -284,22 +284,24 @@ pub(super) fn received(inner: &CqInner, raw: &ibv_wc, tag: Tag, source: Source, 
         return orphaned(raw, tag, source, sink);
     };
     let Some(srq) = qp.srq.as_ref().filter(|srq| srq.life == tag.life()) else { return false };
-    let is_success = raw.status == IBV_WC_SUCCESS;
-    let found = srq.slots.lock().find(tag);
-    let Some((at, wr_id)) = found else {
-        if is_success {
-            tell::lost(qp);
+    if raw.status == IBV_WC_SUCCESS {
+        let wr_id = srq.slots.lock().complete(tag);
+        match wr_id {
+            Some(wr_id) => {
+                qp.rq.received.store(qp.rq.received.load(Relaxed) + 1, Relaxed);
+                sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..*raw }, u32::MAX);
+            }
+            None => tell::lost(qp),
         }
         return true;
-    };
-    // What a masked fault cut off has not completed: its slot stays in use, and is found when the group moves.
-    if is_success || matches!(judge(qp, raw.status, qp.rq.epoch.load(Relaxed)), Verdict::Pass) {
-        srq.slots.lock().release(at);
-        if is_success {
-            qp.rq.received.store(qp.rq.received.load(Relaxed) + 1, Relaxed);
+    }
+    // What is said of an earlier posting is nothing new. What a masked fault cut off has not completed: its slot stays in use, and is found when the group moves.
+    let is_known = srq.slots.lock().find(tag).is_some();
+    if is_known && matches!(judge(qp, raw.status, qp.rq.epoch.load(Relaxed)), Verdict::Pass) {
+        if let Some(wr_id) = srq.slots.lock().complete(tag) {
+            // Whatever becomes of the queue pair, the buffer is the application's again.
+            sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..*raw }, u32::MAX);
         }
-        // Whatever becomes of the queue pair, the buffer is the application's again.
-        sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..*raw }, u32::MAX);
     }
     true
 }
