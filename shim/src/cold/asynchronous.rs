@@ -178,8 +178,11 @@ pub fn last_receive_is_back(qp: &QpShadow) {
 
 /// It is told once: soft-RoCE says it again for every packet that comes after it.
 fn at_first(qp: &QpShadow, kind: ibv_event_type) -> Verdict {
-    if kind == IBV_EVENT_QP_LAST_WQE_REACHED && qp.last_wqe_told.swap(true, Ordering::Relaxed) {
-        return Verdict::Drop;
+    if kind == IBV_EVENT_QP_LAST_WQE_REACHED {
+        if qp.last_wqe_told.swap(true, Ordering::Relaxed) {
+            return Verdict::Drop;
+        }
+        log::debug!("QP 0x{:06x}: LAST_WQE_REACHED is told", qp.qpn);
     }
     Verdict::Tell
 }

@@ -270,7 +270,9 @@ pub fn raise_last_wqe(qp: &QpShadow) -> bool {
         return true;
     }
     let mut attr = cold.attr;
-    to_state_by_steps(qp.qp, &mut attr, IBV_QPS_INIT).is_ok() && to_state(qp.qp, IBV_QPS_ERR) == 0
+    let is_raised = to_state_by_steps(qp.qp, &mut attr, IBV_QPS_INIT).is_ok() && to_state(qp.qp, IBV_QPS_ERR) == 0;
+    log::debug!("QP 0x{:06x} is to say LAST_WQE_REACHED: {is_raised}", qp.qpn);
+    is_raised
 }
 
 /// How long the agent waits for a call of the application's that has a CQ of the QP: a dying NIC may keep that for a minute.
