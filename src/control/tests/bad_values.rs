@@ -131,6 +131,7 @@ fn times_that_contradict_one_another_are_told_by_name() {
         ("SHIFT_CLAIM_MS", "90", "SHIFT_CLAIM_MS"),
         ("SHIFT_EXCLUDE_MS", "600", "SHIFT_CLAIM_MS"),
         ("SHIFT_EXCHANGE_MS", "1400", "SHIFT_FENCE_MS"),
+        ("SHIFT_CLAIM_MS", "2600", "SHIFT_EXCHANGE_MS"),
         ("SHIFT_PACKET_LIFETIME_MS", "2500", "SHIFT_EXCHANGE_MS"),
         ("SHIFT_HOLD_MS", "20000", "SHIFT_PATIENCE_MS"),
     ] {

@@ -62,6 +62,8 @@ fn a_violated_relation_is_named_with_its_variables() {
     assert!(exclude.contains("SHIFT_EXCLUDE_MS"), "{exclude}");
     let exchange = refusal("SHIFT_EXCHANGE_MS", (defaults.fence + defaults.packet_lifetime).as_millis());
     assert!(exchange.contains("SHIFT_FENCE_MS + SHIFT_PACKET_LIFETIME_MS"), "{exchange}");
+    let company = refusal("SHIFT_CLAIM_MS", defaults.exchange.as_millis() - 2 * defaults.drain.as_millis());
+    assert!(company.contains("SHIFT_EXCHANGE_MS") && company.contains("2 * SHIFT_DRAIN_MS"), "{company}");
     let fence = refusal("SHIFT_FENCE_MS", defaults.drain.as_millis());
     assert!(fence.contains("SHIFT_FENCE_MS") && fence.contains("SHIFT_DRAIN_MS"), "{fence}");
     let hold = refusal("SHIFT_HOLD_MS", defaults.patience.as_millis());
