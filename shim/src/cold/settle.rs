@@ -287,10 +287,35 @@ mod tests {
     use crate::hot::srq::{Slots, SrqPoster};
     use crate::hot::tests::Bench;
     use crate::spin::SpinCell;
+    use std::cell::RefCell;
     use std::sync::{Arc, Mutex, OnceLock};
 
-    unsafe extern "C" fn post(_: *mut ibv_srq, _: *mut ibv_recv_wr, _: *mut *mut ibv_recv_wr) -> i32 {
-        0
+    thread_local! {
+        /// Slots of the receives that the provider was given, and how many more it takes.
+        static GIVEN: RefCell<(Vec<u64>, usize)> = const { RefCell::new((Vec::new(), usize::MAX)) };
+    }
+
+    unsafe extern "C" fn post(_: *mut ibv_srq, wr: *mut ibv_recv_wr, _: *mut *mut ibv_recv_wr) -> i32 {
+        // SAFETY: the code under test passes a request.
+        let tag = unsafe { (*wr).wr_id };
+        GIVEN.with_borrow_mut(|(given, room)| {
+            if *room == 0 {
+                return libc::ENOMEM;
+            }
+            *room -= 1;
+            given.push(tag & 0xffff);
+            0
+        })
+    }
+
+    fn post_one(srq: &SrqShadow) {
+        let mut wr = ibv_recv_wr { wr_id: 7, next: core::ptr::null_mut(), sg_list: core::ptr::null_mut(), num_sge: 0 };
+        // SAFETY: the request lives across the call; nothing is asked of where it failed.
+        assert_eq!(unsafe { crate::hot::srq::post(srq, &mut wr, core::ptr::null_mut()) }, 0);
+    }
+
+    fn given() -> Vec<u64> {
+        GIVEN.with_borrow_mut(|(given, _)| core::mem::take(given))
     }
 
     fn srq_of(qps: &[&Bench]) -> SrqShadow {
@@ -348,6 +373,31 @@ mod tests {
         drop(held);
         one.qp.takes_no_more(0);
         assert_eq!(moves(&srq, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_move_that_stops_half_way_goes_on_there_and_no_later_receive_overtakes() {
+        let bench = Bench::new();
+        let srq = srq_of(&[&bench]);
+        (0..3).for_each(|_| post_one(&srq));
+        assert_eq!(given(), [0, 1, 2]);
+        {
+            let mut poster = srq.poster.lock();
+            (poster.held, poster.generation) = (true, 1);
+            srq.slots.lock().renew(1);
+        }
+        let mut cold = srq.cold();
+        cold.moving = Some(Moving { path: 1, from: 0 });
+        GIVEN.with_borrow_mut(|(_, room)| *room = 1);
+        assert_eq!(go_on(&srq, &mut cold), Err(Errno(libc::ENOMEM)));
+        assert_eq!(given(), [0]);
+        post_one(&srq);
+        assert!(given().is_empty(), "it waits behind those that were posted before it");
+        GIVEN.with_borrow_mut(|(_, room)| *room = usize::MAX);
+        assert_eq!(go_on(&srq, &mut cold), Ok(3));
+        assert_eq!(given(), [1, 2, 3]);
+        assert!(cold.moving.is_none());
+        assert_eq!(go_on(&srq, &mut cold), Ok(0));
     }
 
     #[test]
