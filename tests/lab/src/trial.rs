@@ -25,6 +25,11 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(20);
 /// card whose interface is down are freed only when it is up again, and soft-RoCE waits for them, up to 50 s, before it lets the
 /// queue pair go. The rail comes back then, as a real one would at some time. Both sides were past their last message.
 pub const TEARDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// A server that would serve the next client does not end when its work is done. Where both shims have moved their connections off the rail, it
+/// comes back after this: a program that stands still on the other rail is not helped by that, one that only waits for those packets is.
+const MOVED_PATIENCE: Duration = Duration::from_secs(6);
+/// A shim's words of a migration.
+const MOVED: &str = " failover rxe0 -> rxe1 ";
 /// perftest's words where its clock and the processor's disagree, as under emulation on a loaded machine: its traffic is over by then.
 const UNCALIBRATED: &str = "Can't produce a report";
 /// Runs of a trial that something else spoils, all together.
@@ -357,6 +362,17 @@ impl Trial {
         })
     }
 
+    /// What stands still for so long waits for nothing but packets of a rail that is down.
+    fn tears_down(&self, client: &Running, server: &Running, still: Duration) -> bool {
+        let sides = [client, server];
+        let is_done = |side: &&Running| side.ended().is_some_and(|ended| ended.succeeded());
+        let has_moved = |side: &&Running| side.lines().iter().any(|line| line.text.contains(MOVED));
+        match self.server_end {
+            ServerEnd::Itself => still > TEARDOWN_PATIENCE && sides.iter().any(is_done),
+            ServerEnd::Killed => still > MOVED_PATIENCE && sides.iter().all(has_moved),
+        }
+    }
+
     /// Both ended, or nothing moves: no new acknowledgement on the wire, no line of output.
     fn wait_for_end(&self, lab: &Lab, client: &Running, server: &Running) -> Result<()> {
         let begun = Instant::now();
@@ -371,10 +387,9 @@ impl Trial {
                 seen = Some(state);
                 moved_at = Instant::now();
             }
-            let one_is_done = [client, server].iter().any(|side| side.ended().is_some_and(|ended| ended.succeeded()));
-            if let (Some((host, rail)), true, false) =
-                (self.fault.stays_down(), one_is_done && moved_at.elapsed() > TEARDOWN_PATIENCE, mended)
-            {
+            let rail =
+                self.fault.stays_down().filter(|_| !mended && self.tears_down(client, server, moved_at.elapsed()));
+            if let Some((host, rail)) = rail {
                 lab.mend(host, rail)?;
                 mended = true;
             }

@@ -229,7 +229,7 @@ fn qperf() -> Vec<Row> {
             &format!("qperf {test}"),
             "qperf",
             "/usr/bin/qperf",
-            &format!("/usr/bin/qperf 10.77.1.2 -cm1 -t 2 {test}"),
+            &format!("/usr/bin/qperf 10.77.1.2 -cm1 -t 3 {test}"),
         )
         .listens_for_rdmacm(QPERF_PORT)
         .served_for_ever()
