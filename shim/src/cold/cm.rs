@@ -7,14 +7,14 @@
 //! The event channel's descriptor stays librdmacm's own, which writes its commands to it. So a thread that sleeps in `rdma_get_cm_event` is woken, and a
 //! program that waits for the descriptor by itself is not.
 
-use crate::cold::qp;
+use crate::cold::{qp, rail};
 use crate::process;
 use crate::real;
 use crate::shadow::{QpShadow, Stance};
 use crate::tables::PtrTable;
 use crate::wait::{self, errno};
 use core::ffi::{c_int, c_void};
-use shift_abi::{ibv_context, ibv_qp};
+use shift_abi::{ibv_context, ibv_qp, IBV_PORT_ACTIVE};
 use shift_control::datapath::{Event, QpLife};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -64,6 +64,8 @@ struct Known {
     channel: usize,
     /// Its end was told.
     is_over: bool,
+    /// The application has ended it, and waits for the peer's answer.
+    is_left: bool,
 }
 
 struct Cm {
@@ -83,12 +85,25 @@ fn cm() -> MutexGuard<'static, Cm> {
 }
 
 impl Cm {
+    fn leave(&mut self, id: usize) {
+        if let Some(known) = self.known.get_mut(&id) {
+            known.is_left = true;
+        }
+    }
+
     fn end(&mut self, id: usize) {
         let Some(known) = self.known.get_mut(&id).filter(|known| !known.is_over) else { return };
         known.is_over = true;
         let channel = known.channel;
         self.due.push_back((id, channel));
         self.show(channel);
+    }
+
+    /// The connection of a queue pair whose peer is gone, if the peer's own word for it may not come: the queue pair is away from where the connection was
+    /// made, or the word that this end is waiting for may have been lost.
+    fn ended_with(&self, qp: usize, is_away: bool) -> Option<usize> {
+        let found = self.known.iter().find(|(_, known)| known.qp == qp);
+        found.filter(|(_, known)| is_away || known.is_left).map(|(id, _)| *id)
     }
 
     fn show(&self, channel: usize) {
@@ -124,15 +139,9 @@ impl Cm {
 
 /// The peer's queue pair is gone, as the peer says itself.
 pub fn peer_left(qp: &QpShadow) {
-    if qp::has_moved(qp) && qp.stance() != Stance::Surfaced {
-        end_of(qp.qp.0);
-    }
-}
-
-fn end_of(qp: *mut ibv_qp) {
+    let is_away = qp::has_moved(qp) && qp.stance() != Stance::Surfaced;
     let mut cm = cm();
-    let found = cm.known.iter().find(|(_, known)| known.qp == qp as usize).map(|(id, _)| *id);
-    if let Some(id) = found {
+    if let Some(id) = cm.ended_with(qp.qp.0 as usize, is_away) {
         cm.end(id);
     }
 }
@@ -144,15 +153,27 @@ fn end_of(qp: *mut ibv_qp) {
 pub unsafe fn disconnect(id: *mut RdmaCmId) -> c_int {
     // SAFETY: the application's id is live.
     let qp = unsafe { (*id).qp };
-    let moved = qp::QPS.get_arc(qp).filter(|shadow| qp::has_moved(shadow));
+    let protected = qp::QPS.get_arc(qp).filter(|shadow| qp::has_moved(shadow) || shadow.stance() == Stance::Armed);
+    let is_lost = protected.as_ref().is_some_and(|shadow| qp::has_moved(shadow) || !has_port(shadow));
+    if let Some(shadow) = &protected {
+        cm().leave(id as usize);
+        if is_lost {
+            // The peer hears of it by the control connection, and its answer would not come. Before the queue pair is in ERR, of which nobody is told.
+            process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
+        }
+    }
     // SAFETY: passed on.
     let result = unsafe { real::rdma_disconnect(id) };
-    if let (0, Some(shadow)) = (result, moved) {
-        // The peer hears of it by the control connection, and its answer would not come.
-        process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
+    if result == 0 && is_lost {
         cm().end(id as usize);
     }
     result
+}
+
+/// The port that its messages go by works.
+fn has_port(qp: &QpShadow) -> bool {
+    let attr = rail::by_id(qp.pd.device).and_then(|rail| rail.port_attr());
+    attr.is_none_or(|attr| attr.state == IBV_PORT_ACTIVE)
 }
 
 /// `rdma_destroy_id`.
@@ -301,7 +322,7 @@ unsafe fn learn(event: *mut RdmaCmEvent) -> bool {
     let found = unsafe { &*id };
     let (qp, channel) = (found.qp as usize, found.channel as usize);
     let mut cm = cm();
-    let known = cm.known.entry(id as usize).or_insert(Known { qp, channel, is_over: false });
+    let known = cm.known.entry(id as usize).or_insert(Known { qp, channel, is_over: false, is_left: false });
     (known.qp, known.channel) = (qp, channel);
     if kind != DISCONNECTED {
         return true;
@@ -316,7 +337,7 @@ mod tests {
     #[test]
     fn the_end_of_a_connection_is_told_once() {
         let mut cm = Cm { known: BTreeMap::new(), due: VecDeque::new(), given: BTreeSet::new() };
-        cm.known.insert(0x10, Known { qp: 0x20, channel: 0x30, is_over: false });
+        cm.known.insert(0x10, Known { qp: 0x20, channel: 0x30, is_over: false, is_left: false });
         cm.end(0x10);
         cm.end(0x10);
         let event = cm.take(0x30);
@@ -325,9 +346,18 @@ mod tests {
     }
 
     #[test]
+    fn who_ended_a_connection_hears_that_the_peer_is_gone_and_nobody_else_whose_connection_is_where_it_was_made() {
+        let mut cm = Cm { known: BTreeMap::new(), due: VecDeque::new(), given: BTreeSet::new() };
+        cm.known.insert(0x10, Known { qp: 0x20, channel: 0x30, is_over: false, is_left: false });
+        assert_eq!((cm.ended_with(0x20, false), cm.ended_with(0x20, true)), (None, Some(0x10)));
+        cm.leave(0x10);
+        assert_eq!((cm.ended_with(0x20, false), cm.ended_with(0x21, true)), (Some(0x10), None));
+    }
+
+    #[test]
     fn an_event_goes_to_its_own_channel() {
         let mut cm = Cm { known: BTreeMap::new(), due: VecDeque::new(), given: BTreeSet::new() };
-        cm.known.insert(0x10, Known { qp: 0x20, channel: 0x30, is_over: false });
+        cm.known.insert(0x10, Known { qp: 0x20, channel: 0x30, is_over: false, is_left: false });
         cm.end(0x10);
         assert!(cm.take(0x31).is_none());
         assert!(cm.take(0x30).is_some());
