@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
@@ -42,6 +43,8 @@ const BUSY_SWEEP_US: u64 = 1_000;
 const FAST: Duration = Duration::from_micros(200);
 /// Pace while a probe is in the air or a path is sought.
 const BRISK_US: u64 = 1_000;
+/// Time that one round spends on queue pairs before it looks at the network again: peers take silence for death, and a replay may take long.
+const SLICE_US: u64 = 50_000;
 /// A program that ends before its peer was found is told why it was unprotected if it sought for at least this long.
 const LEAST_SEARCH_US: u64 = 200_000;
 /// A pause of the loop beyond this means that this process slept (a debugger, a suspended guest), not its peers.
@@ -62,6 +65,8 @@ pub(crate) struct Core {
     told_keys: BTreeSet<ProcessId>,
     /// By the queue pair that is offered to and the one that is offered; of a candidate with its connection.
     early: BTreeMap<(Owned, Owned), (Offer, Option<LinkId>)>,
+    /// The first queue pair for which the last round had no time.
+    behind: Option<QpLife>,
     swept: Micros,
     last_turn: Micros,
     /// Queue pairs came or went: who is still needed is to be found out.
@@ -82,6 +87,7 @@ impl Core {
             trusted: BTreeSet::new(),
             told_keys: BTreeSet::new(),
             early: BTreeMap::new(),
+            behind: None,
             swept: Micros(0),
             last_turn: clock::now(),
             stale: false,
@@ -155,6 +161,9 @@ impl Core {
     }
 
     fn wait(&mut self) -> io::Result<Vec<LinkEvent>> {
+        if self.behind.is_some() {
+            return self.world.links.poll(Some(Duration::ZERO));
+        }
         if self.qps.values().any(|q| !matches!(q.job, crate::qp::Job::Idle)) {
             let incoming = self.world.links.poll(Some(Duration::ZERO))?;
             if incoming.is_empty() {
@@ -209,9 +218,7 @@ impl Core {
                 qp.handle_outcome(&mut self.world, &outcome, now);
             }
         }
-        for qp in self.qps.values_mut() {
-            qp.tick(&mut self.world, now);
-        }
+        self.tick_qps(now);
         self.groups.tend(&mut self.qps, &mut self.world, now);
         self.sweep(now);
         if std::mem::take(&mut self.stale) {
@@ -222,6 +229,22 @@ impl Core {
         }
         self.tell_failures(now, discovery::PATIENCE);
         self.world.flush_news(now);
+    }
+
+    /// In turn, beginning with those that had to wait.
+    fn tick_qps(&mut self, now: Micros) {
+        let first = self.behind.take().unwrap_or(QpLife(0));
+        let until = clock::now() + Micros(SLICE_US);
+        let bounds = [(Bound::Included(first), Bound::Unbounded), (Bound::Unbounded, Bound::Excluded(first))];
+        for bound in bounds {
+            for (life, qp) in self.qps.range_mut(bound) {
+                if clock::now() > until {
+                    self.behind = Some(*life);
+                    return;
+                }
+                qp.tick(&mut self.world, now);
+            }
+        }
     }
 
     fn sweep(&mut self, now: Micros) {

@@ -151,6 +151,8 @@ pub enum ReplayProgress {
     },
     /// The new path's queue is full; call again after completions.
     Full,
+    /// It has taken its time, and there is more; call again.
+    More,
     /// This entry cannot be posted, now or later.
     Refused {
         /// The entry.

@@ -261,7 +261,7 @@ impl Qp {
         let progress = world.data.replay(self.life, tuple.target, tuple.epoch, plan, &mut self.ledger, &keys);
         match progress {
             ReplayProgress::Done => self.finish_replay(world),
-            ReplayProgress::Full => None,
+            ReplayProgress::Full | ReplayProgress::More => None,
             ReplayProgress::NeedsKey { seq, rkey } => self.ask_key_for(world, seq, rkey, now),
             ReplayProgress::Refused { seq, error } => {
                 log::warn!("qp {:#x}: the new path refuses the replay ({error})", self.facts.qpn);
@@ -417,7 +417,7 @@ impl Qp {
                     self.held = false;
                     None
                 }
-                ReplayProgress::Full => None,
+                ReplayProgress::Full | ReplayProgress::More => None,
                 ReplayProgress::NeedsKey { seq, rkey } => self.ask_key_for(world, seq, rkey, now),
                 ReplayProgress::Refused { seq, error } => {
                     log::warn!("qp {:#x}: a held post is refused ({error})", self.facts.qpn);

@@ -16,6 +16,7 @@ use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress, Roun
 use shift_proto::id::{Epoch, Mtu, PathId, Psn64, WrSeq};
 use shift_proto::ledger::{Action, Entry, IncarnationFacts, Ledger, Plan, Posting};
 use shift_proto::policy::OnUnknown;
+use std::time::{Duration, Instant};
 
 /// Stops posting sends; `false` if a poster is inside at this moment. Receives are held from the fence on.
 pub fn exclude(qp: &QpShadow) -> bool {
@@ -197,6 +198,9 @@ fn look_at_twin(qp: &QpShadow) {
     }
 }
 
+/// Time for posts of one QP before the agent looks at others, and at the network: soft-RoCE copies what is posted within the call.
+const SLICE: Duration = Duration::from_millis(20);
+
 /// Executes the plan on the new path, then what was held. Goes on where it stopped.
 pub fn replay(
     qp: &QpShadow,
@@ -210,10 +214,15 @@ pub fn replay(
         return Hindrance::Refused(Errno(libc::ENODEV)).of(qp.sq.ring.head());
     }
     notify::arm_twins(qp);
+    let begun = Instant::now();
     for step in &plan.steps {
         let seq = step.seq.0;
         if seq < qp.cold().replay_next.max(qp.sq.ring.head()) {
             continue;
+        }
+        if begun.elapsed() > SLICE {
+            poll::retire_front(qp);
+            return ReplayProgress::More;
         }
         match step.action {
             Action::Complete => qp.sq.ring.slot(seq).mark(DONE),

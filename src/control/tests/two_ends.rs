@@ -478,3 +478,20 @@ fn what_comes_over_two_networks_counts_once() {
     assert_eq!(b.received(1), (0..4).collect::<Vec<u32>>());
     assert!(a.qp(1, |q| q.reposts == 1) && b.qp(1, |q| q.reposts == 1));
 }
+
+/// Eight times 200 ms is longer than a peer that says nothing is taken to be alive.
+#[test]
+fn replays_that_take_long_one_after_the_other_are_not_taken_for_silence() {
+    let fabric = Fabric::new(71);
+    let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
+    (1..=8).for_each(|qp| connect(&a, qp, &b, qp));
+    eventually("all are armed", || (1..=8).all(|qp| a.is_armed(qp) && b.is_armed(qp)));
+    fabric.lock().slow_replay = Some((1, Duration::from_millis(200)));
+    fabric.set_rail(0, false);
+    for qp in 1..=8 {
+        a.post(qp, 0, Kind::Send);
+        a.fail(qp);
+    }
+    eventually("all is delivered", || (1..=8).all(|qp| a.is_done(qp)));
+    assert!((1..=8).all(|qp| !a.qp(qp, |q| q.surfaced) && !b.qp(qp, |q| q.surfaced)));
+}

@@ -121,6 +121,8 @@ pub struct State {
     pub probes_never_fail: bool,
     /// Fences of that host take so long.
     pub slow_fence: Option<(usize, Duration)>,
+    /// Posting again takes so long at that end, for each queue pair.
+    pub slow_replay: Option<(usize, Duration)>,
     suspended: Option<usize>,
     /// The path on which the receives of a process's groups are, once they moved.
     homes: BTreeMap<(usize, u32), (u8, Round)>,
@@ -508,6 +510,8 @@ impl DataPath for Path {
         ledger: &mut Ledger,
         keys: &dyn RemoteKeys,
     ) -> ReplayProgress {
+        let takes = self.fabric.lock().slow_replay.filter(|(host, _)| *host == self.process).map(|(_, takes)| takes);
+        takes.into_iter().for_each(std::thread::sleep);
         self.with(qp, |q| {
             assert_eq!((q.path, q.epoch), (path.0, epoch.0));
             for step in &plan.steps {
