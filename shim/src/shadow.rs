@@ -588,6 +588,8 @@ pub struct QpCold {
     pub fence: Option<Fence>,
     /// The epoch for which receives were reposted.
     pub reposted: Option<u32>,
+    /// It ended in an error, and its last completions are waited for, since then.
+    pub aside: Option<Instant>,
     /// The epoch whose incarnation the send side was set up for.
     pub sending: u32,
     /// Reposting under way: its epoch, and the next receive to be posted, so that a second try posts none twice.
@@ -661,6 +663,7 @@ impl QpCold {
             incarnations: Vec::new(),
             fence: None,
             reposted: None,
+            aside: None,
             sending: 0,
             repost_next: None,
             replay_next: 0,

@@ -87,7 +87,7 @@ impl Groups {
         let moving = self.groups.values().any(|state| state.group.goal().is_some());
         let unarmed = self.groups.values().flat_map(|state| state.unarmed.values());
         let late = unarmed.map(|since| *since + Micros(SILENCE_US)).filter(|due| *due > now);
-        let called = self.groups.values().filter_map(|state| state.group.due());
+        let called = self.groups.values().filter_map(|state| state.group.due()).filter(|due| *due > now);
         moving.then_some(now + Micros(PACE_US)).into_iter().chain(late).chain(called).min()
     }
 
@@ -106,6 +106,10 @@ impl Groups {
         }
         // One that has left its first path is remembered: who joins it has to know where it is.
         self.groups.retain(|id, state| members.contains_key(id) || state.group.home() != PathId::PRIMARY);
+        for (_, state) in self.groups.iter_mut().filter(|(id, _)| !members.contains_key(id)) {
+            // Nobody is left to be given an order; what it waited for is over.
+            let _ = state.group.turn(now, &[]);
+        }
         for (id, lives) in members {
             let limits = world.config.deadlines.group_limits();
             let count = &mut self.count;

@@ -312,6 +312,7 @@ impl Qp {
         }
         if stage.is_none() || !self.masked {
             // It was kept from the application while the queue pair was being disarmed.
+            self.has_ended = true;
             world.data.surface(self.life, None);
             return;
         }

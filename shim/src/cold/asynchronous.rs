@@ -193,9 +193,10 @@ pub fn of_twin(event: &ibv_async_event) {
         return srq_of(event).into_iter().for_each(crate::cold::srq::twin_reached_its_limit);
     }
     let Some(twin) = qp_of(event).filter(|_| event.event_type == IBV_EVENT_QP_LAST_WQE_REACHED) else { return };
-    let is_its = |qp: &Arc<QpShadow>| qp.cold().twin.is_some_and(|known| core::ptr::eq(known.0, twin));
-    let found = lives::all().into_iter().find(is_its);
-    if let Some(qp) = found.filter(|qp| matches!(qp.stance(), Stance::Passing | Stance::Surfaced)) {
+    // SAFETY: the queue pair of an event that is not acknowledged is live.
+    let life = unsafe { (*twin).qp_context } as usize as u32;
+    let found = lives::arc(life).filter(|qp| matches!(qp.stance(), Stance::Passing | Stance::Surfaced));
+    if let Some(qp) = found {
         last_receive_is_back(&qp);
     }
 }

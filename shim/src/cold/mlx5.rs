@@ -3,10 +3,10 @@
 //! Owns: the calls that make a context, a CQ, a QP or a registration, and the one that gives the queues themselves away. Refuses to own: everything else of
 //! libmlx5; what it makes unseen is named when a verb first uses it. Tried on tests/nullverbs only: nobody has run this on such a NIC.
 
-use crate::cold::{cq, device, mr, qp, tell};
+use crate::cold::{asynchronous, cq, device, mr, qp, tell};
 use crate::process;
 use crate::real;
-use crate::shadow::MAPPED;
+use crate::shadow::{Raw, MAPPED};
 use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
@@ -98,7 +98,7 @@ const CREATE_QP: [u8; 2] = [0x05, 0x00];
 const CREATED_QP: usize = 12;
 
 /// QPs that were made by commands to the firmware (DevX), as programs do that let a GPU post (GDAKI), and UCX's rc_mlx5: where, and their numbers.
-static BY_DEVX: PtrTable<(Option<u16>, u32)> = PtrTable::new();
+static BY_DEVX: PtrTable<(Raw<ibv_context>, u32)> = PtrTable::new();
 
 /// `mlx5dv_devx_obj_create`.
 ///
@@ -122,7 +122,8 @@ pub unsafe fn create_by_devx(
         let [.., high, middle, low] = unsafe { answer.cast::<[u8; CREATED_QP]>().read() };
         let qpn = u32::from_be_bytes([0, high, middle, low]);
         let device = device::device_of(context).map(|shadow| shadow.device);
-        BY_DEVX.insert(object, Arc::new((device, qpn)));
+        BY_DEVX.insert(object, Arc::new((Raw(context), qpn)));
+        asynchronous::count_foreign(context, true);
         tell::unrecorded(
             device,
             qpn,
@@ -144,8 +145,12 @@ pub unsafe fn destroy_of_devx(object: *mut c_void) -> c_int {
     if let Some(pair) = pair {
         match *pair {
             _ if errno != 0 => drop(BY_DEVX.insert(object, pair)),
-            (Some(device), qpn) => process::tell(Event::UnrecordedGone { device: DeviceId(device), qpn }),
-            (None, _) => {}
+            (context, qpn) => {
+                asynchronous::count_foreign(context.0, false);
+                if let Some(device) = device::device_of(context.0).map(|shadow| DeviceId(shadow.device)) {
+                    process::tell(Event::UnrecordedGone { device, qpn });
+                }
+            }
         }
     }
     errno

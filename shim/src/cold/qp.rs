@@ -180,6 +180,10 @@ fn begin(
         room.1.inner.lock().receivers.insert((Source::Own, qpn), shadow.life);
         room.1.attention.fetch_or(SHARED, Ordering::Relaxed);
         srq::join(srq, &shadow);
+        // Another thread may have brought a stranger meanwhile, and did not see this one.
+        if let Some(reason) = srq.unprotected.get() {
+            tell::unprotect(&shadow, reason.clone());
+        }
     }
     Ok(())
 }
@@ -231,6 +235,18 @@ fn mark_foreign(init: &ibv_qp_init_attr, qpn: u32) {
     }
 }
 
+/// Whether what lies in the SRQ of a QP that is not recorded, if it has one, is what the program posted. After a move it is not, and what the program posts goes
+/// elsewhere: messages would be written into memory that is used for something else.
+fn has_receives(qp: *mut ibv_qp) -> bool {
+    // SAFETY: the application changes a live QP.
+    let is_at_home = srq::SRQS.get(unsafe { (*qp).srq }).is_none_or(settle::is_at_home);
+    if !is_at_home {
+        let reason = "its SRQ's receives are on the standby, where it is not";
+        tell::once(&format!("a queue pair that is not protected cannot be connected: {reason}"), reason);
+    }
+    is_at_home
+}
+
 /// `ibv_modify_qp`.
 ///
 /// # Safety
@@ -241,7 +257,11 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
         // SAFETY: passed on.
         let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
         // SAFETY: the application passes a readable structure.
-        let is_reset = bits & IBV_QP_STATE != 0 && unsafe { (*attr).qp_state } == IBV_QPS_RESET;
+        let state = (bits & IBV_QP_STATE != 0).then(|| unsafe { (*attr).qp_state });
+        if state == Some(IBV_QPS_RTR) && !has_receives(qp) {
+            return libc::ETIMEDOUT;
+        }
+        let is_reset = state == Some(IBV_QPS_RESET);
         return if is_reset { among_cqs_of(qp, change) } else { change() };
     };
     // SAFETY: the application passes a readable structure.
@@ -449,8 +469,18 @@ fn connected(qp: &Arc<QpShadow>) {
         Ok(facts) if qp.unprotected.get().is_none() => {
             process::tell(Event::Connected { qp: QpLife(qp.life), facts });
         }
-        Ok(_) => {}
-        Err(reason) => tell::unprotect(qp, reason),
+        Ok(_) => leave_group(qp, "it was unprotected before it was connected"),
+        Err(reason) => {
+            leave_group(qp, &reason);
+            tell::unprotect(qp, reason);
+        }
+    }
+}
+
+/// The agent does not know it, and it takes receives of its SRQ: nobody else of that is protected either.
+fn leave_group(qp: &QpShadow, why: &str) {
+    if let Some(srq) = &qp.srq {
+        srq::note_stranger(srq.srq.0, qp.qpn, why);
     }
 }
 

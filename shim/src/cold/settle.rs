@@ -16,7 +16,7 @@ use std::sync::TryLockError;
 use std::time::{Duration, Instant};
 
 /// How long the completions of a queue pair that ended in an error are waited for before it is reset.
-const ASIDE: Duration = Duration::from_millis(500);
+const ASIDE: Duration = Duration::from_millis(200);
 /// How long a queue pair that is being connected waits until what its path was left with is taken out.
 const CONNECTS: Duration = Duration::from_millis(500);
 const PATHS: [u8; 2] = [0, 1];
@@ -37,6 +37,10 @@ pub fn settle(srq: &SrqShadow, own: &QpShadow, own_cold: &mut QpCold, to: (u8, R
     let mut cold = srq.cold();
     if cold.home == path && cold.round == round && cold.moving.is_none() {
         return Ok(0);
+    }
+    if srq.has_strangers.load(Ordering::Acquire) {
+        // Nobody can say when it takes no receive any more.
+        return Err(Errno(libc::EOPNOTSUPP));
     }
     keep_off(srq, &mut cold, Some((own, own_cold)), path)?;
     let gid = own_cold.gids.get(usize::from(path)).copied().flatten();
@@ -156,6 +160,12 @@ fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_ent
     Ok(())
 }
 
+/// Whether a queue pair that is not recorded may take receives where they are made for it, on the primary: what lies there otherwise has been used since.
+pub fn is_at_home(srq: &SrqShadow) -> bool {
+    let cold = srq.cold();
+    cold.home == 0 && cold.moving.is_none() && !has_left(&cold, 0)
+}
+
 /// A queue pair is about to be connected on the primary, and is known to take receives there from here on. What the receives have left there must not be
 /// taken; where a move was given up half-way because nobody is left, they are brought back. `false`: it was connected there before.
 pub fn enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Result<bool, Errno> {
@@ -172,10 +182,12 @@ fn try_enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Res
     let mut cold = srq.cold();
     let is_other =
         |other: &QpShadow| other.life != qp.life && other.may_move() && other.takes.load(Ordering::Acquire) != 0;
-    let was_given_up = cold.home == 0
-        && (cold.moving.is_some() || has_left(&cold, 0))
-        && !srq.members().iter().any(|other| is_other(other));
-    if was_given_up {
+    let is_half_way = cold.home == 0 && (cold.moving.is_some() || has_left(&cold, 0));
+    if is_half_way && srq.members().iter().any(|other| is_other(other)) {
+        // Theirs is the move: who came in between would be the reason that nobody ends it.
+        return Err(Errno(libc::EBUSY));
+    }
+    if is_half_way {
         keep_off(srq, &mut cold, None, 0)?;
         let round = cold.round;
         move_to(srq, &mut cold, (0, round), gid)?;
@@ -195,32 +207,33 @@ fn keep_off(
 ) -> Result<(), Errno> {
     let is_again = cold.moving.is_none() && cold.home == path;
     let members = srq.members().clone();
+    let mut are_off = true;
+    // All of them, also behind one that is not: what they wait for passes at the same time.
     for qp in members.iter().filter(|qp| qp.takes.load(Ordering::Acquire) != 0) {
-        let is_off = match &mut own {
-            Some((own, own_cold)) if own.life == qp.life => is_off(qp, own_cold, (path, is_again), &mut cold.aside),
+        are_off &= match &mut own {
+            Some((own, own_cold)) if own.life == qp.life => is_off(qp, own_cold, (path, is_again)),
             // Who has it may wait for what this thread holds.
             _ => match qp.cold.try_lock() {
-                Ok(mut its) => is_off(qp, &mut its, (path, is_again), &mut cold.aside),
-                Err(TryLockError::Poisoned(its)) => {
-                    is_off(qp, &mut its.into_inner(), (path, is_again), &mut cold.aside)
-                }
+                Ok(mut its) => is_off(qp, &mut its, (path, is_again)),
+                Err(TryLockError::Poisoned(its)) => is_off(qp, &mut its.into_inner(), (path, is_again)),
                 Err(TryLockError::WouldBlock) => false,
             },
         };
-        if !is_off {
-            return Err(Errno(libc::EBUSY));
-        }
     }
-    Ok(())
+    if are_off {
+        Ok(())
+    } else {
+        Err(Errno(libc::EBUSY))
+    }
 }
 
 /// Whether it takes nothing that is posted anew.
-fn is_off(qp: &QpShadow, its: &mut QpCold, (path, is_again): (u8, bool), aside: &mut Option<(u32, Instant)>) -> bool {
+fn is_off(qp: &QpShadow, its: &mut QpCold, (path, is_again): (u8, bool)) -> bool {
     let takes = |at: u8| qp.takes.load(Ordering::Acquire) & 1 << at != 0;
     match qp.stance() {
         _ if !its.alive => !is_again && PATHS.into_iter().all(|at| at == path || !takes(at)),
         Stance::Surfaced => leave(qp, its),
-        Stance::Passing => set_aside(qp, its, aside),
+        Stance::Passing => set_aside(qp, its),
         Stance::Recording | Stance::Armed | Stance::Masking => PATHS.into_iter().all(|at| match takes(at) {
             false => true,
             true if at == path => !is_again || !runs(its, at),
@@ -264,14 +277,11 @@ pub fn leave(qp: &QpShadow, its: &mut QpCold) -> bool {
 }
 
 /// It ended in an error of the application's own. Once its completions are here, or were waited for long enough, nothing more comes from its object.
-fn set_aside(qp: &QpShadow, its: &mut QpCold, aside: &mut Option<(u32, Instant)>) -> bool {
+fn set_aside(qp: &QpShadow, its: &mut QpCold) -> bool {
     poll::sweep(&qp.send_cq);
-    if qp.sq.ring.head() != qp.sq.ring.tail() {
-        let since = aside.filter(|(life, _)| *life == qp.life).map_or_else(Instant::now, |(_, since)| since);
-        *aside = Some((qp.life, since));
-        if since.elapsed() < ASIDE {
-            return false;
-        }
+    let since = *its.aside.get_or_insert_with(Instant::now);
+    if qp.sq.ring.head() != qp.sq.ring.tail() && since.elapsed() < ASIDE {
+        return false;
     }
     qp.stand(Stance::Surfaced);
     let is_off = leave(qp, its);
@@ -287,6 +297,7 @@ mod tests {
     use crate::hot::srq::{Slots, SrqPoster};
     use crate::hot::tests::Bench;
     use crate::spin::SpinCell;
+    use core::sync::atomic::AtomicBool;
     use std::cell::RefCell;
     use std::sync::{Arc, Mutex, OnceLock};
 
@@ -333,6 +344,7 @@ mod tests {
             members: Mutex::new(qps.iter().map(|bench| Arc::clone(&bench.qp)).collect()),
             cold: Mutex::new(SrqCold::default()),
             unprotected: OnceLock::new(),
+            has_strangers: AtomicBool::new(false),
         }
     }
 
@@ -373,6 +385,42 @@ mod tests {
         drop(held);
         one.qp.takes_no_more(0);
         assert_eq!(moves(&srq, 1), Ok(()));
+    }
+
+    #[test]
+    fn one_that_waits_for_its_last_completions_keeps_no_other_from_doing_so() {
+        let (one, other) = (Bench::new(), Bench::new());
+        let srq = srq_of(&[&one, &other]);
+        for bench in [&one, &other] {
+            bench.post_signalled(1);
+            bench.qp.takes.store(1, Ordering::Relaxed);
+            bench.qp.stand(Stance::Passing);
+        }
+        assert_eq!(moves(&srq, 1), BUSY);
+        assert!(one.qp.cold().aside.is_some() && other.qp.cold().aside.is_some());
+    }
+
+    #[test]
+    fn nobody_comes_in_while_a_move_of_others_is_half_way() {
+        let (one, newcomer) = (Bench::new(), Bench::new());
+        let srq = srq_of(&[&one, &newcomer]);
+        one.qp.takes.store(2, Ordering::Relaxed);
+        srq.cold().moving = Some(Moving { path: 1, from: 0 });
+        assert_eq!(try_enter(&srq, &newcomer.qp, None), Err(Errno(libc::EBUSY)));
+        assert!(!is_at_home(&srq), "nor anybody who is not recorded");
+        srq.cold().moving = None;
+        assert!(is_at_home(&srq));
+        assert_eq!(try_enter(&srq, &newcomer.qp, None), Ok(true));
+    }
+
+    #[test]
+    fn where_somebody_is_not_recorded_nothing_is_moved() {
+        let bench = Bench::new();
+        let srq = srq_of(&[&bench]);
+        srq.has_strangers.store(true, Ordering::Relaxed);
+        let moved = settle(&srq, &bench.qp, &mut bench.qp.cold(), (1, Round(1)));
+        assert_eq!(moved, Err(Errno(libc::EOPNOTSUPP)));
+        assert!(srq.cold().moving.is_none());
     }
 
     #[test]

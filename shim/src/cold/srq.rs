@@ -18,7 +18,6 @@ use shift_abi::*;
 use shift_control::datapath::{Errno, Round};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::Instant;
 
 /// SRQs of the application that are recorded.
 pub static SRQS: PtrTable<SrqShadow> = PtrTable::new();
@@ -48,8 +47,6 @@ pub struct SrqCold {
     pub limit: u32,
     /// Tells of a limit that was reached on the standby.
     pub bell: Option<Bell>,
-    /// A queue pair whose last completions are waited for, since when.
-    pub aside: Option<(u32, Instant)>,
     destroyed: bool,
 }
 
@@ -140,6 +137,7 @@ fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post
         members: Mutex::new(Vec::new()),
         cold: Mutex::new(SrqCold::default()),
         unprotected: OnceLock::new(),
+        has_strangers: AtomicBool::new(false),
     });
     if SRQS.insert(srq, Arc::clone(&shadow)) {
         ANY.store(true, Ordering::Relaxed);
@@ -239,8 +237,9 @@ pub unsafe fn query(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int {
 
 /// An event of this library's own context: the receives on the standby went below the limit that the application set.
 pub fn twin_reached_its_limit(twin: *mut ibv_srq) {
-    let all = BY_LIFE.read().unwrap_or_else(PoisonError::into_inner);
-    for srq in all.values() {
+    // Whoever has a cold part may wait for this table.
+    let all: Vec<_> = BY_LIFE.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+    for srq in all {
         // Destroying it takes the cold part first.
         let mut cold = srq.cold();
         if !cold.destroyed && cold.home == 1 && cold.twin.is_some_and(|known| core::ptr::eq(known.0, twin)) {
@@ -309,6 +308,7 @@ pub fn part(qp: &QpShadow, gone: Option<u8>) {
 /// A queue pair that cannot be protected receives through it: nor can the others be.
 pub fn note_stranger(srq: *mut ibv_srq, qpn: u32, why: &str) {
     if let Some(srq) = SRQS.get(srq) {
+        srq.has_strangers.store(true, Ordering::Release);
         unprotect(srq, format!("it shares its receives with QP 0x{qpn:06x}, which is not protected: {why}"));
     }
 }

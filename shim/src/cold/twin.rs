@@ -66,6 +66,8 @@ fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_
         init.srq = srq::twin(srq, standby)?.0;
     }
     init.cap = qp.cap;
+    // By which an event of it finds the QP; nobody else looks there.
+    init.qp_context = qp.life as usize as *mut core::ffi::c_void;
     // SAFETY: PD and CQs are this library's own and live; `init` is writable.
     let twin = unsafe { real::ibv_create_qp(pd.0, &mut init) };
     if twin.is_null() {

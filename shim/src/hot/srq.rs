@@ -14,7 +14,7 @@ use crate::lives;
 use crate::shadow::*;
 use crate::spin::SpinCell;
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -43,6 +43,8 @@ pub struct SrqShadow {
     pub cold: Mutex<cold::SrqCold>,
     /// Why its queue pairs are not protected, said once.
     pub unprotected: OnceLock<String>,
+    /// There is, or was, a queue pair that is not recorded: nobody knows when it takes what.
+    pub has_strangers: AtomicBool,
 }
 
 /// What the one thread that posts to an SRQ owns.

@@ -165,7 +165,7 @@ impl Bench {
     }
 
     /// Posts one signalled send.
-    pub(super) fn post_signalled(&self, wr_id: u64) {
+    pub(crate) fn post_signalled(&self, wr_id: u64) {
         assert_eq!(self.post(&mut [request(wr_id, IBV_WR_SEND, IBV_SEND_SIGNALED)]), (0, None));
     }
 

@@ -291,7 +291,7 @@ impl<K: Copy + Ord> Group<K> {
         let find = |key: &K| members.binary_search_by_key(key, |m| m.key).ok().and_then(|at| members.get(at));
         self.arrived.retain(|key, _| find(key).is_some());
         let home = self.home;
-        self.called.retain(|key, _| find(key).is_some_and(|m| m.is_live() && m.path != home));
+        self.called.retain(|key, _| find(key).is_some_and(|m| m.is_live() && m.has_peer && m.path != home));
         for member in members.iter().filter(|member| member.path == home) {
             self.arrived.entry(member.key).or_insert(member.epoch);
         }

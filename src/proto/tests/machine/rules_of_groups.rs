@@ -329,6 +329,23 @@ fn who_is_connected_on_a_path_that_the_group_has_left_is_called_to_it_and_left_a
 }
 
 #[test]
+fn nobody_is_waited_for_who_has_no_peer_any_more_or_is_not_there() {
+    let (mut group, mut members) = moved(1..=2);
+    members.push(member(7, Stage::Running, 0));
+    group.turn(NOW, &members);
+    assert!(group.due().is_some(), "it is called");
+    members[2].has_peer = false;
+    group.turn(NOW, &members);
+    assert_eq!(group.due(), None, "it will not come, and harms nobody");
+    members[2].has_peer = true;
+    members[0] = Member { epoch: Epoch(2), ..member(1, Stage::Fencing, 0) };
+    group.turn(NOW, &members);
+    assert!(group.goal().is_some());
+    group.turn(NOW, &[]);
+    assert_eq!((group.goal(), group.due(), group.home()), (None, None, PathId(1)), "the last one is gone");
+}
+
+#[test]
 fn who_was_called_stays_when_the_group_comes_to_where_it_is() {
     let (mut group, mut members) = moved(1..=2);
     members.push(Member { follows: true, ..member(7, Stage::Running, 0) });
