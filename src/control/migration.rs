@@ -96,7 +96,7 @@ impl Qp {
                 self.inputs.extend(done);
             }
             Effect::Replay { tuple, reports } => {
-                let done = self.start_replay(world, tuple, &reports, now);
+                let done = self.start_replay(world, tuple, &reports);
                 self.inputs.extend(done);
             }
             Effect::Forget { below } => world.data.forget(self.life, below),
@@ -202,13 +202,7 @@ impl Qp {
         world.data.repost(self.life, tuple.target, tuple.epoch, self.group.round)
     }
 
-    fn start_replay(
-        &mut self,
-        world: &mut World,
-        tuple: Tuple,
-        reports: &[IncarnationReport],
-        now: Micros,
-    ) -> Option<Input> {
+    fn start_replay(&mut self, world: &mut World, tuple: Tuple, reports: &[IncarnationReport]) -> Option<Input> {
         world.data.admit(self.life, &mut self.ledger);
         if let Err(disagreement) = self.ledger.apply(reports) {
             log::warn!("qp {:#x}: the two ends do not agree, {disagreement}", self.facts.qpn);
@@ -225,8 +219,9 @@ impl Qp {
             record.reported = reported;
             (record.requests, record.requests_not_listed) = verdicts::list(self.ledger.entries(), &plan);
         }
+        // It is driven in the queue pair's turn: many may be told to at once.
         self.job = Job::Replaying { tuple, plan };
-        self.drive_replay(world, now)
+        None
     }
 
     fn log_plan(&self, plan: &Plan) {

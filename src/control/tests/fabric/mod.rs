@@ -123,6 +123,8 @@ pub struct State {
     pub slow_fence: Option<(usize, Duration)>,
     /// Posting again takes so long at that end, for each queue pair.
     pub slow_replay: Option<(usize, Duration)>,
+    /// Such replays since that end last did something else, and the most there were.
+    pub in_a_row: (usize, usize),
     suspended: Option<usize>,
     /// The path on which the receives of a process's groups are, once they moved.
     homes: BTreeMap<(usize, u32), (u8, Round)>,
@@ -511,7 +513,12 @@ impl DataPath for Path {
         keys: &dyn RemoteKeys,
     ) -> ReplayProgress {
         let takes = self.fabric.lock().slow_replay.filter(|(host, _)| *host == self.process).map(|(_, takes)| takes);
-        takes.into_iter().for_each(std::thread::sleep);
+        if let Some(takes) = takes {
+            std::thread::sleep(takes);
+            let in_a_row = &mut self.fabric.lock().in_a_row;
+            in_a_row.0 += 1;
+            in_a_row.1 = in_a_row.1.max(in_a_row.0);
+        }
         self.with(qp, |q| {
             assert_eq!((q.path, q.epoch), (path.0, epoch.0));
             for step in &plan.steps {
@@ -588,6 +595,9 @@ impl DataPath for Path {
     fn sweep(&self) {
         let dies = self.fabric.lock().panic_in_sweep == Some(self.process);
         assert!(!dies, "the test asked for this panic");
+        if self.fabric.lock().slow_replay.is_some_and(|(host, _)| host == self.process) {
+            self.fabric.lock().in_a_row.0 = 0;
+        }
         while self.fabric.lock().suspended == Some(self.process) {
             std::thread::sleep(Duration::from_millis(5));
         }
