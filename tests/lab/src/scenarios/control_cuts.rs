@@ -318,7 +318,9 @@ fn judge(live: &Live<'_>, evidence: &Evidence) -> Result<Value> {
         }
     };
     let may_go_on = ready_came && outcome(Host::B) != json!("confirmed");
-    let kept = !a && case.fate != Fate::Kill(Host::A) && !may_go_on;
+    // Whoever has a completion for everything keeps no error: the death of the peer came a moment later than it was to, behind its READY.
+    let is_owed = last_words(partners.on(Host::A)).is_none_or(|report| report.get("sent") != report.get("acked"));
+    let kept = !a && is_owed && case.fate != Fate::Kill(Host::A) && !may_go_on;
     require(!kept || outcome(Host::A) != Value::Null, || format!("the owner gave nothing out: {told}"))?;
     if let Some(why) = case.why {
         let said = records(Host::A).iter().any(|record| record["why"].as_str().is_some_and(|said| said.contains(why)));
