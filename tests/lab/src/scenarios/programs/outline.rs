@@ -32,9 +32,11 @@ fn masked(word: &str, compared: Compared) -> Option<String> {
     let digits = word.trim_start_matches(['=', '(', '[', '-']);
     let number: String = digits.chars().take_while(|letter| letter.is_ascii_digit() || *letter == '.').collect();
     let is_number = number.starts_with(|first: char| first.is_ascii_digit()) && number.matches('.').count() < 2;
+    // The average of nothing.
+    let is_none = digits == "nan";
     match compared {
-        Compared::Words if is_number && number.contains('.') => Some("~".to_owned()),
-        Compared::Shape if is_number => Some("~".to_owned()),
+        Compared::Words if is_none || (is_number && number.contains('.')) => Some("~".to_owned()),
+        Compared::Shape if is_none || is_number => Some("~".to_owned()),
         Compared::Shape if UNITS.contains(&word) => None,
         Compared::Words | Compared::Shape => Some(word.to_owned()),
     }
@@ -55,5 +57,6 @@ mod tests {
         assert_eq!(outline(first, Compared::Shape), outline(second, Compared::Shape));
         assert_ne!(outline(first, Compared::Shape), outline("rc_bw:\n", Compared::Shape));
         assert_eq!(masked("10.77.1.1,", Compared::Words), Some("10.77.1.1,".to_owned()));
+        assert_eq!(outline("0.5 -nan", Compared::Words), outline("-nan 1.25", Compared::Words));
     }
 }
