@@ -40,19 +40,6 @@ static enum ibv_qp_type type_of(const char *kind)
     return strcmp(kind, "xrc") ? IBV_QPT_RC : IBV_QPT_XRC_SEND;
 }
 
-/* As far as a shim looks: to RTR. */
-static void connect_to_a_stranger(struct ibv_qp *qp)
-{
-    struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = 1 };
-    int to_rtr = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-
-    CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS));
-    attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = 0x777777, .max_dest_rd_atomic = 1 };
-    attr.ah_attr = (struct ibv_ah_attr){ .is_global = 1, .port_num = 1, .grh.sgid_index = 1 };
-    CHECK(!ibv_query_gid(qp->context, 1, 1, &attr.ah_attr.grh.dgid));
-    CHECK(!ibv_modify_qp(qp, &attr, to_rtr));
-}
-
 /* CREATE_QP is command 0x500; the answer has the number. */
 static unsigned int made_by_the_firmware(struct ibv_context *context)
 {
@@ -88,7 +75,7 @@ int main(int argc, char **argv)
         qp = ibv_create_qp(pd, &init);
         CHECK(qp);
         if (!strcmp(argv[at], "alone"))
-            connect_to_a_stranger(qp);
+            connect_to(qp, 0x777777, NULL);
         else if (type == IBV_QPT_RC)
             connect_to_itself(qp, NULL);
         if (!strcmp(argv[at], "mr"))
