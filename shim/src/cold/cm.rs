@@ -154,17 +154,17 @@ pub unsafe fn disconnect(id: *mut RdmaCmId) -> c_int {
     // SAFETY: the application's id is live.
     let qp = unsafe { (*id).qp };
     let protected = qp::QPS.get_arc(qp).filter(|shadow| qp::has_moved(shadow) || shadow.stance() == Stance::Armed);
-    let is_lost = protected.as_ref().is_some_and(|shadow| qp::has_moved(shadow) || !has_port(shadow));
-    if let Some(shadow) = &protected {
+    let lost = protected.as_ref().filter(|shadow| qp::has_moved(shadow) || !has_port(shadow));
+    if protected.is_some() {
         cm().leave(id as usize);
-        if is_lost {
-            // The peer hears of it by the control connection, and its answer would not come. Before the queue pair is in ERR, of which nobody is told.
-            process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
-        }
+    }
+    if let Some(shadow) = lost {
+        // The peer hears of it by the control connection, and its answer would not come. Before the queue pair is in ERR, of which nobody is told.
+        process::tell(Event::Destroyed { qp: QpLife(shadow.life) });
     }
     // SAFETY: passed on.
     let result = unsafe { real::rdma_disconnect(id) };
-    if result == 0 && is_lost {
+    if result == 0 && lost.is_some() {
         cm().end(id as usize);
     }
     result

@@ -61,15 +61,16 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     }
     // SAFETY: the application polls its live CQ with its own array.
     let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, entries, wc) };
-    if taken == 0 && has_stash(cq) {
-        // SAFETY: passed on from the caller.
+    let given = match taken {
+        // SAFETY: the provider wrote `taken` completions, at most `entries`, into the caller's array.
+        1.. if attention & TAGGED != 0 => unsafe { sort_out(cq, entries as usize, wc, taken as usize) },
+        _ => taken,
+    };
+    if given == 0 && has_stash(cq) {
+        // SAFETY: passed on from the caller; nothing in the array is wanted any more.
         return unsafe { poll_slowly(cq, entries, wc) };
     }
-    if taken <= 0 || attention & TAGGED == 0 {
-        return taken;
-    }
-    // SAFETY: the provider wrote `taken` completions, at most `entries`, into the caller's array.
-    unsafe { sort_out(cq, entries as usize, wc, taken as usize) }
+    given
 }
 
 /// Something waits in the stash, or a sweep is at work: whoever found nothing in the provider's queue looks there too.
@@ -121,10 +122,6 @@ unsafe fn sort_out(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, mut taken: usi
         // SAFETY: the application polls its live CQ; behind `filled` its array has room for the rest.
         let more = unsafe { (cq.ops.poll_cq)(cq.cq.0, (wanted - filled) as c_int, wc.wrapping_add(filled)) };
         if more <= 0 {
-            if filled == 0 && has_stash(cq) {
-                // SAFETY: passed on from the caller; nothing in the array is wanted any more.
-                return unsafe { poll_slowly(cq, wanted as c_int, wc) };
-            }
             return if filled == 0 { more } else { filled as c_int };
         }
         taken = more as usize;
