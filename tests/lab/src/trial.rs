@@ -32,6 +32,10 @@ const MOVED_PATIENCE: Duration = Duration::from_secs(6);
 const MOVED: &str = " failover rxe0 -> rxe1 ";
 /// perftest's words where its clock and the processor's disagree, as under emulation on a loaded machine: its traffic is over by then.
 const UNCALIBRATED: &str = "Can't produce a report";
+/// Packet numbers of the queue pairs, what soft-RoCE counted, what the shims say, and where their processes' threads are.
+const LOOK_AROUND: &str = "rdma -d resource show qp; rdma -d resource show cq; /shift/shiftctl status --json; \
+    busybox grep -H . /sys/class/infiniband/*/ports/1/hw_counters/*; \
+    for process in /proc/[0-9]*; do busybox grep -q libshift_verbs $process/maps && busybox grep -H . $process/task/*/stat $process/task/*/wchan; done; true";
 /// Runs of a trial that something else spoils, all together.
 const ATTEMPTS: u32 = 3;
 /// The moment of a fault comes within this, or never.
@@ -290,6 +294,9 @@ impl Trial {
         }
         let still = self.wait_for_end(lab, &client, &server);
         let ends = [client.ended(), server.ended()];
+        if still.is_ok() && ends.iter().any(Option::is_none) && self.server_end == ServerEnd::Itself {
+            Trial::look_around(lab)?;
+        }
         let said = [&client, &server].into_iter().flat_map(Running::lines).filter(|line| line.stream == Stream::Err);
         let said = said.map(|line| line.text).collect();
         for side in [&client, &server].into_iter().zip(&ends).filter_map(|(side, end)| end.is_none().then_some(side)) {
@@ -313,6 +320,14 @@ pub fn protected(line: &str) -> Option<u64> {
 }
 
 impl Trial {
+    /// What the kernel and the shim know of a program that stands still goes into what is kept of the scenario.
+    fn look_around(lab: &Lab) -> Result<()> {
+        for host in Host::ALL {
+            lab.guest(host).shell(LOOK_AROUND)?;
+        }
+        Ok(())
+    }
+
     /// An idle client goes on.
     fn let_go(&self, lab: &Lab) -> Result<()> {
         let Some(file) = self.go_on else { return Ok(()) };

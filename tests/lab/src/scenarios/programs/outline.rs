@@ -13,7 +13,8 @@ pub enum Compared {
 const UNITS: [&str; 12] =
     ["KB/sec", "MB/sec", "GB/sec", "Kb/sec", "Mb/sec", "Gb/sec", "bytes", "KiB", "ns", "us", "ms", "sec"];
 /// Lines that depend on the machine's load alone: perftest's doubts about the processor's clock, and the shim's own.
-const OF_NO_PROGRAM: [&str; 3] = ["CPU frequency", "CPU Freq", "shift-verbs["];
+const OF_NO_PROGRAM: [&str; 5] =
+    ["CPU frequency", "CPU Freq", "Correlation coefficient", "measured timestamp frequency", "shift-verbs["];
 
 /// The lines of `text` that two runs must have in common.
 pub fn outline(text: &str, compared: Compared) -> Vec<String> {
