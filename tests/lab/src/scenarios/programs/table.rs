@@ -152,7 +152,7 @@ fn perftest_by_cm(tool: &str, load: &str) -> Row {
 
 fn perftests() -> Vec<Row> {
     let bulk = "-s 65536 -n 1500";
-    let small = "-s 64 -n 4000";
+    let small = "-s 64 -n 2000";
     let atomic = "-n 8000";
     let mut rows = vec![
         perftest("ib_write_bw", "", bulk),
