@@ -32,6 +32,8 @@ pub struct Config {
     pub shared_receives: bool,
     /// Primary and standby device, by name; empty: the shim chooses.
     pub standby: Vec<(String, String)>,
+    /// How long the NIC of a protected queue pair retries at most.
+    pub caps: Caps,
     /// What the decision table leaves to the operator.
     pub policy: Policy,
     /// The best proof that is believed.
@@ -56,6 +58,15 @@ pub struct Config {
     pub unknown: Vec<String>,
 }
 
+/// What the application's own numbers are lowered to; `None`: they stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Of `ibv_qp_attr::timeout`, 1 to 31: a try takes 4.096 us * 2^timeout.
+    pub timeout: Option<u8>,
+    /// Of `ibv_qp_attr::retry_cnt`, 0 to 6.
+    pub retries: Option<u8>,
+}
+
 /// A value that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}={value}: {wanted}")]
@@ -74,6 +85,7 @@ impl Default for Config {
             disabled: false,
             shared_receives: true,
             standby: Vec::new(),
+            caps: Caps::default(),
             policy: Policy::default(),
             proof: ProofCap::Psn,
             log: variables::DEFAULT_LOG.to_owned(),
@@ -137,6 +149,8 @@ impl Config {
                 self.shared_receives = parse_switch(value, "protect queue pairs on shared receive queues, 0 not to")?
             }
             "SHIFT_STANDBY" => self.standby = parse_standby(value)?,
+            "SHIFT_QP_TIMEOUT" => self.caps.timeout = Some(parse_within(value, 1, 31)?),
+            "SHIFT_RETRY_CNT" => self.caps.retries = Some(parse_within(value, 0, 6)?),
             "SHIFT_POLICY" => self.policy = Policy::parse(value).map_err(|e| e.to_string())?,
             "SHIFT_PROOF" => self.proof = ProofCap::parse(value).map_err(|e| e.to_string())?,
             "SHIFT_LOG" => self.log = parse_log(value)?,
@@ -201,6 +215,11 @@ fn parse_log(value: &str) -> Result<String, String> {
         }
     }
     Ok(value.to_owned())
+}
+
+fn parse_within(value: &str, low: u8, high: u8) -> Result<u8, String> {
+    let number = value.parse().ok().filter(|number| (low..=high).contains(number));
+    number.ok_or_else(|| format!("write a number from {low} to {high}"))
 }
 
 fn parse_port(value: &str) -> Result<u16, String> {
@@ -272,6 +291,19 @@ mod tests {
         }
         assert!(bad("SHIFT_STANDBY", "rxe0=rxe0").contains("stand by for itself"));
         assert!(bad("SHIFT_STANDBY", "a=b,a=c").contains("two standbys"));
+    }
+
+    #[test]
+    fn caps_are_numbers_of_their_fields() {
+        assert_eq!(from(&[]).unwrap().caps, Caps { timeout: None, retries: None });
+        assert_eq!(good("SHIFT_QP_TIMEOUT", "16").caps, Caps { timeout: Some(16), retries: None });
+        assert_eq!(good("SHIFT_RETRY_CNT", "0").caps, Caps { timeout: None, retries: Some(0) });
+        for wrong in ["0", "32", "-1", "long"] {
+            bad("SHIFT_QP_TIMEOUT", wrong);
+        }
+        for wrong in ["7", "-1", "many"] {
+            bad("SHIFT_RETRY_CNT", wrong);
+        }
     }
 
     #[test]

@@ -49,6 +49,18 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "psn, count or sender",
         "The best level of proof that is used, where the provider allows it.",
     ),
+    (
+        "SHIFT_QP_TIMEOUT",
+        "the application's",
+        "1 to 31",
+        "The application's timeout (4.096 us * 2^N for a try) is lowered to this, also an infinite one (0), on queue pairs that may be protected.",
+    ),
+    (
+        "SHIFT_RETRY_CNT",
+        "the application's",
+        "0 to 6",
+        "The application's retry_cnt is lowered to this, also 7, which is infinite on soft-RoCE, on queue pairs that may be protected.",
+    ),
     ("SHIFT_LOG", DEFAULT_LOG, "LEVEL or MODULE=LEVEL[,...]", "What is written to standard error."),
     (
         "SHIFT_PORT",

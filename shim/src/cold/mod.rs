@@ -2,6 +2,7 @@
 
 pub mod asynchronous;
 pub mod bell;
+pub mod caps;
 pub mod channel;
 pub mod cm;
 pub mod cq;

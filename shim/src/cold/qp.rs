@@ -1,6 +1,6 @@
 //! Queue pairs: which are recorded, what the application sets, and how a life ends.
 
-use crate::cold::{asynchronous, cq, device, pd, rail, reaper, replay, settle, srq, tell, twin};
+use crate::cold::{asynchronous, caps, cq, device, pd, rail, reaper, replay, settle, srq, tell, twin};
 use crate::hot::poll;
 use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
@@ -297,8 +297,11 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
             Err(errno) => return errno,
         };
     }
+    // SAFETY: as above.
+    let mut lowered = caps::lowered(&shadow, unsafe { &*attr }, bits);
+    let given = lowered.as_mut().map_or(attr, core::ptr::from_mut);
     // SAFETY: passed on.
-    let change = || unsafe { real::ibv_modify_qp(qp, attr, mask) };
+    let change = || unsafe { real::ibv_modify_qp(qp, given, mask) };
     let errno = changing(&shadow, state, Duration::MAX, change);
     if errno != 0 {
         if has_entered {
@@ -529,12 +532,13 @@ pub unsafe fn query(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int, init: 
         Stance::Passing => moved,
         Stance::Recording | Stance::Armed | Stance::Masking => false,
     };
+    // SAFETY: the call above filled the structure.
+    let seen = unsafe { &mut *attr };
     if !moved && !ended {
+        caps::hide(seen, || shadow.cold().attr);
         return 0;
     }
     let known = shadow.cold().attr;
-    // SAFETY: the call above filled the structure.
-    let seen = unsafe { &mut *attr };
     // The object in use has other ones, and one that was fenced may say nothing of them; packet numbers are those that the application set.
     let all = !(IBV_QP_STATE | IBV_QP_CAP);
     merge(seen, &known, all);

@@ -1,6 +1,6 @@
 //! The QP on the standby, and bringing either path's QP to RTS for an epoch.
 
-use crate::cold::{cq, rail, srq};
+use crate::cold::{caps, cq, rail, srq};
 use crate::real;
 use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance};
 use core::ffi::c_int;
@@ -157,7 +157,7 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
     }
     let object = object(qp, &cold, path).ok_or(gone)?;
     let local = local_of(qp, &cold, path).ok_or(gone)?;
-    let mut attr = cold.attr;
+    let mut attr = caps::applied(&cold.attr);
     attr.port_num = local.port;
     attr.ah_attr.port_num = local.port;
     attr.ah_attr.grh.sgid_index = local.gid_index;
@@ -189,7 +189,7 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
 /// How long the NIC of a QP goes on retrying: 4.096 us * 2^timeout per try (IBA 11.2.4.2, "Local ACK timeout"). `None`: for ever, which is timeout 0,
 /// and retry_cnt 7 on soft-RoCE.
 pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
-    let attr = qp.cold().attr;
+    let attr = caps::applied(&qp.cold().attr);
     let rxe = rail::by_id(qp.device).is_some_and(|rail| rail.is_rxe());
     if attr.timeout == 0 || (rxe && attr.retry_cnt == 7) {
         return None;
@@ -215,7 +215,7 @@ pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
         let ours = path != 0 || qp.sq.epoch.load(Relaxed) != 0;
         let connected = cold.connected.get(usize::from(path)).copied().flatten();
         let (Some(connected), Some(object), true) = (connected, object(qp, &cold, path), ours) else { continue };
-        let mut attr = cold.attr;
+        let mut attr = caps::applied(&cold.attr);
         attr.sq_psn = connected.own_psn;
         attr.qp_state = IBV_QPS_RTS;
         let errno = modify(object, &mut attr, bits);

@@ -393,7 +393,8 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
             qp->sends.count = qp->receives.count = 0;
     }
     pthread_spin_unlock(&qp->lock);
-    nullverbs_log("modify_qp", base->context, "qpn=%u state=%d mask=0x%x", base->qp_num, base->state, (unsigned int)mask);
+    nullverbs_log("modify_qp", base->context, "qpn=%u state=%d mask=0x%x timeout=%d retry_cnt=%d", base->qp_num, base->state, (unsigned int)mask,
+                  qp->attr.timeout, qp->attr.retry_cnt);
     return 0;
 }
 

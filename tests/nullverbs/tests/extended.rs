@@ -139,6 +139,40 @@ fn a_queue_pair_that_moved_looks_to_the_program_as_if_it_had_not() -> Outcome {
     Ok(())
 }
 
+/// A run of a queue pair that loses its path, which sets timeout 14 and retry_cnt 7, under these caps.
+fn capped(timeout: &str, retries: &str) -> Result<Ran, String> {
+    let said = std::env::temp_dir().join(format!("nullverbs-capped-{}-{timeout}", std::process::id()));
+    let run = Run::of("extended").args(["moved"]).env("NULLVERBS_POSTS", "complete").env("SAID", &said);
+    let ran = run.env("SHIFT_QP_TIMEOUT", timeout).env("SHIFT_RETRY_CNT", retries).preloaded()?.run();
+    let _ = std::fs::remove_file(&said);
+    let ran = ran?;
+    let out = ran.stdout();
+    assert!(ran.output.status.success() && out.ends_with("done\n"), "{out}");
+    let shown: Vec<&str> = out.lines().filter(|line| line.starts_with("state ")).collect();
+    let as_set = |line: &&str| line.contains(" timeout 14 retries 7 ");
+    assert!(shown.len() == 2 && shown.iter().all(as_set), "the program sees what it set: {out}");
+    Ok(ran)
+}
+
+#[test]
+fn a_capped_queue_pair_retries_less_on_either_path_and_the_program_sees_what_it_set() -> Outcome {
+    let to_rts = |ran: &Ran, device: &str, words: &str| {
+        on(ran, "modify_qp", device).iter().filter(|line| line.contains("state=3") && line.ends_with(words)).count()
+    };
+    let ran = capped("12", "2")?;
+    for device in ["null0", "null1"] {
+        assert!(to_rts(&ran, device, " timeout=12 retry_cnt=2") > 0, "{:?}", ran.verbs);
+        assert_eq!(to_rts(&ran, device, " retry_cnt=7"), 0, "{:?}", ran.verbs);
+    }
+    // A longer one raises nothing.
+    let ran = capped("20", "6")?;
+    for device in ["null0", "null1"] {
+        assert!(to_rts(&ran, device, " timeout=14 retry_cnt=6") > 0, "{:?}", ran.verbs);
+        assert_eq!(to_rts(&ran, device, " timeout=20 retry_cnt=6"), 0, "{:?}", ran.verbs);
+    }
+    Ok(())
+}
+
 /// Queue pairs of one request are the shim's probes.
 fn probes(ran: &Ran) -> usize {
     on(ran, "create_qp", "null1").iter().filter(|line| !line.contains("send_wr=32")).count()
