@@ -23,6 +23,7 @@ use crate::datapath::{DataPath, Event};
 use crate::directory::Directory;
 use crate::links::{Draw, Links};
 use crate::peers::Peers;
+use crate::rendezvous::{Departure, Rendezvous};
 use crate::sockets::Listener;
 use crate::world::World;
 
@@ -43,6 +44,7 @@ pub struct EventSender {
     waker: Arc<Waker>,
     shared: Arc<Shared>,
     sums: Sums,
+    departure: Option<Departure>,
     /// A forked child has no agent: what it sends would wait for ever.
     pid: u32,
 }
@@ -69,6 +71,7 @@ impl EventSender {
         if self.post(Message::Goodbye(done)) {
             // Nobody is left to be told if it takes longer.
             let _ = wait.recv_timeout(GOODBYE_LIMIT);
+            self.departure.iter().for_each(Departure::wait);
             let totals = self.sums.now();
             if totals.queue_pairs > 0 {
                 log::info!("{}", totals.line());
@@ -116,7 +119,12 @@ impl Agent {
         let peers = Peers::new(me, Arc::clone(&network), port, config.deadlines.heartbeat, drawn);
         let local_name = network.directory_name(config.port);
         let directory = Directory::new(config.port, port, network.listen_on(), local_name);
-        let core = Core::new(World::new(config, data, network, links, peers, me), directory);
+        let rendezvous = config
+            .directory
+            .as_ref()
+            .and_then(|place| Rendezvous::start(place, me, peers.own_addresses(), Arc::clone(&waker)));
+        let departure = rendezvous.as_ref().map(Rendezvous::departure);
+        let core = Core::new(World::new(config, data, network, links, peers, me), directory, rendezvous);
         let (sender, receiver) = unbounded();
         let shared = Arc::new(Shared::default());
         let handle = EventSender {
@@ -124,9 +132,10 @@ impl Agent {
             waker,
             shared: Arc::clone(&shared),
             sums: core.sums(),
+            departure,
             pid: std::process::id(),
         };
-        spawn(move || run(core, &receiver, &shared))?;
+        spawn("shift-agent", move || run(core, &receiver, &shared))?;
         Ok(handle)
     }
 }
@@ -182,13 +191,13 @@ fn listen(config: &Config, network: &dyn Network) -> io::Result<Listener> {
 }
 
 /// The signal mask is set before the thread exists and inherited: no signal slips in between.
-fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut blocked = SigSet::all();
     for fault in OWN_FAULTS {
         blocked.remove(fault);
     }
     let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let spawned = std::thread::Builder::new().name("shift-agent".to_owned()).spawn(body);
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     before.thread_set_mask()?;
     spawned.map(drop)
 }

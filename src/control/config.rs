@@ -12,6 +12,7 @@ use shift_proto::migrate::Deadlines;
 use shift_proto::policy::{Policy, ProofCap};
 
 use crate::job_key::JobKey;
+use crate::rendezvous::place::Place;
 use crate::variables::{self, VARIABLES};
 
 /// The well-known port of the control connection.
@@ -46,6 +47,8 @@ pub struct Config {
     pub port_range: Option<(u16, u16)>,
     /// The secret that the processes of the job share; `None`: the job runs open.
     pub job_key: Option<JobKey>,
+    /// Where the processes of the job find one another besides; `None`: by their GIDs only.
+    pub directory: Option<Place>,
     /// Wire versions that this process speaks; no variable changes them.
     pub versions: Versions,
     /// Every wait of the protocol.
@@ -92,6 +95,7 @@ impl Default for Config {
             port: DEFAULT_PORT,
             port_range: None,
             job_key: None,
+            directory: None,
             versions: SPOKEN,
             deadlines: Deadlines::default(),
             probe_interval: DEFAULT_PROBE_INTERVAL,
@@ -116,6 +120,7 @@ impl Config {
             if !VARIABLES.iter().any(|v| v.name == name) {
                 config.unknown.push(name);
             } else if let Err(wanted) = config.set(&name, &value) {
+                let value = if name == "SHIFT_DIRECTORY" { Place::redacted(&value) } else { value };
                 errors.push(ConfigError { variable: name, value, wanted });
             }
         }
@@ -157,6 +162,7 @@ impl Config {
             "SHIFT_PORT" => self.port = parse_port(value)?,
             "SHIFT_PORT_RANGE" => self.port_range = Some(parse_port_range(value)?),
             "SHIFT_JOB_KEY_FILE" => self.job_key = Some(JobKey::read(Path::new(value))?),
+            "SHIFT_DIRECTORY" => self.directory = Some(Place::parse(value)?),
             "SHIFT_EVENT_FILE" => self.event_file = Some(PathBuf::from(value)),
             "SHIFT_PROBE_INTERVAL_MS" => self.probe_interval = Duration::from_millis(parse_ms(value)?),
             deadline => {
@@ -380,6 +386,15 @@ mod tests {
         let config = of_mode(0o600).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(config.job_key.is_some() && !format!("{config:?}").contains("must not be seen"));
+    }
+
+    #[test]
+    fn a_directory_is_a_server_or_a_folder_and_its_password_is_not_shown() {
+        let config = good("SHIFT_DIRECTORY", "redis://job:hush@head/2");
+        assert!(format!("{config:?}").contains("redis://head:6379/2") && !format!("{config:?}").contains("hush"));
+        let errors = from(&[("SHIFT_DIRECTORY", "redis://job:hush@head:0")]).unwrap_err();
+        let line = errors[0].to_string();
+        assert!(line.starts_with("SHIFT_DIRECTORY=redis://***@head:0: write redis://HOST[:PORT]"), "{line}");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use shift_proto::frame::{Frame, Key, Offer, QpAddress};
 use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
 use shift_proto::migrate::{Handshake, Input, Stage};
 
-use crate::address::{canonical, with_port};
 use crate::admin::Admin;
 use crate::audit::{self, Sums};
 use crate::clock;
@@ -27,14 +25,12 @@ use crate::peers::PeerEvent;
 use crate::qp::Qp;
 use crate::record::Outcome;
 use crate::registry::Owned;
+use crate::rendezvous::Rendezvous;
 use crate::status::{Answer, Request, Status};
-use crate::strangers::Refusal;
 use crate::world::World;
 
 /// Queue pairs of one process; further ones are not protected.
 const MAX_QPS: usize = 65_536;
-/// Offers for queue pairs that the application has not connected yet.
-const MAX_EARLY_OFFERS: usize = 1024;
 /// How often queues that the application does not poll are looked at.
 const SWEEP_US: u64 = 20_000;
 /// The same while a migration waits for completions.
@@ -52,34 +48,37 @@ const SLEPT_US: u64 = 500_000;
 
 /// Everything that the agent owns.
 pub(crate) struct Core {
-    world: World,
-    directory: Directory,
-    discovery: Discovery,
+    pub(crate) world: World,
+    pub(crate) directory: Directory,
+    pub(crate) discovery: Discovery,
+    /// The directory of the job, if there is one.
+    pub(crate) rendezvous: Option<Rendezvous>,
     admin: Admin,
-    qps: BTreeMap<QpLife, Qp>,
-    lives: BTreeMap<(Gid, u32), QpLife>,
+    pub(crate) qps: BTreeMap<QpLife, Qp>,
+    pub(crate) lives: BTreeMap<(Gid, u32), QpLife>,
     groups: Groups,
     /// Peers of a queue pair of this process; nobody else is told anything, or heard.
-    trusted: BTreeSet<ProcessId>,
+    pub(crate) trusted: BTreeSet<ProcessId>,
     /// Those of them that were told the keys of this process.
     told_keys: BTreeSet<ProcessId>,
     /// By the queue pair that is offered to and the one that is offered; of a candidate with its connection.
-    early: BTreeMap<(Owned, Owned), (Offer, Option<LinkId>)>,
+    pub(crate) early: BTreeMap<(Owned, Owned), (Offer, Option<LinkId>)>,
     /// The first queue pair for which the last round had no time.
     behind: Option<QpLife>,
     swept: Micros,
     last_turn: Micros,
     /// Queue pairs came or went: who is still needed is to be found out.
-    stale: bool,
+    pub(crate) stale: bool,
 }
 
 impl Core {
-    pub fn new(mut world: World, directory: Directory) -> Self {
+    pub fn new(mut world: World, directory: Directory, rendezvous: Option<Rendezvous>) -> Self {
         let admin = Admin::open(&mut world.links, world.me);
         Self {
             world,
             directory,
             discovery: Discovery::default(),
+            rendezvous,
             admin,
             qps: BTreeMap::new(),
             lives: BTreeMap::new(),
@@ -117,6 +116,7 @@ impl Core {
         self.tell_failures(clock::now(), Micros(LEAST_SEARCH_US));
         self.world.flush_news(Micros::MAX);
         self.world.peers.goodbye(&mut self.world.links);
+        self.rendezvous.iter().for_each(Rendezvous::end);
         if let Some(line) = self.world.links.strangers.summary() {
             log::info!("{line}");
         }
@@ -209,6 +209,7 @@ impl Core {
     fn tick(&mut self, now: Micros) {
         self.directory.tick(&mut self.world.links, now);
         self.discovery.tick(&mut self.world.links, now);
+        self.locate_listed(now);
         self.world.peers.tick(&mut self.world.links, now);
         self.deliver(now);
         let data = self.world.data.clone();
@@ -259,7 +260,8 @@ impl Core {
     }
 
     fn tell_failures(&mut self, now: Micros, patience: Micros) {
-        for failure in self.discovery.take_failures(now, patience) {
+        let directory = self.rendezvous.as_ref().map(Rendezvous::words);
+        for failure in self.discovery.take_failures(now, patience, directory.as_deref()) {
             for qp in self.qps.values_mut().filter(|q| q.peer_address() == failure.sought) {
                 qp.tell_unprotected(&mut self.world, &failure.reason, now);
             }
@@ -322,7 +324,7 @@ impl Core {
         }
     }
 
-    fn with(&mut self, life: QpLife, act: impl FnOnce(&mut Qp, &mut World)) {
+    pub(crate) fn with(&mut self, life: QpLife, act: impl FnOnce(&mut Qp, &mut World)) {
         if let Some(qp) = self.qps.get_mut(&life) {
             act(qp, &mut self.world);
         }
@@ -361,6 +363,7 @@ impl Core {
         let own = qp.own_address();
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
         self.lives.insert(key_of(own), life);
+        self.rendezvous.iter().for_each(|r| r.publish(key_of(own)));
         match self.world.data.standby_of(qp.facts.device) {
             Ok(standby) => {
                 self.world.tell_first(qp.facts.device, standby, now);
@@ -371,31 +374,6 @@ impl Core {
         self.qps.insert(life, qp);
         self.stale = true;
         self.meet_early_offer(life, now);
-    }
-
-    fn seek_peer(&mut self, qp: &mut Qp, now: Micros) {
-        let peer = qp.peer_address();
-        if let Some(other) = self.lives.get(&key_of(peer)).copied() {
-            let me = self.world.me;
-            qp.handle_found(&mut self.world, me, now);
-            self.with(other, |other, world| other.handle_found(world, me, now));
-            self.discovery.stop(&mut self.world.links, qp.own_address());
-            return;
-        }
-        let Some(host) = self.world.network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev) else {
-            let reason = "the remote GID is no IP address, so the peer's process cannot be found";
-            return qp.refuse(&mut self.world, reason, now);
-        };
-        let source = self.world.network.peer_address(&qp.facts.gid, &qp.facts.netdev).map(|a| a.ip());
-        let site = with_port(host, self.world.config.port);
-        self.discovery.seek(peer, site, source, now);
-    }
-
-    fn meet_early_offer(&mut self, life: QpLife, now: Micros) {
-        let key = self.qps.get(&life).map(|q| (key_of(q.own_address()), key_of(q.peer_address())));
-        if let Some((offer, candidate)) = key.and_then(|key| self.early.remove(&key)) {
-            self.handle_offer_for(life, &offer, candidate, now);
-        }
     }
 
     fn handle_destroyed(&mut self, life: QpLife, now: Micros) {
@@ -412,6 +390,9 @@ impl Core {
             self.lives.remove(&key_of(own));
         }
         self.discovery.stop(&mut self.world.links, qp.peer_address());
+        if let Some(rendezvous) = &mut self.rendezvous {
+            rendezvous.forget(key_of(own), key_of(qp.peer_address()));
+        }
         self.stale = true;
     }
 
@@ -451,7 +432,7 @@ impl Core {
         } else if let Frame::Owner { address, port } = frame {
             let source = self.discovery.source_of(address);
             if let Some(at) = self.discovery.handle_owner(link, address, port) {
-                self.world.peers.locate(links, at, source, now);
+                self.world.peers.locate(links, at, source, None, now);
             }
         } else {
             self.world.peers.handle_frame(links, link, frame, now);
@@ -498,18 +479,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    fn handle_located(&mut self, address: SocketAddr, process: ProcessId, now: Micros) {
-        self.trusted.insert(process);
-        self.world.peers.set_wanted(process);
-        for sought in self.discovery.sought_at(address) {
-            for qp in self.qps.values_mut().filter(|q| q.peer_address() == sought) {
-                qp.handle_found(&mut self.world, process, now);
-            }
-            self.discovery.stop(&mut self.world.links, sought);
-        }
-        self.stale = true;
     }
 
     fn handle_gone(&mut self, process: ProcessId, now: Micros) {
@@ -608,67 +577,8 @@ impl Core {
         });
     }
 
-    /// An offer of a peer, or of a candidate on its connection.
-    fn handle_offer(&mut self, offer: Offer, candidate: Option<LinkId>, now: Micros) {
-        if let Some(life) = self.lives.get(&key_of(offer.peer)).copied() {
-            return self.handle_offer_for(life, &offer, candidate, now);
-        }
-        let key = (key_of(offer.peer), key_of(offer.own));
-        let at_home = candidate.is_none_or(|link| {
-            // Of a link-local GID the interface is not known yet; the address is looked at once it is.
-            let host = self.world.network.peer_address(&Gid(offer.own.gid), "");
-            host.is_none_or(|host| self.world.peers.candidate_at(link) == Some(canonical(host.ip())))
-        });
-        if self.early.len() >= MAX_EARLY_OFFERS {
-            let links = &self.world.links;
-            self.early.retain(|_, (_, candidate)| candidate.is_none_or(|link| links.is_open(link)));
-        }
-        if at_home && (self.early.len() < MAX_EARLY_OFFERS || self.early.contains_key(&key)) {
-            self.early.insert(key, (offer, candidate));
-        }
-    }
-
-    /// An offer counts if it names the connection as the application does, and with a job key. Without one it has to come over a
-    /// connection of the address that is the queue pair's remote GID, or from the process that did so before.
-    fn handle_offer_for(&mut self, life: QpLife, offer: &Offer, candidate: Option<LinkId>, now: Micros) {
-        let process = offer.from.process;
-        let Some(qp) = self.qps.get_mut(&life).filter(|q| q.peer_address() == offer.own) else {
-            return;
-        };
-        let World { network, peers, links, me, .. } = &mut self.world;
-        let host = network.peer_address(&qp.facts.peer_gid, &qp.facts.netdev).map(|host| canonical(host.ip()));
-        let at_home = match candidate {
-            // A queue pair has one peer: nobody else of that host is met by naming it.
-            Some(_) if qp.remote.is_some_and(|known| known.end.process != process) => false,
-            Some(link) => host.is_some() && peers.candidate_at(link) == host,
-            None if qp.process == Some(process) || process == *me || links.is_keyed() => true,
-            None => host.is_some_and(|host| peers.is_met_at(process, host)),
-        };
-        if !at_home {
-            log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
-            if let Some(link) = candidate.filter(|link| links.is_open(*link)) {
-                links.strangers.note(Refusal::Frame, links.remote(link));
-            }
-            return;
-        }
-        if candidate.is_some_and(|link| !peers.admit(links, link, now)) {
-            return;
-        }
-        peers.set_wanted(process);
-        qp.handle_offer(&mut self.world, process, offer, now);
-        let (sought, is_peer) = (qp.peer_address(), qp.process == Some(process));
-        if qp.process.is_some() && self.discovery.seeks(sought) {
-            self.discovery.stop(&mut self.world.links, sought);
-        }
-        if is_peer {
-            self.trusted.insert(process);
-            self.tell_keys(process);
-        }
-        self.stale = true;
-    }
-
     /// A process that has offered knows this end as its peer: it is told what memory there is here.
-    fn tell_keys(&mut self, process: ProcessId) {
+    pub(crate) fn tell_keys(&mut self, process: ProcessId) {
         if process != self.world.me && self.told_keys.insert(process) {
             let World { peers, links, own_keys, .. } = &mut self.world;
             own_keys.frames().for_each(|frame| peers.send(links, process, &frame));
@@ -676,6 +586,6 @@ impl Core {
     }
 }
 
-fn key_of(address: QpAddress) -> (Gid, u32) {
+pub(crate) fn key_of(address: QpAddress) -> (Gid, u32) {
     (Gid(address.gid), address.qpn)
 }

@@ -1,17 +1,19 @@
 //! Which process is at the other end of a queue pair?
 //!
-//! The host follows from the remote GID, the process from an [`Frame::Ask`] at that host's well-known port. Owns the connections to
-//! well-known ports and nothing else; where the process listens is all that it finds out.
+//! The host follows from the remote GID, the process from an [`Frame::Ask`] at that host's well-known port; the directory of the job, if
+//! there is one, is looked up at the same time, and who leads to the process first counts. Owns the connections to well-known ports
+//! and nothing else; where the process listens is all that it finds out.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use shift_proto::frame::{Frame, QpAddress, SPOKEN};
-use shift_proto::id::Micros;
+use shift_proto::id::{Micros, ProcessId};
 
 use crate::address;
 use crate::channel::Mismatch;
 use crate::links::{Ending, LinkId, Links};
+use crate::rendezvous::Entry;
 
 /// First wait until the same is tried again; it doubles up to [`LAST_RETRY_US`].
 const FIRST_RETRY_US: u64 = 20_000;
@@ -39,11 +41,16 @@ enum Answer {
 }
 
 struct Search {
-    site: SocketAddr,
+    /// None follows from the GID.
+    site: Option<SocketAddr>,
     source: Option<IpAddr>,
     since: Micros,
     told: bool,
     answer: Answer,
+    /// What the directory says, as far as it was not tried in vain.
+    listed: Option<Entry>,
+    /// What became of that.
+    listed_in_vain: Option<String>,
 }
 
 struct Site {
@@ -62,10 +69,14 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Seeks the process of the queue pair at the well-known `site`, with connections from `source`.
-    pub fn seek(&mut self, sought: QpAddress, site: SocketAddr, source: Option<IpAddr>, now: Micros) {
+    /// Seeks the process of the queue pair at the well-known `site`, if there is one, with connections from `source`.
+    pub fn seek(&mut self, sought: QpAddress, site: Option<SocketAddr>, source: Option<IpAddr>, now: Micros) {
         let answer = Answer::Missing { due: now, wait_us: FIRST_RETRY_US };
-        self.searches.insert(key_of(sought), Search { site, source, since: now, told: false, answer });
+        let search = Search { site, source, since: now, told: false, answer, listed: None, listed_in_vain: None };
+        self.searches.insert(key_of(sought), search);
+        let Some(site) = site else {
+            return;
+        };
         self.sites.entry(site).or_insert_with(|| Site {
             link: None,
             standing: false,
@@ -80,7 +91,7 @@ impl Discovery {
         self.searches.remove(&key_of(sought));
         let searches = &self.searches;
         self.sites.retain(|address, site| {
-            let used = searches.values().any(|s| s.site == *address);
+            let used = searches.values().any(|s| s.site == Some(*address));
             if let Some(link) = site.link.filter(|_| !used) {
                 links.close(link);
             }
@@ -93,18 +104,30 @@ impl Discovery {
         self.searches.contains_key(&key_of(sought))
     }
 
-    /// The queue pairs whose process listens at `address`, by what was answered.
-    pub fn sought_at(&self, address: SocketAddr) -> Vec<QpAddress> {
-        let at = |s: &Search| matches!(s.answer, Answer::At(found) if found == address);
+    /// The directory names the process of the queue pair. `false`: it is not sought.
+    pub fn list(&mut self, sought: QpAddress, entry: &Entry) -> bool {
+        let search = self.searches.get_mut(&key_of(sought));
+        search.map(|search| search.listed = Some(entry.clone())).is_some()
+    }
+
+    /// The queue pairs whose process listens at `address`, by what was answered; those of the directory only if it named `process`.
+    pub fn sought_at(&self, address: SocketAddr, process: ProcessId) -> Vec<QpAddress> {
+        let is_listed = |entry: &Entry| entry.process == process && entry.addresses.contains(&address);
+        let at = |s: &Search| {
+            matches!(s.answer, Answer::At(found) if found == address) || s.listed.as_ref().is_some_and(is_listed)
+        };
         self.searches.iter().filter(|(_, s)| at(s)).map(|((gid, qpn), _)| QpAddress { gid: gid.0, qpn: *qpn }).collect()
     }
 
     /// Nobody (or somebody else) listens at `address`: the questions start anew.
     pub fn lost(&mut self, address: SocketAddr, reason: &str, now: Micros) {
         for search in self.searches.values_mut() {
+            if search.listed.as_ref().is_some_and(|entry| entry.addresses.contains(&address)) {
+                search.listed_in_vain = Some(reason.to_owned());
+            }
             if matches!(search.answer, Answer::At(found) if found == address) {
                 search.answer = Answer::Missing { due: now + Micros(LAST_RETRY_US), wait_us: LAST_RETRY_US };
-                if let Some(site) = self.sites.get_mut(&search.site) {
+                if let Some(site) = search.site.and_then(|site| self.sites.get_mut(&site)) {
                     reason.clone_into(&mut site.last);
                 }
             }
@@ -140,7 +163,7 @@ impl Discovery {
             site.wait_us = (site.wait_us * 2).min(LAST_RETRY_US);
             if matches!(ending, Ending::Mismatch(_)) && last != site.last {
                 // Whoever was told that nobody answers there has to know what keeps the two apart.
-                let searches = self.searches.values_mut().filter(|s| s.site == *address);
+                let searches = self.searches.values_mut().filter(|s| s.site == Some(*address));
                 searches.for_each(|search| search.told = false);
             }
         }
@@ -153,7 +176,7 @@ impl Discovery {
     /// An answer. Where the process listens, if that is news.
     pub fn handle_owner(&mut self, link: LinkId, sought: QpAddress, port: Option<u16>) -> Option<SocketAddr> {
         let site = *self.sites.iter().find(|(_, s)| s.link == Some(link))?.0;
-        let search = self.searches.get_mut(&key_of(sought)).filter(|s| s.site == site)?;
+        let search = self.searches.get_mut(&key_of(sought)).filter(|s| s.site == Some(site))?;
         let at = address::with_port(site, port?);
         search.answer = Answer::At(at);
         Some(at)
@@ -171,7 +194,8 @@ impl Discovery {
             let Answer::Missing { due, wait_us } = &mut search.answer else {
                 continue;
             };
-            let Some(link) = self.sites.get(&search.site).filter(|s| s.standing).and_then(|s| s.link) else {
+            let site = search.site.and_then(|site| self.sites.get(&site));
+            let Some(link) = site.filter(|s| s.standing).and_then(|s| s.link) else {
                 continue;
             };
             if now >= *due {
@@ -182,16 +206,15 @@ impl Discovery {
         }
     }
 
-    /// Searches that have taken longer than `patience`, each told once.
-    pub fn take_failures(&mut self, now: Micros, patience: Micros) -> Vec<Failure> {
+    /// Searches that have taken longer than `patience`, each told once; `directory` is what is to be said of that, if there is one.
+    pub fn take_failures(&mut self, now: Micros, patience: Micros, directory: Option<&str>) -> Vec<Failure> {
         let mut failures = Vec::new();
         for ((gid, qpn), search) in &mut self.searches {
             if search.told || now.since(search.since) < patience {
                 continue;
             }
             search.told = true;
-            let last = self.sites.get(&search.site).map_or("no answer", |s| s.last.as_str());
-            let reason = format!("no shim answers for the peer at {}: {last}", search.site);
+            let reason = search.failure(&self.sites, directory);
             failures.push(Failure { sought: QpAddress { gid: gid.0, qpn: *qpn }, reason });
         }
         failures
@@ -200,7 +223,7 @@ impl Discovery {
     /// When [`Discovery::tick`] is due.
     pub fn deadline(&self) -> Option<Micros> {
         let asks = self.searches.values().filter_map(|s| match s.answer {
-            Answer::Missing { due, .. } if self.sites.get(&s.site).is_some_and(|site| site.standing) => Some(due),
+            Answer::Missing { due, .. } if s.stands(&self.sites) => Some(due),
             Answer::Missing { .. } | Answer::At(_) => None,
         });
         let tells = self.searches.values().filter(|s| !s.told).map(|s| s.since + PATIENCE);
@@ -214,7 +237,7 @@ impl Discovery {
 
     fn dial_sites(&mut self, links: &mut Links, now: Micros) {
         for (address, site) in &mut self.sites {
-            let wanted = |s: &&Search| s.site == *address && matches!(s.answer, Answer::Missing { .. });
+            let wanted = |s: &&Search| s.site == Some(*address) && matches!(s.answer, Answer::Missing { .. });
             let Some(search) = self.searches.values().find(wanted) else {
                 site.due = now + Micros(LAST_RETRY_US);
                 continue;
@@ -241,6 +264,29 @@ impl Discovery {
 
     fn site_of(&mut self, link: LinkId) -> Option<&mut Site> {
         self.sites.values_mut().find(|s| s.link == Some(link))
+    }
+}
+
+impl Search {
+    /// Who is asked is connected.
+    fn stands(&self, sites: &BTreeMap<SocketAddr, Site>) -> bool {
+        self.site.and_then(|site| sites.get(&site)).is_some_and(|site| site.standing)
+    }
+
+    /// Why it found nothing so far.
+    fn failure(&self, sites: &BTreeMap<SocketAddr, Site>, directory: Option<&str>) -> String {
+        let at_site = self.site.map_or_else(
+            || "the remote GID is no IP address".to_owned(),
+            |at| {
+                let last = sites.get(&at).map_or("no answer", |s| s.last.as_str());
+                format!("no shim answers for the peer at {at}: {last}")
+            },
+        );
+        match (directory, &self.listed_in_vain) {
+            (None, _) => at_site,
+            (Some(_), Some(in_vain)) => format!("{at_site}; nor where the directory leads to: {in_vain}"),
+            (Some(words), None) => format!("{at_site}; {words}"),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! With a job key whoever is heard at all is of this job and greets as a peer. Without one a connection that comes in is a
 //! candidate's, until it shows the token of a known process from an address of that process, or offers for a queue pair from
-//! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID led to it, or with the token. Neither
-//! makes somebody a process that is known already: that one is asked for its token, or for an address that it told.
+//! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID or the directory led to it, or with the token.
+//! Neither makes somebody a process that is known already: that one is asked for its token, or for an address that it told.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -141,8 +141,14 @@ impl Peers {
         if hello.process == self.me {
             return Err(None);
         }
-        match self.dials.get(&link).map(|d| (d.address, d.expects)) {
-            Some((address, expects)) => self.handle_answer(links, link, &hello, address, expects, now),
+        match self.dials.get(&link).map(|d| (d.address, d.expects, d.listed)) {
+            Some((address, None, Some(listed))) if listed != hello.process => {
+                self.dials.remove(&link);
+                let reason = format!("another process listens at {address}");
+                self.events.push(PeerEvent::NotLocated(address, reason));
+                Err(None)
+            }
+            Some((address, expects, _)) => self.handle_answer(links, link, &hello, address, expects, now),
             None => self.handle_greeting(links, link, hello, now),
         }
     }

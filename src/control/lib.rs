@@ -30,6 +30,8 @@ mod probes;
 mod qp;
 pub mod record;
 mod registry;
+mod rendezvous;
+mod seeking;
 mod sockets;
 mod stall;
 pub mod status;

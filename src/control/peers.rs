@@ -89,6 +89,8 @@ pub(crate) struct Process {
 pub(crate) struct Dial {
     pub address: SocketAddr,
     pub expects: Option<ProcessId>,
+    /// Who is there if the directory is right; nobody else is met.
+    pub listed: Option<ProcessId>,
     pub since: Micros,
     pub standing: bool,
 }
@@ -125,6 +127,11 @@ impl Peers {
             located: BTreeMap::new(),
             events: Vec::new(),
         }
+    }
+
+    /// Where this process listens.
+    pub fn own_addresses(&self) -> &[SocketAddr] {
+        &self.own_addresses
     }
 
     /// What became known since the last call.
@@ -181,8 +188,15 @@ impl Peers {
         }
     }
 
-    /// Finds out which process listens at `address`.
-    pub fn locate(&mut self, links: &mut Links, address: SocketAddr, source: Option<IpAddr>, now: Micros) {
+    /// Finds out which process listens at `address`; where the directory leads there, whether it is the one that is `listed`.
+    pub fn locate(
+        &mut self,
+        links: &mut Links,
+        address: SocketAddr,
+        source: Option<IpAddr>,
+        listed: Option<ProcessId>,
+        now: Micros,
+    ) {
         if let Some(process) = self.located.get(&address) {
             if self.processes.get(process).is_some_and(|p| !p.lines.is_empty()) {
                 self.events.push(PeerEvent::Located(address, *process));
@@ -190,7 +204,7 @@ impl Peers {
             }
         }
         if !self.dials.values().any(|d| d.address == address) {
-            self.dial(links, address, source, None, now);
+            self.dial(links, address, source, (None, listed), now);
         }
     }
 
@@ -452,7 +466,7 @@ impl Peers {
             }
         }
         for address in due {
-            self.dial(links, address, None, Some(id), now);
+            self.dial(links, address, None, (Some(id), None), now);
         }
     }
 
@@ -461,10 +475,10 @@ impl Peers {
         links: &mut Links,
         address: SocketAddr,
         source: Option<IpAddr>,
-        expects: Option<ProcessId>,
+        (expects, listed): (Option<ProcessId>, Option<ProcessId>),
         now: Micros,
     ) {
-        let dial = Dial { address, expects, since: now, standing: false };
+        let dial = Dial { address, expects, listed, since: now, standing: false };
         let source = source.or_else(|| self.network.source_to(address.ip()));
         match links.dial(address, source) {
             Ok(link) => drop(self.dials.insert(link, dial)),

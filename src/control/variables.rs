@@ -81,6 +81,13 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "A file of 16 to 4096 random bytes, the same on every host of the job, that only its owner can read: the user of the \
          program, or root. What a process without it says is ignored.",
     ),
+    (
+        "SHIFT_DIRECTORY",
+        "none: peers are found by their GIDs only",
+        "redis://[USER:PASSWORD@]HOST[:PORT][/DB] or file:///FOLDER",
+        "A directory that all processes of the job share, for peers to which the remote GID does not lead: a Redis server (if the \
+         library was built with it), or a folder that all hosts see. It is asked beside the GID's host.",
+    ),
     ("SHIFT_PROBE_INTERVAL_MS", "30000", "ms", "How often the path that a connection would move to is probed again."),
     (
         "SHIFT_EVENT_FILE",

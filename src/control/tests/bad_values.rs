@@ -56,6 +56,15 @@ const ROWS: &[Row] = &[
         &[("best", "use psn, count or sender"), ("PSN", "use psn, count or sender"), ("psn,count", "use psn")],
     ),
     (
+        "SHIFT_DIRECTORY",
+        &[
+            ("head:6379", "write redis://HOST[:PORT][/DB] or file:///FOLDER"),
+            ("file://folder", "named from the root"),
+            ("redis://head:port", "write redis://HOST"),
+            ("rediss://head", "speaks no TLS"),
+        ],
+    ),
+    (
         "SHIFT_LOG",
         &[("loud", "write off, error, warn, info, debug or trace"), ("a=b", "MODULE=LEVEL"), ("info,", "write off")],
     ),

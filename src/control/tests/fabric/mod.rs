@@ -225,25 +225,23 @@ impl Fabric {
 
     /// The same; `id` tells processes of one host apart.
     pub fn process_with(&self, id: usize, host: usize, config: Config, standby: Result<(), Unprotected>) -> Process {
-        let directory = self.directory(host);
-        let network =
-            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Plain };
-        self.start(id, host, config, standby, network)
+        self.start(id, host, config, standby, self.network(host, Reach::Plain))
+    }
+
+    /// One to which no GID leads.
+    pub fn process_hidden(&self, id: usize, host: usize, config: Config) -> Process {
+        self.start(id, host, config, Ok(()), self.network(host, Reach::Hidden))
     }
 
     /// One that is reached over a cable.
     pub fn process_on_cable(&self, host: usize, config: Config) -> Process {
-        let directory = self.directory(host);
-        let network =
-            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Cabled };
-        self.start(host, host, config, Ok(()), network)
+        self.start(host, host, config, Ok(()), self.network(host, Reach::Cabled))
     }
 
     /// One that is reached over two networks.
     pub fn process_on_two_networks(&self, host: usize, config: Config) -> Process {
         let directory = format!("shift-test-{}-{}", self.owner, self.net);
-        let network =
-            TestNetwork { own: self.address(host), net: self.net, owner: self.owner, directory, reach: Reach::Twofold };
+        let network = TestNetwork { directory, ..self.network(host, Reach::Twofold) };
         self.start(host, host, config, Ok(()), network)
     }
 

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use shift_control::address::Network;
 use shift_control::datapath::Gid;
 
+use super::Fabric;
+
 /// How the hosts of a test reach one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -12,6 +14,8 @@ pub enum Reach {
     Plain,
     /// Each under a second address too; such hosts share one well-known port.
     Twofold,
+    /// Each under its one address, to which no GID leads.
+    Hidden,
     /// Each at the other's end of a [`super::cable::Cable`].
     Cabled,
 }
@@ -28,7 +32,7 @@ pub struct TestNetwork {
 impl Network for TestNetwork {
     fn peer_address(&self, gid: &Gid, _netdev: &str) -> Option<SocketAddr> {
         let address = self.seen(gid.0[15]);
-        Some(SocketAddr::new(IpAddr::V4(address), 0))
+        (self.reach != Reach::Hidden).then_some(SocketAddr::new(IpAddr::V4(address), 0))
     }
     fn own_addresses(&self) -> Vec<IpAddr> {
         let [_, _, net, host] = self.own.octets();
@@ -58,8 +62,16 @@ pub fn near_end(owner: u32, net: u8, host: u8) -> Ipv4Addr {
 impl TestNetwork {
     fn seen(&self, host: u8) -> Ipv4Addr {
         match self.reach {
-            Reach::Plain | Reach::Twofold => near_end(self.owner, self.net, host),
+            Reach::Plain | Reach::Twofold | Reach::Hidden => near_end(self.owner, self.net, host),
             Reach::Cabled => super::cable::far_end(self.owner, self.net, host),
         }
+    }
+}
+
+impl Fabric {
+    /// What a process on that host sees.
+    pub fn network(&self, host: usize, reach: Reach) -> TestNetwork {
+        let (own, directory) = (self.address(host), self.directory(host));
+        TestNetwork { own, net: self.net, owner: self.owner, directory, reach }
     }
 }
