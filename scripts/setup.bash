@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A linker and C headers for cargo; the rest is the lab's.
 packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
     kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py python3-pip
-    libjemalloc2 libtcmalloc-minimal4 libfaketime strace gdb)
+    libjemalloc2 libtcmalloc-minimal4 libfaketime strace gdb redis-server)
 
 fail() {
     echo "$0: $*" >&2
@@ -61,6 +61,8 @@ built="${CARGO_TARGET_DIR:-target}/release"
 # A scenario must never judge what an earlier state of the sources built.
 build_lab() {
     local part
+    # The library with Redis lies beside the default one, which does not carry it.
+    cargo build --profile redis -p shift-verbs --features redis >&2 || rm -f "$built/../redis/libshift_verbs.so"
     cargo build --release -p shift-lab -p shift-checker -p shift-nccl -p shift-verbs -p shift-preload -p shiftctl >&2 && return
     cargo build --release -p shift-lab >&2 || fail "the lab does not build"
     for part in shift-checker:shift-checker shift-checker:shift-checker-dlvsym shift-nccl:shift-nccl shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so shiftctl:shiftctl; do
