@@ -55,6 +55,8 @@ const ROWS: &[Row] = &[
         "SHIFT_PROOF",
         &[("best", "use psn, count or sender"), ("PSN", "use psn, count or sender"), ("psn,count", "use psn")],
     ),
+    ("SHIFT_QP_TIMEOUT", &[("0", "a number from 1 to 31"), ("32", "from 1 to 31"), ("-1", "from 1"), ("4s", "from 1")]),
+    ("SHIFT_RETRY_CNT", &[("7", "a number from 0 to 6"), ("-1", "from 0 to 6"), ("few", "from 0 to 6")]),
     (
         "SHIFT_DIRECTORY",
         &[
