@@ -339,14 +339,24 @@ fn expected(log: &[Record], flow: &Flow, reads: &BTreeMap<u32, u32>) -> Option<u
     let is_of_it = |bth: &Bth| (-1..EPOCH_PSNS / 2).contains(&ahead(first, bth.psn));
     let starts = first_numbers(requests().filter(is_of_it));
     let mut due = first;
+    // What was due when each number came last.
+    let mut arrivals = BTreeMap::new();
     let mine = |record: &&Record| of(flow.host, flow.peer_qpn)(record) || of(flow.host.peer(), flow.qpn)(record);
     for record in log.iter().filter(mine) {
         let Some(bth) = record.packet.roce.filter(is_of_it) else { continue };
+        if bth.is_refusal() {
+            // In error from the packet on that it refuses: what came behind it while the NAK was under way was not executed. (Soft-RoCE refuses a READ that
+            // is sent again if the request before was one of no bytes.)
+            return Some(arrivals.get(&bth.psn).copied().unwrap_or(due));
+        }
         if bth.is_response() {
             due = answered(due, &bth);
-        } else if bth.psn == due && record.fate.went_on() {
-            due =
-                behind(due, if bth.opcode == opcode::READ_REQUEST { read_packets(bth.psn, reads, &starts) } else { 1 });
+        } else if record.fate.went_on() {
+            arrivals.insert(bth.psn, due);
+            if bth.psn == due {
+                let is_read = bth.opcode == opcode::READ_REQUEST;
+                due = behind(due, if is_read { read_packets(bth.psn, reads, &starts) } else { 1 });
+            }
         }
     }
     Some(due)
@@ -514,5 +524,24 @@ mod tests {
         // Answered: so the copy that was under way when it was not ready has been executed.
         let answered = [&log[..3], &[answer(opcode::ACK, 1, 0x1f)]].concat();
         assert!(judged(&answered, 2, send("executed", "complete", 1)).is_ok());
+    }
+
+    #[test]
+    fn behind_what_the_receiver_refuses_nothing_is_executed() {
+        let log = [
+            request(opcode::READ_REQUEST, 1, Fate::Passed),
+            request(0x04, 3, Fate::Passed),
+            request(opcode::READ_REQUEST, 1, Fate::Passed),
+            request(0x04, 4, Fate::Passed),
+            answer(opcode::ACK, 1, 0x62),
+            request(0x04, 4, Fate::Passed),
+        ];
+        let send = |psn, state: &str, action: &str| vec![listed(1, "send", 10, psn, state, (action, 0))];
+        assert!(judged(&log, 4, send(3, "executed", "complete")).is_ok());
+        assert!(judged(&log, 4, send(4, "not_executed", "replay")).is_ok());
+        assert!(judged(&log, 5, send(4, "executed", "complete")).is_err());
+        // One that only asks for what is missing refuses nothing.
+        let asked = [&log[..4], &[answer(opcode::ACK, 1, 0x60)]].concat();
+        assert!(judged(&asked, 5, send(4, "executed", "complete")).is_ok());
     }
 }

@@ -72,6 +72,12 @@ impl Bth {
     pub fn is_receiver_not_ready(&self) -> bool {
         self.opcode == opcode::ACK && self.aeth >> 29 == 1
     }
+
+    /// A NAK after which the responder's queue pair is in error (IBA 9.9.3: invalid request, remote access, remote operation; syndrome 011 and a code
+    /// other than 0, which asks for a packet that is missing).
+    pub fn is_refusal(&self) -> bool {
+        self.opcode == opcode::ACK && self.aeth >> 29 == 3 && self.aeth >> 24 & 0x1f != 0
+    }
 }
 
 /// What the wire knows of a frame.
