@@ -119,6 +119,7 @@ impl Agent {
         let peers = Peers::new(me, Arc::clone(&network), port, config.deadlines.heartbeat, drawn);
         let local_name = network.directory_name(config.port);
         let directory = Directory::new(config.port, port, network.listen_on(), local_name);
+        let thread = Arc::clone(&data);
         let rendezvous = config
             .directory
             .as_ref()
@@ -135,7 +136,10 @@ impl Agent {
             departure,
             pid: std::process::id(),
         };
-        spawn("shift-agent", move || run(core, &receiver, &shared))?;
+        spawn("shift-agent", move || {
+            thread.agent_began();
+            run(core, &receiver, &shared);
+        })?;
         Ok(handle)
     }
 }

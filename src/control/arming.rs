@@ -12,7 +12,7 @@ use crate::datapath::{Errno, PathEnd};
 use crate::mirror::Mirror;
 use crate::probes::{Outcome, Want};
 use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
-use crate::stall::LEAST_PROBE_US;
+use crate::stall;
 use crate::world::World;
 
 /// First wait for the peer's offer; it doubles up to [`LAST_OFFER_US`].
@@ -85,8 +85,8 @@ impl Qp {
         };
         match world.data.prepare_standby(self.life) {
             Ok((primary_end, standby_end)) => {
-                world.devices.insert(primary_end.gid, self.facts.device);
-                world.devices.insert(standby_end.gid, standby);
+                world.know_device(primary_end.gid, self.facts.device);
+                world.know_device(standby_end.gid, standby);
                 self.own = Some((primary_end, standby_end));
                 for (path, device) in PATHS.into_iter().zip([self.facts.device, standby]) {
                     if let Some(state) = self.path_mut(path) {
@@ -230,13 +230,13 @@ impl Qp {
                 continue;
             }
             if !outcome.was_tried {
-                self.note_silent(world, path, outcome.started, now);
+                self.note_silent(world, path, outcome, now);
             } else if outcome.answered {
                 self.note_alive(path, outcome.started, now);
                 self.handle_answered(world, path, outcome.started, now);
             } else {
                 self.handle_unanswered(world, path, now);
-                self.note_silent(world, path, outcome.started, now);
+                self.note_silent(world, path, outcome, now);
             }
         }
     }
@@ -445,7 +445,8 @@ impl Qp {
                     (false, true) => DEAD_PACE_US,
                     (false, false) => ARMING_PACE_US,
                 };
-                let limit_us = world.config.deadlines.probe.0.max(if suspected { LEAST_PROBE_US } else { 0 });
+                let patience_us = if suspected { stall::patience(world.probes.round_trip(&key)).0 } else { 0 };
+                let limit_us = world.config.deadlines.probe.0.max(patience_us);
                 world.probes.want(key, device, Want { from: now, pace_us: pace, limit_us });
             }
             if state.own_ready && !state.peer_ready && now >= state.confirm_due {

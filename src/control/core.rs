@@ -37,6 +37,8 @@ const SWEEP_US: u64 = 20_000;
 const BUSY_SWEEP_US: u64 = 1_000;
 /// Pace while a migration is under way.
 const FAST: Duration = Duration::from_micros(200);
+/// A path is sought at that pace too, for so long: a standby that works has answered by then.
+const SHORT_SEEK_US: u64 = 20_000;
 /// Pace while a probe is in the air or a path is sought.
 const BRISK_US: u64 = 1_000;
 /// Time that one round spends on queue pairs before it looks at the network again: peers take silence for death, and a replay may take long.
@@ -45,6 +47,8 @@ const SLICE_US: u64 = 50_000;
 const LEAST_SEARCH_US: u64 = 200_000;
 /// A pause of the loop beyond this means that this process slept (a debugger, a suspended guest), not its peers.
 const SLEPT_US: u64 = 500_000;
+/// One beyond this, where there is something to sweep, that others had the processor: what came in meanwhile may not have been looked at.
+const HELD_UP_US: u64 = 100_000;
 
 /// Everything that the agent owns.
 pub(crate) struct Core {
@@ -164,7 +168,8 @@ impl Core {
         if self.behind.is_some() {
             return self.world.links.poll(Some(Duration::ZERO));
         }
-        if self.qps.values().any(|q| !matches!(q.job, crate::qp::Job::Idle)) {
+        let recent = Micros(clock::now().0.saturating_sub(SHORT_SEEK_US));
+        if self.qps.values().any(|q| !matches!(q.job, crate::qp::Job::Idle) || q.seek.is_some_and(|at| at > recent)) {
             let incoming = self.world.links.poll(Some(Duration::ZERO))?;
             if incoming.is_empty() {
                 std::thread::sleep(FAST);
@@ -201,7 +206,10 @@ impl Core {
         if now.since(self.last_turn).0 > expected_us && self.qps.values().any(|q| q.masked) {
             self.world.links.forgive_silence(now);
             self.world.peers.forgive_silence(now);
+            self.world.probes.forgive_slowness();
             self.qps.values_mut().for_each(Qp::forgive_stall);
+        } else if now.since(self.last_turn).0 > HELD_UP_US {
+            self.qps.values_mut().for_each(|qp| qp.doubt_silence(now));
         }
         self.last_turn = now;
     }
@@ -412,6 +420,10 @@ impl Core {
             }
             LinkEvent::Watched(Watched::Device(device)) => self.world.data.read_async(DeviceId(device)),
             LinkEvent::Watched(Watched::Admin) => self.answer_admin(),
+            LinkEvent::Watched(Watched::Interfaces) => {
+                let changes = self.world.interfaces.changes();
+                changes.into_iter().for_each(|(device, up)| self.handle_port(device, up, now));
+            }
             LinkEvent::Closed(link, ending) => {
                 self.directory.closed(link, ending, now);
                 if !self.discovery.closed(link, ending, now) {

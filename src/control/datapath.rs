@@ -164,6 +164,8 @@ pub enum ReplayProgress {
 
 /// What the agent asks of the shim. See the module's rules.
 pub trait DataPath: Send + Sync {
+    /// The calling thread is the agent's, and does nothing else from now on.
+    fn agent_began(&self) {}
     /// The standby device chosen for `primary`, or why there is none.
     fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected>;
     /// Name of a device ("rxe0").
@@ -261,6 +263,8 @@ pub trait DataPath: Send + Sync {
     fn probe_start(&self, probe: ProbeId) -> Result<(), Errno>;
     /// Asks for the answer.
     fn probe_poll(&self, probe: ProbeId) -> ProbeState;
+    /// Nobody waits for the answer any more: the NIC is to stop trying, long before the QP is connected anew.
+    fn probe_abandon(&self, _probe: ProbeId) {}
     /// Destroys the probe QP, off this thread if it may block.
     fn probe_close(&self, probe: ProbeId);
 }

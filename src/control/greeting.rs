@@ -14,6 +14,7 @@ use shift_proto::id::{Micros, ProcessId};
 use crate::address::{canonical, is_link_local, MAX_ADDRESSES};
 use crate::links::{LinkId, Links};
 use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
+use crate::round_trip::RoundTrip;
 use crate::strangers::Refusal;
 
 /// Processes of one job that one process may meet; a queue pair to one more stays unprotected.
@@ -239,6 +240,7 @@ impl Peers {
             suspected: None,
             pinged: now,
             wanted: false,
+            round_trip: RoundTrip::default(),
         });
         if token != NO_TOKEN && !process.tokens.contains(&token) && process.tokens.len() < MAX_TOKENS {
             process.tokens.push(token);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use crate::admin::MAX_SESSIONS;
 use crate::links::MAX_CONNECTIONS;
 
-/// All connections, and the listeners: the process's own port, the well-known one, the local sockets.
+/// All connections, and the listeners: the process's own port, the well-known one, the local sockets; and the kernel's word of interfaces.
 const MAX_DESCRIPTORS: usize = MAX_CONNECTIONS + MAX_SESSIONS + 8;
 /// No descriptor.
 const FREE: RawFd = -1;

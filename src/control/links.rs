@@ -98,6 +98,8 @@ pub enum Watched {
     Device(u16),
     /// The local socket of `shiftctl`, or who is connected there.
     Admin,
+    /// The kernel's word of network interfaces.
+    Interfaces,
 }
 
 struct Link {
@@ -164,7 +166,7 @@ impl Links {
     pub fn watch(&mut self, descriptor: RawFd, whose: Watched) -> io::Result<usize> {
         let id = self.fresh_id();
         let interest = match whose {
-            Watched::Device(_) => Interest::READABLE,
+            Watched::Device(_) | Watched::Interfaces => Interest::READABLE,
             Watched::Admin => Interest::READABLE | Interest::WRITABLE,
         };
         self.poll.registry().register(&mut SourceFd(&descriptor), Token(id), interest)?;

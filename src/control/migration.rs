@@ -543,6 +543,7 @@ impl Qp {
         let Some(mut record) = self.record.take() else {
             return;
         };
+        record.control_round_trip_ns = self.process.and_then(|p| world.peers.round_trip(p)).map(|took| took.0 * 1000);
         let line = record.finish(outcome, clock::now_ns());
         if outcome == Outcome::Surfaced {
             log::warn!("{line}");

@@ -20,6 +20,7 @@ use crate::address::{canonical, Network};
 use crate::discovery::describe;
 use crate::greeting::Candidate;
 use crate::links::{Draw, Ending, LinkId, Links};
+use crate::round_trip::RoundTrip;
 use crate::strangers::Refusal;
 
 /// How often an address without a connection is dialed.
@@ -84,6 +85,8 @@ pub(crate) struct Process {
     pub suspected: Option<Micros>,
     pub pinged: Micros,
     pub wanted: bool,
+    /// Of a ping, over whichever of its connections.
+    pub round_trip: RoundTrip,
 }
 
 pub(crate) struct Dial {
@@ -266,11 +269,27 @@ impl Peers {
         }
         if let Frame::Ping { stamp } = frame {
             links.send(link, &Frame::Pong { stamp });
+        } else if let Frame::Pong { stamp } = frame {
+            self.note_pong(process, Micros(stamp), now);
         } else if frame == Frame::Goodbye {
             self.set_gone(links, process);
         } else {
             self.events.push(PeerEvent::Frame(process, frame));
         }
+    }
+
+    /// The stamp is this process's own time of the ping; a ping that asks for nothing else than an answer has none.
+    fn note_pong(&mut self, id: ProcessId, stamp: Micros, now: Micros) {
+        let took = now.since(stamp);
+        let is_credible = stamp != Micros(0) && stamp <= now && took <= self.heartbeat;
+        if let Some(process) = self.processes.get_mut(&id).filter(|_| is_credible) {
+            process.round_trip.note(took);
+        }
+    }
+
+    /// The mean round trip of the control connection to a process; `None`: no ping was answered yet.
+    pub fn round_trip(&self, process: ProcessId) -> Option<Micros> {
+        self.processes.get(&process).and_then(|p| p.round_trip.mean())
     }
 
     /// A connection ended.

@@ -12,6 +12,7 @@ use shift_proto::id::{Epoch, Micros, ProcessId, Psn};
 
 use crate::datapath::{DataPath, DeviceId, Gid, PathEnd, ProbeId, ProbeState};
 use crate::qp::{end_of, offer_of};
+use crate::round_trip::RoundTrip;
 
 /// How long an offer waits for its answer before it is sent again.
 const RESEND_US: u64 = 100_000;
@@ -80,6 +81,9 @@ struct Probe {
     state: State,
     /// What is wanted, until it is there.
     wanted: Option<Want>,
+    round_trip: RoundTrip,
+    /// This process slept while it was in the air: how long it took says nothing.
+    slept: bool,
 }
 
 struct Answering {
@@ -110,7 +114,16 @@ impl Probes {
         let probe = self.own.entry(key).or_insert_with(|| {
             let id = *next_id;
             *next_id = next_id.wrapping_add(1);
-            Probe { device, id, generation: 0, local: None, state: State::Broken(want.from), wanted: None }
+            Probe {
+                device,
+                id,
+                generation: 0,
+                local: None,
+                state: State::Broken(want.from),
+                wanted: None,
+                round_trip: RoundTrip::default(),
+                slept: false,
+            }
         });
         let want = probe.wanted.map_or(want, |other| Want {
             from: want.from.max(other.from),
@@ -127,6 +140,16 @@ impl Probes {
     pub fn deadline(&self, now: Micros) -> Option<Micros> {
         let unsent = (!self.frames.is_empty()).then_some(now);
         self.own.values().filter(|p| p.wanted.is_some()).map(|p| p.due(now)).chain(unsent).min()
+    }
+
+    /// How long answers on that path take.
+    pub fn round_trip(&self, key: &ProbeKey) -> RoundTrip {
+        self.own.get(key).map_or_else(RoundTrip::default, |probe| probe.round_trip)
+    }
+
+    /// This process slept: what is in the air was not slow.
+    pub fn forgive_slowness(&mut self) {
+        self.own.values_mut().for_each(|probe| probe.slept = matches!(probe.state, State::Flying(_)));
     }
 
     /// Nobody is in a hurry any more: what is still wanted of these paths is tried at this pace at most.
@@ -289,7 +312,7 @@ impl Probe {
     fn poll(&mut self, key: &ProbeKey, data: &dyn DataPath, now: Micros) -> Option<Outcome> {
         let started = match self.state {
             State::Flying(started) => started,
-            State::Offered { first, .. } => return self.give_up_offer(key, first, now),
+            State::Offered { first, .. } => return self.give_up_offer(key, data, first, now),
             State::Broken(_) | State::Idle => return None,
         };
         let (local, _) = self.local?;
@@ -301,19 +324,22 @@ impl Probe {
         };
         if answered {
             self.state = State::Idle;
+            if !std::mem::take(&mut self.slept) {
+                self.round_trip.note(now.since(started));
+            }
             if self.wanted.is_some_and(|want| started >= want.from) {
                 self.wanted = None;
             }
         } else {
-            self.break_off(now);
+            self.break_off(data, now);
         }
         Some(Outcome { key: *key, started, ended: now, answered, was_tried: true })
     }
 
     /// The other end does not connect, or this one cannot: the probe begins anew.
-    fn give_up_offer(&mut self, key: &ProbeKey, first: Micros, now: Micros) -> Option<Outcome> {
+    fn give_up_offer(&mut self, key: &ProbeKey, data: &dyn DataPath, first: Micros, now: Micros) -> Option<Outcome> {
         (self.wanted.is_some() && now.since(first).0 > OFFER_LIMIT_US).then(|| {
-            self.break_off(now);
+            self.break_off(data, now);
             Outcome { key: *key, started: first, ended: now, answered: false, was_tried: false }
         })
     }
@@ -327,8 +353,8 @@ impl Probe {
             State::Idle => {
                 let (local, _) = self.local?;
                 match data.probe_start(local) {
-                    Ok(()) => self.state = State::Flying(now),
-                    Err(_) => self.break_off(now),
+                    Ok(()) => (self.state, self.slept) = (State::Flying(now), false),
+                    Err(_) => self.break_off(data, now),
                 }
                 None
             }
@@ -360,7 +386,10 @@ impl Probe {
         Frame::Probe(ProbeFrame { pair, generation, step, own: offer_of(end), peer_gid: key.remote.0 })
     }
 
-    fn break_off(&mut self, now: Micros) {
+    fn break_off(&mut self, data: &dyn DataPath, now: Micros) {
+        if let Some((local, _)) = self.local {
+            data.probe_abandon(local);
+        }
         let pace_us = self.wanted.map_or(0, |want| want.pace_us);
         self.state = State::Broken(now + Micros(pace_us));
     }

@@ -85,6 +85,8 @@ pub struct Record {
     pub to: PathName,
     /// When each phase was reached at this end, ns.
     pub phases_ns: BTreeMap<&'static str, u64>,
+    /// The mean round trip of the control connection, ns; none if no ping was answered.
+    pub control_round_trip_ns: Option<u64>,
     /// When the first error completion was seen, ns.
     pub first_error_ns: Option<u64>,
     /// When the first request completed on the new path, ns.
@@ -128,6 +130,7 @@ impl Record {
             from,
             to: PathName::default(),
             phases_ns: BTreeMap::new(),
+            control_round_trip_ns: None,
             first_error_ns: None,
             first_success_ns: None,
             proven: 0,

@@ -12,6 +12,7 @@ use crate::address::Network;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::datapath::{DataPath, DeviceId, Gid, GroupId, QpLife};
+use crate::interfaces::Interfaces;
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
 use crate::links::Links;
 use crate::peers::Peers;
@@ -41,6 +42,8 @@ pub struct World {
     pub network: Arc<dyn Network>,
     /// All sockets.
     pub links: Links,
+    /// The interfaces behind the GIDs of this process.
+    pub interfaces: Interfaces,
     /// The other processes.
     pub peers: Peers,
     /// All probes.
@@ -84,6 +87,7 @@ impl World {
             data,
             network,
             links,
+            interfaces: Interfaces::default(),
             peers,
             probes,
             own_keys: OwnKeys::default(),
@@ -106,6 +110,12 @@ impl World {
         } else {
             self.peers.send(&mut self.links, to, &frame);
         }
+    }
+
+    /// A device has this GID, by which a peer's frames may name it.
+    pub fn know_device(&mut self, gid: Gid, device: DeviceId) {
+        self.devices.insert(gid, device);
+        self.interfaces.add(&mut self.links, device, gid);
     }
 
     /// The keys of a peer's device. Of this process itself they are looked up in the same way: it tells itself.

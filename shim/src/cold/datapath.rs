@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{cm, fence, mr, probe, rail, replay, tell, twin};
+use crate::cold::{cm, fence, mr, probe, rail, replay, slice, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -43,6 +43,10 @@ impl Shim {
 const GONE: Errno = Errno::DESTROYED;
 
 impl DataPath for Shim {
+    fn agent_began(&self) {
+        slice::shorten();
+    }
+
     fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
         as_agent(|| {
             let rail = rail::by_id(primary.0).ok_or_else(|| Unprotected("its device is unknown".to_owned()))?;
@@ -228,6 +232,10 @@ impl DataPath for Shim {
 
     fn probe_poll(&self, probe: ProbeId) -> ProbeState {
         as_agent(|| self.probes.poll(probe))
+    }
+
+    fn probe_abandon(&self, probe: ProbeId) {
+        as_agent(|| self.probes.abandon(probe));
     }
 
     fn probe_close(&self, probe: ProbeId) {

@@ -20,6 +20,7 @@ pub mod rail;
 pub mod reaper;
 pub mod replay;
 pub mod settle;
+pub mod slice;
 pub mod srq;
 pub mod tell;
 pub mod twin;

@@ -70,12 +70,12 @@ macro_rules! deadlines {
 }
 
 deadlines! {
-    stall, "SHIFT_STALL_MS", 200,
-        "outstanding work without progress",
+    stall, "SHIFT_STALL_MS", 50,
+        "outstanding work without progress, on a path that takes no longer than that to answer",
         "probe the path",
-        "well above the tail of a loaded fabric's round trips, well below the first NIC time-out of common settings";
+        "well above the tail of a loaded fabric's round trips, well below the first NIC time-out of common settings; a probe costs a packet";
     probe, "SHIFT_PROBE_MS", 200,
-        "one probe of a path; of the current path, while it stands still, at least 500 ms",
+        "one probe of a path; of the current path, while it stands still, at least 300 ms more than its answers take",
         "the path counts as dead: trigger",
         "three retries of a NIC fit in, and a slow path is no dead one";
     hold, "SHIFT_HOLD_MS", 2000,

@@ -62,6 +62,11 @@ impl Evidence {
         Evidence { records: records.into_iter().collect() }
     }
 
+    /// All records with their hosts.
+    pub fn all(&self) -> impl Iterator<Item = (Host, &Value)> {
+        self.records.iter().map(|(host, record)| (*host, record))
+    }
+
     /// How many migrations both hosts wrote down.
     pub fn migrations(&self) -> usize {
         self.records.len()

@@ -157,6 +157,32 @@ impl Lab {
         Ok(at_ns)
     }
 
+    /// Stops a host, or the checking application there, until [`Lab::wake_up`].
+    ///
+    /// # Errors
+    /// QEMU refuses, or the guest is lost.
+    pub fn fall_asleep(&mut self, host: Host, whole: bool) -> Result<u64> {
+        let at_ns = monotonic_ns();
+        if whole {
+            self.pair.monitor(host).execute("stop", serde_json::json!({}))?;
+        } else {
+            self.guest(host).shell("/bin/busybox killall -STOP shift-checker")?;
+        }
+        Ok(at_ns)
+    }
+
+    /// See [`Lab::fall_asleep`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wake_up(&mut self, host: Host, whole: bool) -> Result<()> {
+        if whole {
+            self.pair.monitor(host).execute("cont", serde_json::json!({})).map(drop)
+        } else {
+            self.guest(host).shell("/bin/busybox killall -CONT shift-checker").map(drop)
+        }
+    }
+
     /// Tears the network card of `rail` out of `host`. The pair is spoiled by it.
     ///
     /// # Errors

@@ -69,6 +69,15 @@ pub enum Fault {
         /// For how long.
         gone: Duration,
     },
+    /// A host stands still for a while, or the programs of the checking application there.
+    Asleep {
+        /// Which host.
+        host: Host,
+        /// The whole host, or its programs alone.
+        whole: bool,
+        /// For how long.
+        gone: Duration,
+    },
     /// Both rails of a host go down, and one comes back after a while.
     AllCut {
         /// Whose rails.
@@ -93,6 +102,7 @@ impl Fault {
             | Fault::Silence(..)
             | Fault::Rule(_)
             | Fault::Rules(_)
+            | Fault::Asleep { .. }
             | Fault::Flap { .. } => None,
         }
     }
@@ -133,6 +143,13 @@ impl Fault {
                 if let Some(host) = host {
                     lab.mend(*host, *rail)?;
                 }
+                Ok(at_ns)
+            }
+            Fault::Asleep { host, whole, gone } => {
+                let at_ns = lab.fall_asleep(*host, *whole)?;
+                // The length of the fault itself, not a wait for anything.
+                thread::sleep(*gone);
+                lab.wake_up(*host, *whole)?;
                 Ok(at_ns)
             }
             Fault::AllCut { host, gone, back } => {

@@ -11,6 +11,7 @@ mod checker;
 mod connections;
 mod control_cuts;
 mod corners;
+mod detect;
 mod events;
 mod extended;
 mod fail_open;
@@ -104,6 +105,7 @@ pub fn all() -> Vec<Scenario> {
         connections::scenarios(),
         extended::scenarios(),
         loss::scenarios(),
+        detect::scenarios(),
         shared_port::scenarios(),
         shared_receives::scenarios(),
         race::scenarios(),

@@ -56,6 +56,8 @@ pub struct Rule {
     pub skip: u64,
     /// Lets matching frames of each queue pair pass first, as many as the seed says.
     pub skip_each: Option<Spread>,
+    /// Acts on a share of what matches, chosen by a seed.
+    pub share: Option<Share>,
     /// Acts on so many and then no more.
     pub count: Option<u64>,
     /// Having acted on a packet, acts on everything behind it in its flow too (same cable, direction and queue pair), whatever it is.
@@ -83,6 +85,22 @@ impl Spread {
     }
 }
 
+/// A share of the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Which ones.
+    pub seed: u64,
+    /// How many of a hundred.
+    pub percent: u64,
+}
+
+impl Share {
+    /// Whether the frame of that number is one of them.
+    fn has(self, frame: u64) -> bool {
+        Seed::new(self.seed ^ frame << 32, "share").within(0..100) < self.percent
+    }
+}
+
 impl Rule {
     /// A rule that matches every frame on `link`.
     pub fn on(link: Link, action: Action) -> Rule {
@@ -96,6 +114,7 @@ impl Rule {
             receiver_not_ready: false,
             skip: 0,
             skip_each: None,
+            share: None,
             count: None,
             and_behind: false,
             woken_by: None,
@@ -154,6 +173,12 @@ impl Rule {
     /// Lets matching frames of each queue pair pass first, as many as the seed says.
     pub fn after_each(mut self, spread: Spread) -> Rule {
         self.skip_each = Some(spread);
+        self
+    }
+
+    /// Acts on so many of a hundred matching frames, chosen by the seed.
+    pub fn percent(mut self, percent: u64, seed: u64) -> Rule {
+        self.share = Some(Share { seed, percent });
         self
     }
 
@@ -242,7 +267,8 @@ impl Installed {
             return false;
         }
         self.hits.matched += 1;
-        let passes = !behind && (self.hits.matched <= self.rule.skip || self.skips(flow));
+        let is_left_out = self.rule.share.is_some_and(|share| !share.has(self.hits.matched));
+        let passes = !behind && (self.hits.matched <= self.rule.skip || is_left_out || self.skips(flow));
         if passes || self.rule.count.is_some_and(|count| self.hits.acted >= count) {
             return false;
         }
@@ -354,6 +380,19 @@ mod tests {
         let acted: Vec<bool> =
             (0..8).map(|psn| rules.decide(Link::Rail0, Host::A, &packet(0x0a, 1, psn), 0).is_some()).collect();
         assert_eq!(acted, [false, false, true, true, true, false, false, false]);
+    }
+
+    #[test]
+    fn a_share_is_as_large_as_it_was_asked_for_and_the_seeds() {
+        let taken = |seed| {
+            let mut rules = Rules::default();
+            rules.add(Rule::on(Link::Rail0, Action::Drop).percent(5, seed));
+            let acted = (0..4000).map(|psn| rules.decide(Link::Rail0, Host::A, &packet(0x0a, 1, psn), 0).is_some());
+            acted.collect::<Vec<bool>>()
+        };
+        let count = taken(3).into_iter().filter(|acted| *acted).count();
+        assert!((150..250).contains(&count), "{count} of 4000");
+        assert!(taken(3) == taken(3) && taken(3) != taken(4));
     }
 
     #[test]
