@@ -12,6 +12,8 @@ use crate::id::{Micros, PathId, Tuple};
 pub(super) enum Claimed {
     Nothing,
     Sought,
+    /// To be claimed by plan, when the own sends are complete.
+    Draining(PathId),
     /// Own, sent.
     Sent(Tuple),
     /// Own, accepted by the peer.
@@ -29,6 +31,7 @@ impl Claimed {
         match self {
             Self::Nothing => Attempt::Idle,
             Self::Sought => Attempt::Seeking,
+            Self::Draining(_) => Attempt::Draining,
             Self::Sent(_) => Attempt::Claiming,
             Self::Granted(_) => Attempt::Committing,
             Self::Deferred(_) => Attempt::Holding,
@@ -40,14 +43,19 @@ impl Claimed {
     pub(super) const fn own(self) -> Option<Tuple> {
         match self {
             Self::Sent(tuple) | Self::Granted(tuple) => Some(tuple),
-            Self::Nothing | Self::Sought | Self::Deferred(_) | Self::Taken(_) | Self::Accepted(_) => None,
+            Self::Nothing
+            | Self::Sought
+            | Self::Draining(_)
+            | Self::Deferred(_)
+            | Self::Taken(_)
+            | Self::Accepted(_) => None,
         }
     }
 
     pub(super) const fn theirs(self) -> Option<Tuple> {
         match self {
             Self::Deferred(tuple) | Self::Taken(tuple) | Self::Accepted(tuple) => Some(tuple),
-            Self::Nothing | Self::Sought | Self::Sent(_) | Self::Granted(_) => None,
+            Self::Nothing | Self::Sought | Self::Draining(_) | Self::Sent(_) | Self::Granted(_) => None,
         }
     }
 }
@@ -73,6 +81,7 @@ impl Machine {
             }
             return;
         }
+        self.drop_plan();
         if self.fault.is_none() {
             self.fault = Some(cause);
             self.phase(Phase::Trigger);
@@ -91,6 +100,12 @@ impl Machine {
             self.claimed = Claimed::Sought;
         }
         self.claim_now();
+        if let Claimed::Deferred(tuple) = self.claimed {
+            if self.planned && self.follow.is_none() {
+                // What waited for sends to end by themselves waits for them no more.
+                self.consider(tuple, Some(Cause::Planned));
+            }
+        }
     }
 
     /// The receives of this end are there, or about to be. Its own path may be as good as it was: that it answers ends nothing.
@@ -157,7 +172,7 @@ impl Machine {
                 self.send(Handshake::Cancel { tuple });
                 self.fall_back();
             }
-            Claimed::Nothing | Claimed::Sought => self.fall_back(),
+            Claimed::Nothing | Claimed::Sought | Claimed::Draining(_) => self.fall_back(),
             Claimed::Deferred(_) | Claimed::Taken(_) | Claimed::Accepted(_) => {}
         }
     }
@@ -189,12 +204,7 @@ impl Machine {
         }
         self.timers.clear(Timer::Pause);
         self.candidate = None;
-        self.attempts = self.attempts.saturating_add(1);
-        let tuple = Tuple { epoch: self.epoch.next(), owner: self.me, attempt: self.attempts, target };
-        self.claimed = Claimed::Sent(tuple);
-        self.set(Timer::Claim, self.deadlines.claim);
-        self.send(Handshake::Claim { tuple, cause });
-        self.phase(Phase::ClaimSent);
+        self.send_claim(target, cause);
     }
 
     /// Unless the own QP is in ERR, an end waits with work that could end in an error, as long as its NIC may heal it: a
@@ -219,15 +229,19 @@ impl Machine {
 
     /// A claim of the peer's, with nothing of the own in its way.
     pub(super) fn consider(&mut self, tuple: Tuple, cause: Option<Cause>) {
-        self.timers.clear(Timer::Claim);
-        self.timers.clear(Timer::Exclude);
-        if cause == Some(Cause::Planned) || !self.can_use(tuple.target) {
-            if self.carries(tuple.target) {
+        for timer in [Timer::Claim, Timer::Exclude, Timer::Plan] {
+            self.timers.clear(timer);
+        }
+        self.planned = cause == Some(Cause::Planned);
+        if !self.can_use(tuple.target) || (self.is_by_plan() && !self.can_move(tuple.target)) {
+            if !self.is_by_plan() && self.carries(tuple.target) {
                 self.asked = Some((self.asked(self.now).unwrap_or(self.now), self.now));
             }
             self.send(Handshake::Refuse { tuple });
             self.fall_back();
-        } else if self.must_hold() {
+        } else if !self.is_by_plan() && self.must_hold() {
+            self.defer(tuple);
+        } else if self.is_by_plan() && self.exclusion == Exclusion::Done && !self.drained {
             self.defer(tuple);
         } else if self.exclusion == Exclusion::Done {
             self.accept(tuple);
@@ -243,7 +257,7 @@ impl Machine {
         let Some(own) = self.claimed.own() else { return };
         if (tuple.epoch, tuple.owner) > (own.epoch, own.owner) {
             self.consider(tuple, cause);
-        } else if let (Claimed::Sent(_), Some(cause)) = (self.claimed, self.fault) {
+        } else if let (Claimed::Sent(_), Some(cause)) = (self.claimed, self.cause()) {
             self.send(Handshake::Claim { tuple: own, cause });
         }
     }
@@ -256,6 +270,7 @@ impl Machine {
             Claimed::Taken(known) | Claimed::Accepted(known) if tuple > known => self.consider(tuple, cause),
             Claimed::Nothing
             | Claimed::Sought
+            | Claimed::Draining(_)
             | Claimed::Sent(_)
             | Claimed::Granted(_)
             | Claimed::Deferred(_)
@@ -279,7 +294,7 @@ impl Machine {
         self.phase(Phase::Accepted);
     }
 
-    fn exclude(&mut self) {
+    pub(super) fn exclude(&mut self) {
         if self.exclusion == Exclusion::None {
             self.exclusion = Exclusion::Asked;
             self.effect(Effect::Exclude);
@@ -299,8 +314,13 @@ impl Machine {
         }
         match self.claimed {
             Claimed::Granted(tuple) => self.commit(tuple),
-            Claimed::Taken(tuple) => self.consider(tuple, None),
-            Claimed::Nothing | Claimed::Sought | Claimed::Sent(_) | Claimed::Deferred(_) | Claimed::Accepted(_) => {}
+            Claimed::Taken(tuple) => self.consider(tuple, self.planned.then_some(Cause::Planned)),
+            Claimed::Nothing
+            | Claimed::Sought
+            | Claimed::Draining(_)
+            | Claimed::Sent(_)
+            | Claimed::Deferred(_)
+            | Claimed::Accepted(_) => {}
         }
     }
 
@@ -365,10 +385,11 @@ impl Machine {
     /// Back to where the attempt began: posting goes on where it was stopped for the attempt, and a fault that is still
     /// there is claimed again after a pause, when a path answers.
     pub(super) fn fall_back(&mut self) {
-        for timer in [Timer::Claim, Timer::Exclude, Timer::Pause] {
+        for timer in [Timer::Claim, Timer::Exclude, Timer::Pause, Timer::Plan] {
             self.timers.clear(timer);
         }
         self.claimed = if self.fault.is_some() { Claimed::Sought } else { Claimed::Nothing };
+        self.planned = false;
         self.pause_until = self.now + self.deadlines.resend;
         if self.fault.is_none() {
             self.hold_until = None;
@@ -383,7 +404,7 @@ impl Machine {
 
     pub(super) fn release(&mut self) {
         if self.exclusion != Exclusion::None {
-            self.exclusion = Exclusion::None;
+            (self.exclusion, self.drained) = (Exclusion::None, false);
             self.effect(Effect::Release);
         }
     }

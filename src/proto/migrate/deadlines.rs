@@ -90,6 +90,10 @@ deadlines! {
         "a poster or poller inside an open wr_start or start_poll",
         "before ACCEPT: WAIT; before COMMIT: CANCEL",
         "an open post takes microseconds; a thread that lost its CPU comes back within a few time slices";
+    plan, "SHIFT_PLAN_MS", 1000,
+        "a planned move, from the hold of the own sends until the peer has accepted",
+        "CANCEL; posting goes on on the old path, and the move is tried again later",
+        "what is outstanding ends within milliseconds; sends to a peer that is not ready for them may take any time";
     fence, "SHIFT_FENCE_MS", 1000,
         "the provider's recipe for a fence",
         "the other end fences, both wait the packet lifetime, no PSN proof from the end that could not; neither can: surface",

@@ -40,6 +40,7 @@ impl Machine {
             Timer::Claim => Event::ClaimOver,
             Timer::Exclude => Event::ExcludeOver,
             Timer::Pause => Event::PauseOver,
+            Timer::Plan => Event::PlanOver,
             Timer::Fence => Event::FenceOver,
             Timer::Settle => Event::SettleOver,
             Timer::Exchange => Event::ExchangeOver,
@@ -61,6 +62,8 @@ impl Machine {
             Input::PathAnswered(path) => Some((Event::PathAnswered, Cue { path: Some(path), ..Cue::default() })),
             Input::Follow(goal) => Some((Event::Follow, Cue { goal: Some(goal), ..Cue::default() })),
             Input::Stay => plain(Event::Stay),
+            Input::Move(path) => Some((Event::Move, Cue { path: Some(path), ..Cue::default() })),
+            Input::Drained => plain(Event::Drained),
             Input::LeftBehind => plain(Event::LeftBehind),
             Input::Hold(risk) => Some((Event::Hold, Cue { holds: risk, ..Cue::default() })),
             Input::Fenced { reports, complete } => {
@@ -182,7 +185,7 @@ impl Machine {
             Rule::StayWithGroup => self.stay_with_group(),
             Rule::SurfaceLeftBehind => self.surface(Surfaced::LeftBehind),
             Rule::Arm => self.armed.extend(path),
-            Rule::Disarm => self.armed.retain(|armed| Some(*armed) != path),
+            Rule::Disarm => path.into_iter().for_each(|path| self.disarm(path)),
             Rule::NoteFault => cause.into_iter().for_each(|cause| self.note_fault(cause, holds)),
             Rule::NoteExcluded => self.note_excluded(),
             Rule::NoteHold => self.note_risk(holds),
@@ -199,6 +202,8 @@ impl Machine {
             Rule::GiveUp => self.give_up(),
             Rule::PutOff => self.put_off(),
             Rule::Lapse => self.fall_back(),
+            Rule::Plan => path.into_iter().for_each(|path| self.plan(path)),
+            Rule::NoteDrained => self.note_drained(),
         }
     }
 

@@ -23,7 +23,7 @@ pub enum Cause {
     PeerNotice,
     /// An operator asked.
     Operator,
-    /// A planned move of a healthy connection. Not taken up yet: such a claim is refused.
+    /// A planned move of a healthy connection: WAIT means that the own sends are not complete, ACCEPT that they are.
     Planned,
     /// Another queue pair of the same shared receive queue has moved there.
     Group,

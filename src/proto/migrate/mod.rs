@@ -14,6 +14,7 @@ mod dispatch;
 mod group;
 mod message;
 mod passage;
+mod plans;
 mod table;
 mod timers;
 
@@ -93,6 +94,12 @@ pub enum Input {
     Stay,
     /// The group goes on without this queue pair, which could not come along.
     LeftBehind,
+    /// The connection is to go to that path by plan: nothing is wrong with the one that it is on. Taken up only in
+    /// [`Stage::Running`] with nothing under way, both ends confirmed and the path armed; then [`Attempt::Draining`] follows.
+    Move(PathId),
+    /// All own sends that a NIC has are complete. To be given once [`Machine::wants_drain`] says that it is waited for; what
+    /// [`Input::Hold`] has to say comes first.
+    Drained,
     /// All networks to the peer are silent. A process that ended without a word is [`Handshake::Gone`].
     Unreachable,
     /// Time passed.
@@ -275,6 +282,12 @@ pub struct Machine {
     candidate: Option<PathId>,
     /// No own claim before that.
     pause_until: Micros,
+    /// The attempt was begun as a planned move.
+    planned: bool,
+    /// Nobody posts, and all own sends are complete.
+    drained: bool,
+    /// Planned moves of the peer's are refused.
+    fixed: bool,
     /// The own ledger holds work that could end in an error.
     risk: bool,
     /// Until then that is a reason to wait; starts when it first is one.
@@ -320,6 +333,9 @@ impl Machine {
             sought_since: Micros(0),
             candidate: None,
             pause_until: Micros(0),
+            planned: false,
+            drained: false,
+            fixed: false,
             risk: false,
             hold_until: None,
             patience_until: None,
@@ -341,6 +357,11 @@ impl Machine {
     /// Which paths may be claimed, here and by the peer, for the sake of the group that this queue pair receives with.
     pub const fn confine(&mut self, scope: Scope) {
         self.scope = scope;
+    }
+
+    /// Refuses planned moves: those that receive with it would have to come along.
+    pub const fn fix(&mut self) {
+        self.fixed = true;
     }
 
     /// Takes an input. `now` must not go back. Then [`Machine::poll_effect`] until it is empty.
@@ -384,6 +405,19 @@ impl Machine {
     #[must_use]
     pub fn tuple(&self) -> Option<Tuple> {
         self.passage.as_ref().map(|passage| passage.tuple)
+    }
+
+    /// Nothing was wrong when the migration to the current epoch was agreed, as far as this end knows.
+    #[must_use]
+    pub fn is_planned(&self) -> bool {
+        self.passage.as_ref().is_some_and(|passage| passage.planned)
+    }
+
+    /// New sends are held for a planned move, and [`Input::Drained`] is waited for.
+    #[must_use]
+    pub const fn wants_drain(&self) -> bool {
+        let waits = matches!(self.claimed, Claimed::Draining(_) | Claimed::Deferred(_));
+        self.is_by_plan() && waits && !self.drained && matches!(self.exclusion, Exclusion::Done)
     }
 
     /// No incarnation before the current one takes anything any more, whatever the peer's fence came to.

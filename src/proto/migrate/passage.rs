@@ -43,6 +43,8 @@ pub(super) struct Passage {
     pub(super) tuple: Tuple,
     fence: OwnFence,
     fenced_at: Micros,
+    /// Nothing was wrong when it was agreed.
+    pub(super) planned: bool,
     /// The fence was asked for again because the packet lifetime is over.
     settled: bool,
     /// At most [`MAX_REPORTS`].
@@ -72,8 +74,10 @@ impl Machine {
     /// The point of no return, for the owner when it sends COMMIT and for the peer when it receives it, whatever either had
     /// claimed or accepted.
     pub(super) fn adopt(&mut self, tuple: Tuple) {
+        let agreed = [self.claimed.own(), self.claimed.theirs()].contains(&Some(tuple));
+        let planned = self.is_by_plan() && agreed;
         self.stop_seeking();
-        self.claimed = Claimed::Nothing;
+        (self.claimed, self.planned) = (Claimed::Nothing, false);
         self.timers.clear_all();
         self.epoch = tuple.epoch;
         self.path = tuple.target;
@@ -82,7 +86,7 @@ impl Machine {
         self.fatal = false;
         self.hold_until = None;
         self.pause_until = Micros(0);
-        self.passage = Some(Passage::new(tuple));
+        self.passage = Some(Passage { planned, ..Passage::new(tuple) });
         self.stage = Stage::Fencing;
         self.start_patience();
         if tuple.owner == self.me {
@@ -209,13 +213,17 @@ impl Machine {
     pub(super) fn start_replay(&mut self) {
         let waiting = match self.claimed {
             Claimed::Granted(_) | Claimed::Taken(_) | Claimed::Accepted(_) => true,
-            Claimed::Nothing | Claimed::Sought | Claimed::Sent(_) | Claimed::Deferred(_) => false,
+            Claimed::Nothing
+            | Claimed::Sought
+            | Claimed::Draining(_)
+            | Claimed::Sent(_)
+            | Claimed::Deferred(_) => false,
         };
         let Some(passage) = self.passage.as_ref().filter(|passage| passage.peer_ready && !waiting) else { return };
         let tuple = passage.tuple;
         let reports = passage.peer.as_ref().map_or_else(Vec::new, |peer| peer.reports.clone());
         self.stage = Stage::Replaying;
-        self.exclusion = Exclusion::None;
+        (self.exclusion, self.drained) = (Exclusion::None, false);
         self.phase(Phase::Ready);
         self.effect(Effect::Replay { tuple, reports });
     }
@@ -257,9 +265,7 @@ impl Machine {
     }
 
     pub(super) fn take_confirm(&mut self, seen: bool) {
-        let over = |machine: &Self| {
-            machine.passage.as_ref().is_some_and(|passage| passage.peer_confirmed && passage.acknowledged)
-        };
+        let over = |machine: &Self| machine.passage.as_ref().is_some_and(Passage::is_over);
         let was_over = over(self);
         self.keep_confirm();
         if let Some(passage) = &mut self.passage {
@@ -310,7 +316,7 @@ impl Machine {
 
     pub(super) fn end(&mut self, stage: Stage) {
         self.stop_seeking();
-        self.claimed = Claimed::Nothing;
+        (self.claimed, self.planned) = (Claimed::Nothing, false);
         self.timers.clear_all();
         self.patience_until = None;
         self.stage = stage;
@@ -369,7 +375,7 @@ impl Machine {
     fn message(&self, pending: Pending) -> Option<Handshake> {
         let passage = self.passage.as_ref();
         Some(match pending {
-            Pending::Claim => Handshake::Claim { tuple: self.claimed.own()?, cause: self.fault? },
+            Pending::Claim => Handshake::Claim { tuple: self.claimed.own()?, cause: self.cause()? },
             Pending::Commit => Handshake::Commit { tuple: passage?.tuple },
             Pending::Report => passage?.report(),
             Pending::Ready => Handshake::Ready { tuple: passage?.tuple },
@@ -385,6 +391,7 @@ impl Passage {
             tuple,
             fence: OwnFence::Running,
             fenced_at: Micros(0),
+            planned: false,
             settled: false,
             reports: Vec::new(),
             peer: None,
@@ -393,6 +400,11 @@ impl Passage {
             peer_confirmed: false,
             acknowledged: false,
         }
+    }
+
+    /// Both ends are done with it.
+    pub(super) const fn is_over(&self) -> bool {
+        self.peer_confirmed && self.acknowledged
     }
 
     pub(super) fn is_fenced_here(&self) -> bool {

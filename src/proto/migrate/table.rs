@@ -69,6 +69,8 @@ pub enum Attempt {
     Idle,
     /// A fault is known, no claim is out: a path is sought.
     Seeking,
+    /// A planned move: new sends are held, and those that are out are waited for before the claim goes out.
+    Draining,
     /// The own claim is out.
     Claiming,
     /// It was accepted; the posters are being excluded.
@@ -83,8 +85,16 @@ pub enum Attempt {
 
 impl Attempt {
     /// All of them, in the order of the table's columns.
-    pub const ALL: [Self; 7] =
-        [Self::Idle, Self::Seeking, Self::Claiming, Self::Committing, Self::Holding, Self::Accepting, Self::Accepted];
+    pub const ALL: [Self; 8] = [
+        Self::Idle,
+        Self::Seeking,
+        Self::Draining,
+        Self::Claiming,
+        Self::Committing,
+        Self::Holding,
+        Self::Accepting,
+        Self::Accepted,
+    ];
 }
 
 /// The state as the log shows it.
@@ -194,6 +204,10 @@ events! {
     Stay,
     /// The group goes on without it.
     LeftBehind,
+    /// The connection is to go to another path although nothing is wrong.
+    Move,
+    /// All own sends are complete.
+    Drained,
     /// The peer cannot be reached.
     Unreachable,
     /// The claim deadline passed.
@@ -202,6 +216,8 @@ events! {
     ExcludeOver,
     /// The hold deadline passed, or the pause between two claims.
     PauseOver,
+    /// The deadline of a planned move passed.
+    PlanOver,
     /// The fence deadline passed.
     FenceOver,
     /// The packet lifetime is over.
@@ -346,6 +362,10 @@ rules! {
     PutOff,
     /// The peer's claim is forgotten.
     Lapse,
+    /// Hold new sends, and claim when those that are out are complete.
+    Plan,
+    /// The own sends are complete: claim or accept, whatever waited for it.
+    NoteDrained,
 }
 
 /// One row of a table: an event, and a rule for each column.
@@ -369,7 +389,7 @@ const fn live(event: Event, rule: Rule, dead: Rule, gone: Rule) -> Row<9> {
 use Rule::{
     Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, FollowGroup,
     GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
-    NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, PutOff, RecallCommit, Reconsider, RepeatCommit,
+    NoteDrained, NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, Plan, PutOff, RecallCommit, Reconsider, RepeatCommit,
     RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling, SurfaceApplication, SurfaceExchange,
     SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable,
     TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target,
@@ -380,7 +400,7 @@ use Rule::{
 ///
 /// Columns: Running, Fencing, Fenced, Settling, Reposting, Ready, Replaying, Dead, Gone.
 #[rustfmt::skip]
-pub static TRANSITIONS: [Row<9>; 45] = [
+pub static TRANSITIONS: [Row<9>; 48] = [
     live(Event::Claim, ByAttempt, AnswerDead, AnswerGone),
     live(Event::OldClaim, RecallCommit, AnswerDead, AnswerGone),
     live(Event::Accept, ByAttempt, AnswerDead, AnswerGone),
@@ -417,10 +437,13 @@ pub static TRANSITIONS: [Row<9>; 45] = [
     live(Event::Follow, FollowGroup, Ignore, Ignore),
     live(Event::Stay, StayWithGroup, Ignore, Ignore),
     live(Event::LeftBehind, SurfaceLeftBehind, Ignore, Ignore),
+    row(Event::Move, [ByAttempt, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    live(Event::Drained, NoteDrained, Ignore, Ignore),
     row(Event::Unreachable, [LoseContact, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, Ignore, Ignore]),
     live(Event::ClaimOver, ByAttempt, Ignore, Ignore),
     live(Event::ExcludeOver, ByAttempt, Ignore, Ignore),
     live(Event::PauseOver, ByAttempt, Ignore, Ignore),
+    live(Event::PlanOver, ByAttempt, Ignore, Ignore),
     row(Event::FenceOver, [Ignore, GiveUpFence, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
     row(Event::SettleOver, [Ignore, Ignore, Ignore, Settle, Ignore, Ignore, Ignore, Ignore, Ignore]),
     row(Event::ExchangeOver, [Ignore, SurfaceExchange, SurfaceExchange, SurfaceExchange, SurfaceExchange, SurfaceExchange, SurfaceExchange, Ignore, Ignore]),
@@ -430,19 +453,21 @@ pub static TRANSITIONS: [Row<9>; 45] = [
 
 /// What the events do for which [`TRANSITIONS`] says [`Rule::ByAttempt`].
 ///
-/// Columns: Idle, Seeking, Claiming, Committing, Holding, Accepting, Accepted.
+/// Columns: Idle, Seeking, Draining, Claiming, Committing, Holding, Accepting, Accepted.
 #[rustfmt::skip]
-pub static ATTEMPTS: [Row<7>; 10] = [
-    row(Event::Claim, [Consider, Consider, Contest, Contest, Reconsider, Reconsider, Reconsider]),
-    row(Event::Accept, [Ignore, Ignore, TakeAccept, Ignore, Ignore, Ignore, Ignore]),
-    row(Event::Refuse, [Ignore, Ignore, TakeRefuse, Ignore, Ignore, Ignore, Ignore]),
-    row(Event::Wait, [Ignore, Ignore, TakeWait, Ignore, Ignore, Ignore, Ignore]),
-    row(Event::Cancel, [Ignore, Ignore, Ignore, Ignore, TakeCancel, TakeCancel, TakeCancel]),
-    row(Event::PathAnswered, [Ignore, Target, Heal, Heal, Heal, Heal, Heal]),
-    row(Event::NotExcluded, [Ignore, Ignore, Ignore, GiveUp, Ignore, PutOff, Ignore]),
-    row(Event::ClaimOver, [Ignore, Ignore, GiveUp, Ignore, Lapse, Ignore, Lapse]),
-    row(Event::ExcludeOver, [Ignore, Ignore, Ignore, GiveUp, Ignore, PutOff, Ignore]),
-    row(Event::PauseOver, [Ignore, ClaimNow, Ignore, Ignore, Ignore, Ignore, Ignore]),
+pub static ATTEMPTS: [Row<8>; 12] = [
+    row(Event::Claim, [Consider, Consider, Consider, Contest, Contest, Reconsider, Reconsider, Reconsider]),
+    row(Event::Accept, [Ignore, Ignore, Ignore, TakeAccept, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Refuse, [Ignore, Ignore, Ignore, TakeRefuse, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Wait, [Ignore, Ignore, Ignore, TakeWait, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Cancel, [Ignore, Ignore, Ignore, Ignore, Ignore, TakeCancel, TakeCancel, TakeCancel]),
+    row(Event::PathAnswered, [Ignore, Target, Ignore, Heal, Heal, Heal, Heal, Heal]),
+    row(Event::NotExcluded, [Ignore, Ignore, GiveUp, Ignore, GiveUp, Ignore, PutOff, Ignore]),
+    row(Event::Move, [Plan, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::ClaimOver, [Ignore, Ignore, Ignore, GiveUp, Ignore, Lapse, Ignore, Lapse]),
+    row(Event::ExcludeOver, [Ignore, Ignore, GiveUp, Ignore, GiveUp, Ignore, PutOff, Ignore]),
+    row(Event::PauseOver, [Ignore, ClaimNow, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::PlanOver, [Ignore, Ignore, GiveUp, GiveUp, GiveUp, Ignore, Ignore, Ignore]),
 ];
 
 /// What an event does in a state.

@@ -16,6 +16,7 @@ pub(super) enum Timer {
     Claim,
     Exclude,
     Pause,
+    Plan,
     Fence,
     Settle,
     Exchange,
@@ -25,10 +26,11 @@ pub(super) enum Timer {
 
 impl Timer {
     /// In the order in which they fire when several are due.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Claim,
         Self::Exclude,
         Self::Pause,
+        Self::Plan,
         Self::Fence,
         Self::Settle,
         Self::Exchange,

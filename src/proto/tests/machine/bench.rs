@@ -156,12 +156,46 @@ impl Bench {
         assert_eq!(self.stage(), stage);
     }
 
+    /// Puts the attempt of a planned move beside Running. `false`: there is none.
+    pub fn reach_planned(&mut self, attempt: Attempt) -> bool {
+        let claim = Handshake::Claim { tuple: self.theirs(1, 1), cause: Cause::Planned };
+        match attempt {
+            Attempt::Idle | Attempt::Seeking | Attempt::Draining => return false,
+            Attempt::Claiming => drop(self.claim_by_plan()),
+            Attempt::Committing => return false,
+            Attempt::Accepting => drop(self.hear(claim)),
+            Attempt::Holding | Attempt::Accepted => {
+                self.hear(claim);
+                self.give(Input::Excluded);
+                if attempt == Attempt::Accepted {
+                    self.give(Input::Drained);
+                }
+            }
+        }
+        self.attempt() == attempt
+    }
+
+    /// Drains and claims the other path by plan.
+    pub fn claim_by_plan(&mut self) -> Tuple {
+        self.give(Input::Move(PathId(1)));
+        self.give(Input::Excluded);
+        let effects = self.give(Input::Drained);
+        match sent(&effects)[..] {
+            [Handshake::Claim { tuple, cause: Cause::Planned }] => tuple,
+            _ => panic!("{effects:?}"),
+        }
+    }
+
     /// Puts that attempt beside a live stage. `false`: the two do not go together.
     pub fn reach_attempt(&mut self, attempt: Attempt) -> bool {
         let next = self.machine.epoch().0 + 1;
         match attempt {
             Attempt::Idle => {}
             Attempt::Seeking => drop(self.give(SUSPECT)),
+            Attempt::Draining => {
+                let other = PathId(1 - self.machine.path().0);
+                self.give(Input::Move(other));
+            }
             Attempt::Claiming => drop(self.try_claim()),
             Attempt::Committing => {
                 if let Some(tuple) = self.try_claim() {

@@ -14,3 +14,4 @@ mod pairs;
 mod rules_of_claims;
 mod rules_of_groups;
 mod rules_of_passage;
+mod rules_of_plans;

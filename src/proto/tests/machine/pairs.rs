@@ -38,7 +38,7 @@ fn every_rule_stands_somewhere_in_the_tables() {
 
 /// Where a rule may lead. `None` of the stage: it stays; the attempts are those that may follow.
 fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
-    use Attempt::{Accepted, Accepting, Claiming, Committing, Holding, Idle, Seeking};
+    use Attempt::{Accepted, Accepting, Claiming, Committing, Draining, Holding, Idle, Seeking};
     let stay = (vec![from.stage], vec![from.attempt]);
     let end = |stage| (vec![stage], vec![Idle]);
     let at = |stages: &[Stage]| ([stages, &[from.stage]].concat(), vec![from.attempt]);
@@ -57,7 +57,6 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         | Rule::HearDead
         | Rule::StopTelling
         | Rule::Arm
-        | Rule::Disarm
         | Rule::NoteReplayed
         | Rule::NoteProgress
         | Rule::Resend
@@ -84,8 +83,16 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         Rule::LosePeer => (vec![Stage::Running, Stage::Dead], vec![Idle]),
         Rule::LoseContact => (vec![from.stage], vec![from.attempt, Idle, Seeking]),
         Rule::NoteFault => {
-            let next = if from.attempt == Idle { Seeking } else { from.attempt };
-            (vec![from.stage], vec![from.attempt, next, Claiming])
+            // Of a planned attempt an unplanned one is made.
+            let next = match from.attempt {
+                Idle | Draining => vec![Seeking, Claiming],
+                Seeking => vec![Seeking, Claiming],
+                Claiming | Committing => vec![from.attempt, Seeking],
+                Holding => vec![Holding, Accepting, Accepted],
+                Accepting | Accepted => vec![from.attempt],
+            };
+            let unchanged = (from.attempt == Idle).then_some(Idle);
+            (vec![from.stage], next.into_iter().chain(unchanged).collect())
         }
         Rule::FollowGroup => (
             vec![from.stage, Stage::Replaying],
@@ -93,10 +100,20 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         ),
         Rule::StayWithGroup => (vec![from.stage, Stage::Replaying], vec![from.attempt, Idle]),
         Rule::NoteHold => (vec![from.stage], vec![from.attempt, Claiming]),
+        Rule::Plan => (vec![from.stage], vec![Idle, Draining]),
+        Rule::NoteDrained => match from.attempt {
+            Draining => (vec![from.stage], vec![Draining, Claiming]),
+            Holding => (vec![from.stage], vec![Holding, Accepted]),
+            Idle | Seeking | Claiming | Committing | Accepting | Accepted => stay,
+        },
+        Rule::Disarm => {
+            let ends = matches!(from.attempt, Draining | Claiming);
+            (vec![from.stage], vec![from.attempt, if ends { Idle } else { from.attempt }])
+        }
         Rule::NoteExcluded => match from.attempt {
             Committing => (vec![Stage::Fencing, from.stage], vec![Idle, Seeking]),
             Accepting => (vec![from.stage], vec![Accepted, Holding]),
-            Idle | Seeking | Claiming | Holding | Accepted => stay,
+            Idle | Seeking | Draining | Claiming | Holding | Accepted => stay,
         },
         Rule::Consider | Rule::Contest | Rule::Reconsider => {
             (vec![from.stage, Stage::Replaying], vec![from.attempt, Idle, Seeking, Holding, Accepting, Accepted])
@@ -123,6 +140,10 @@ fn states() -> Vec<(StateName, Bench)> {
                 }
                 if bench.reach_attempt(attempt) {
                     states.push((bench.machine.state(), bench));
+                }
+                let mut planned = Bench::new(peer);
+                if stage == Stage::Running && planned.reach_planned(attempt) {
+                    states.push((planned.machine.state(), planned));
                 }
             }
         }
@@ -207,12 +228,15 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
             vec![goal(0, 0), goal(1, 0), goal(9, 0), goal(0, 9), goal(1, 9)]
         }
         Event::Stay => vec![Input::Stay],
+        Event::Move => vec![Input::Move(PathId(0)), Input::Move(PathId(1)), Input::Move(PathId(9))],
+        Event::Drained => vec![Input::Drained],
         Event::LeftBehind => vec![Input::LeftBehind],
         Event::Unreachable => vec![Input::Unreachable],
         // Timers have a test of their own.
         Event::ClaimOver
         | Event::ExcludeOver
         | Event::PauseOver
+        | Event::PlanOver
         | Event::FenceOver
         | Event::SettleOver
         | Event::ExchangeOver
@@ -275,9 +299,13 @@ fn possible_states() -> BTreeSet<StateName> {
     for stage in Stage::ALL {
         for attempt in Attempt::ALL {
             let free = match stage {
-                Stage::Running | Stage::Replaying => true,
+                Stage::Running => true,
+                Stage::Replaying => attempt != Attempt::Draining,
                 Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting | Stage::Ready => {
-                    !matches!(attempt, Attempt::Committing | Attempt::Accepting | Attempt::Holding)
+                    !matches!(
+                        attempt,
+                        Attempt::Draining | Attempt::Committing | Attempt::Accepting | Attempt::Holding
+                    )
                 }
                 Stage::Dead | Stage::Gone => attempt == Attempt::Idle,
             };

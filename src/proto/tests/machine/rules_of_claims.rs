@@ -1,7 +1,7 @@
 //! The handshake's rules of claims by name: one machine, its peer played by the test.
 
 use shift_proto::id::{Epoch, Micros, PathId};
-use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Phase, Stage};
+use shift_proto::migrate::{Attempt, Deadlines, Effect, Handshake, Input, Phase, Stage};
 
 use crate::bench::{phases, reports, running, sent, Bench, BIGGER, FATAL, ME, SMALLER, SUSPECT};
 
@@ -139,13 +139,6 @@ fn a_path_that_is_not_armed_is_neither_claimed_nor_accepted() {
     assert_eq!(bench.give(Input::PathAnswered(PathId(1))), []);
     let tuple = bench.theirs(1, 1);
     assert_eq!(sent(&bench.hear(bench.claim(1, 1))), [Handshake::Refuse { tuple }]);
-}
-
-#[test]
-fn a_planned_claim_is_refused() {
-    let mut bench = Bench::new(SMALLER);
-    let tuple = bench.theirs(1, 1);
-    assert_eq!(sent(&bench.hear(Handshake::Claim { tuple, cause: Cause::Planned })), [Handshake::Refuse { tuple }]);
 }
 
 #[test]

@@ -14,11 +14,13 @@
 )]
 #![allow(clippy::wildcard_enum_match_arm, clippy::too_many_lines, reason = "a test looks at the few cases it is about")]
 
+mod profile;
 mod world;
 
 use std::collections::BTreeMap;
 
-use world::{Profile, World};
+use profile::Profile;
+use world::World;
 
 const DEFAULT_SEEDS: u64 = 4000;
 
@@ -77,6 +79,19 @@ fn a_bad_network_never_splits_a_connection_and_every_run_ends() {
         "lapsed",
     ];
     expect(&seen, &marks);
+}
+
+#[test]
+fn planned_moves_never_surface_anything_and_never_leave_posts_held() {
+    let seen = explore("planned_moves_never_surface_anything_and_never_leave_posts_held", Profile::planned());
+    expect(&seen, &["moved by plan", "went back", "crossing claims", "cancelled", "waited"]);
+    assert!(!seen.contains_key("both ended"), "nothing was wrong, and an error surfaced: {seen:?}");
+}
+
+#[test]
+fn links_that_flap_under_planned_moves_split_nothing() {
+    let seen = explore("links_that_flap_under_planned_moves_split_nothing", Profile::flapping());
+    expect(&seen, &["moved by plan", "went back", "migrated twice", "crossing claims"]);
 }
 
 #[test]

@@ -7,100 +7,13 @@ use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Stage};
 
-/// What may go wrong, in chances of 1000.
-#[derive(Clone, Copy, Debug)]
-pub struct Profile {
-    drop: u64,
-    repeat: u64,
-    max_delay_us: u64,
-    cuts: u64,
-    outages: u64,
-    weak_fence: u64,
-    stuck_fence: u64,
-    refusal: u64,
-    stop: u64,
-    hold: u64,
-    sleep: u64,
-    destroy: u64,
-    application_error: u64,
-    stuck_poster: u64,
-}
-
-impl Profile {
-    pub const fn calm() -> Self {
-        Self {
-            drop: 0,
-            repeat: 100,
-            max_delay_us: 5_000,
-            cuts: 0,
-            outages: 1,
-            weak_fence: 0,
-            stuck_fence: 0,
-            refusal: 0,
-            stop: 0,
-            hold: 0,
-            sleep: 0,
-            destroy: 0,
-            application_error: 0,
-            stuck_poster: 0,
-        }
-    }
-
-    pub const fn rough() -> Self {
-        Self {
-            drop: 150,
-            repeat: 200,
-            max_delay_us: 120_000,
-            cuts: 3,
-            outages: 4,
-            weak_fence: 30,
-            stuck_fence: 20,
-            refusal: 10,
-            stop: 60,
-            hold: 300,
-            sleep: 100,
-            destroy: 20,
-            application_error: 20,
-            stuck_poster: 100,
-        }
-    }
-
-    pub const fn weak_fences() -> Self {
-        Self { weak_fence: 400, stuck_fence: 100, drop: 50, ..Self::calm() }
-    }
-
-    pub const fn destroyed() -> Self {
-        Self { destroy: 700, drop: 100, max_delay_us: 60_000, outages: 2, ..Self::calm() }
-    }
-}
+use crate::profile::{Dice, Profile};
 
 /// The faults end then; what is left must settle by itself.
 const FAULTS_END: u64 = 25_000_000;
 /// Patience, an exchange, and re-sends, with room.
 const RUN_END: u64 = FAULTS_END + 40_000_000;
 const PROBE_EVERY: u64 = 10_000;
-
-/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
-#[derive(Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn chance(&mut self, in_1000: u64) -> bool {
-        self.below(1000) < in_1000
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Happening {
@@ -115,6 +28,8 @@ enum Happening {
     PathUp(u8),
     /// The NIC's retries are over: the QP is in ERR if its path is still down.
     RetriesOver(usize, u64),
+    /// The own sends are complete, if they are those that were held up at that exclusion.
+    Drained(usize, u64),
     Wake(usize),
     Sleep(usize),
 }
@@ -146,6 +61,10 @@ struct End {
     excluded: bool,
     /// Posting is not allowed (asked to be excluded, or excluded).
     stopped: bool,
+    /// Since posting was stopped all own sends have ended.
+    drained: bool,
+    /// Until then sends do not end.
+    drains_at: u64,
     fencing: bool,
     /// The incarnations up to that epoch are fenced, since then.
     fenced: BTreeMap<Epoch, u64>,
@@ -161,6 +80,10 @@ struct End {
     in_error: bool,
     accepted: BTreeSet<Tuple>,
     committed: BTreeSet<Tuple>,
+    plans_said: BTreeSet<Tuple>,
+    plans_heard: BTreeSet<Tuple>,
+    /// It has a fault that it has not got rid of.
+    faulted: bool,
     cancelled: BTreeSet<Tuple>,
     asleep: bool,
     missed: Vec<Happening>,
@@ -203,6 +126,8 @@ impl End {
             machine: Machine::new(endpoint(side), endpoint(1 - side), deadlines),
             excluded: false,
             stopped: false,
+            drained: false,
+            drains_at: 0,
             fencing: false,
             fenced: BTreeMap::new(),
             fence_complete: false,
@@ -217,6 +142,9 @@ impl End {
             in_error: false,
             accepted: BTreeSet::new(),
             committed: BTreeSet::new(),
+            plans_said: BTreeSet::new(),
+            plans_heard: BTreeSet::new(),
+            faulted: false,
             cancelled: BTreeSet::new(),
             asleep: false,
             missed: Vec::new(),
@@ -260,6 +188,11 @@ impl World {
                 self.notice(at, side, Input::Hold(true));
                 let until = at + self.dice.below(8_000_000);
                 self.notice(until, side, Input::Hold(false));
+            }
+            for _ in 0..self.dice.below(self.profile.plans + 1) {
+                let at = self.dice.below(FAULTS_END);
+                let path = self.dice.below(2) as u8;
+                self.notice(at, side, Input::Move(PathId(path)));
             }
             if self.dice.chance(self.profile.sleep) {
                 let at = self.dice.below(FAULTS_END);
@@ -342,6 +275,7 @@ impl World {
             | Happening::Tick(side)
             | Happening::Probe(side, _)
             | Happening::RetriesOver(side, _)
+            | Happening::Drained(side, _)
                 if self.ends[side].asleep =>
             {
                 if !matches!(happening, Happening::Tick(_)) {
@@ -362,6 +296,7 @@ impl World {
             }
             Happening::Probe(side, generation) => self.probe(side, generation),
             Happening::RetriesOver(side, generation) => self.retries_over(side, generation),
+            Happening::Drained(side, generation) => self.drain(side, generation),
         }
     }
 
@@ -450,11 +385,32 @@ impl World {
         self.schedule(self.now + delay, Happening::Probe(side, generation));
     }
 
+    /// What is outstanding ends only on a path that is up, and never in ERR.
+    fn drain(&mut self, side: usize, generation: u64) {
+        let end = &self.ends[side];
+        if generation != end.answer_generation || !end.excluded || !end.machine.wants_drain() {
+            return;
+        }
+        let carries = self.path_up[end.machine.path().0 as usize] && !end.in_error;
+        if carries && self.now >= end.drains_at {
+            self.ends[side].drained = true;
+            return self.input(side, Input::Drained);
+        }
+        self.schedule(self.now + 1000, Happening::Drained(side, generation));
+    }
+
     fn input(&mut self, side: usize, input: Input) {
         self.trace.push(format!("{} {side} {} <- {input:?}", self.now, self.ends[side].machine.state()));
         let crossing = matches!(&input, Input::Frame(Handshake::Claim { .. }))
             && self.ends[side].machine.state().attempt == Attempt::Claiming;
         let lapse = matches!(input, Input::Tick) && self.ends[side].machine.state().attempt == Attempt::Accepted;
+        match &input {
+            Input::Frame(Handshake::Claim { tuple, cause: Cause::Planned }) => {
+                self.ends[side].plans_heard.insert(*tuple);
+            }
+            Input::Fault { .. } => self.ends[side].faulted = true,
+            _ => {}
+        }
         self.ends[side].machine.handle(Micros(self.now), input);
         if crossing {
             self.mark("crossing claims");
@@ -468,6 +424,11 @@ impl World {
         while let Some(effect) = self.ends[side].machine.poll_effect() {
             self.trace.push(format!("{} {side} {} -> {effect:?}", self.now, self.ends[side].machine.state()));
             self.effect(side, effect);
+        }
+        if self.ends[side].machine.wants_drain() && self.ends[side].excluded {
+            let generation = self.ends[side].answer_generation;
+            let delay = self.dice.below(3000);
+            self.schedule(self.now + delay, Happening::Drained(side, generation));
         }
         self.tick_later(side);
     }
@@ -492,7 +453,7 @@ impl World {
                 let delay = self.dice.below(PROBE_EVERY);
                 self.schedule(self.now + delay, Happening::Probe(side, generation));
             }
-            Effect::StopSeek => self.ends[side].seek = false,
+            Effect::StopSeek => (self.ends[side].seek, self.ends[side].faulted) = (false, false),
             Effect::Exclude => self.exclude(side),
             Effect::Release => self.release(side),
             Effect::Fence => self.fence(side),
@@ -501,6 +462,12 @@ impl World {
             Effect::Forget { .. } | Effect::Phase(_) => {}
             Effect::Confirmed { epoch } => {
                 self.ends[side].confirmed = Some(epoch);
+                if self.ends[side].machine.is_planned() {
+                    self.mark("moved by plan");
+                    if self.ends[side].machine.path() == PathId(0) {
+                        self.mark("went back");
+                    }
+                }
                 self.mark("migrated");
                 if epoch > Epoch(1) {
                     self.mark("migrated twice");
@@ -523,6 +490,9 @@ impl World {
         if end.replaying.is_some() {
             end.replay_interrupted = true;
         }
+        if self.dice.chance(self.profile.slow_drain) {
+            self.ends[side].drains_at = self.now + self.dice.below(3_000_000);
+        }
         let delay =
             if self.dice.chance(self.profile.stuck_poster) { self.dice.below(400_000) } else { self.dice.below(2000) };
         self.answer(delay, side, Input::Excluded);
@@ -535,6 +505,7 @@ impl World {
         assert_eq!(end.posting_epoch, end.machine.epoch(), "resumes on the old path after COMMIT");
         end.stopped = false;
         end.excluded = false;
+        end.drained = false;
         end.answer_generation += 1;
         end.replay_interrupted = false;
         if let (Some(_), false) = (end.replaying, now_gone) {
@@ -596,6 +567,7 @@ impl World {
         end.replaying = Some(tuple);
         end.stopped = false;
         end.excluded = false;
+        end.drained = false;
         self.go_on_replaying(side);
     }
 
@@ -635,17 +607,26 @@ impl World {
         match message {
             Handshake::Accept { tuple } => {
                 assert!(end.excluded, "accepts with posters inside");
+                let by_plan = end.plans_heard.contains(tuple) && !end.faulted;
+                let first = !end.accepted.contains(tuple);
+                assert!(!first || !by_plan || end.drained, "accepts a plan with sends outstanding");
                 end.accepted.insert(*tuple);
             }
             Handshake::Commit { tuple } => {
                 assert!(end.excluded || end.machine.tuple() == Some(*tuple), "commits with posters inside");
                 assert!(!end.cancelled.contains(tuple), "COMMIT after CANCEL");
+                let first = !end.committed.contains(tuple);
+                assert!(!first || !end.plans_said.contains(tuple) || end.drained, "commits to a plan undrained");
                 end.committed.insert(*tuple);
             }
             Handshake::Cancel { tuple } => {
                 assert!(!end.committed.contains(tuple), "CANCEL after COMMIT");
                 end.cancelled.insert(*tuple);
                 self.mark("cancelled");
+            }
+            Handshake::Claim { tuple, cause: Cause::Planned } => {
+                assert!(end.drained, "claims by plan with sends outstanding");
+                end.plans_said.insert(*tuple);
             }
             Handshake::Claim { tuple, .. } => {
                 let answered = end.answered_since_seek.contains(&tuple.target);

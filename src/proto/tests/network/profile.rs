@@ -1,0 +1,108 @@
+//! What may go wrong in a run, how often, and the dice.
+
+/// What may go wrong, in chances of 1000.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    pub drop: u64,
+    pub repeat: u64,
+    pub max_delay_us: u64,
+    pub cuts: u64,
+    pub outages: u64,
+    pub weak_fence: u64,
+    pub stuck_fence: u64,
+    pub refusal: u64,
+    pub stop: u64,
+    pub hold: u64,
+    pub sleep: u64,
+    pub destroy: u64,
+    pub application_error: u64,
+    pub stuck_poster: u64,
+    /// Wishes for a planned move, at most.
+    pub plans: u64,
+    /// Sends that do not end for a while, as to a peer that is not ready to receive.
+    pub slow_drain: u64,
+}
+
+impl Profile {
+    pub const fn calm() -> Self {
+        Self {
+            drop: 0,
+            repeat: 100,
+            max_delay_us: 5_000,
+            cuts: 0,
+            outages: 1,
+            weak_fence: 0,
+            stuck_fence: 0,
+            refusal: 0,
+            stop: 0,
+            hold: 0,
+            sleep: 0,
+            destroy: 0,
+            application_error: 0,
+            stuck_poster: 0,
+            plans: 0,
+            slow_drain: 0,
+        }
+    }
+
+    /// Nothing is wrong, and the connection is moved to and fro by plan, from both ends.
+    pub const fn planned() -> Self {
+        Self { outages: 0, plans: 12, slow_drain: 150, stuck_poster: 50, drop: 50, ..Self::calm() }
+    }
+
+    /// The same while links flap.
+    pub const fn flapping() -> Self {
+        Self { outages: 6, ..Self::planned() }
+    }
+
+    pub const fn rough() -> Self {
+        Self {
+            drop: 150,
+            repeat: 200,
+            max_delay_us: 120_000,
+            cuts: 3,
+            outages: 4,
+            weak_fence: 30,
+            stuck_fence: 20,
+            refusal: 10,
+            stop: 60,
+            hold: 300,
+            sleep: 100,
+            destroy: 20,
+            application_error: 20,
+            stuck_poster: 100,
+            plans: 6,
+            slow_drain: 200,
+        }
+    }
+
+    pub const fn weak_fences() -> Self {
+        Self { weak_fence: 400, stuck_fence: 100, drop: 50, ..Self::calm() }
+    }
+
+    pub const fn destroyed() -> Self {
+        Self { destroy: 700, drop: 100, max_delay_us: 60_000, outages: 2, ..Self::calm() }
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+#[derive(Debug)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    pub fn chance(&mut self, in_1000: u64) -> bool {
+        self.below(1000) < in_1000
+    }
+}
