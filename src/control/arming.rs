@@ -198,6 +198,9 @@ impl Qp {
             return self.refuse(world, &reason, now);
         }
         self.machine = Some(Machine::new(self.me, remote.end, world.config.deadlines));
+        if let (Some(machine), Some(_)) = (&mut self.machine, self.facts.group) {
+            machine.fix();
+        }
         self.mirror = self.is_own_peer().then(|| Mirror::new(self.me, world.config.deadlines));
         let ends = [(own_primary, peer_primary), (own_standby, peer_standby)];
         for (path, ends) in PATHS.into_iter().zip(ends) {
@@ -244,6 +247,10 @@ impl Qp {
     fn handle_answered(&mut self, world: &mut World, path: PathId, started: Micros, now: Micros) {
         let (seeking, sought) = (self.seek, self.group.sought);
         let interval = Micros(u64::try_from(world.config.probe_interval.as_micros()).unwrap_or(u64::MAX));
+        let interval = self.pace_of_return(world, path).map_or(interval, |pace| pace.min(interval));
+        if path == PathId::PRIMARY && path != self.current() {
+            self.plans.hold_down.note_answer(started);
+        }
         let Some(state) = self.path_mut(path) else {
             return;
         };
@@ -264,6 +271,9 @@ impl Qp {
     fn handle_unanswered(&mut self, world: &mut World, path: PathId, now: Micros) {
         let seeking = self.seek.is_some();
         let current = self.current() == path;
+        if path == PathId::PRIMARY {
+            self.plans.hold_down.note_bad();
+        }
         let Some(state) = self.path_mut(path) else {
             return;
         };

@@ -31,6 +31,8 @@ pub struct Config {
     pub disabled: bool,
     /// Queue pairs that receive through a shared receive queue are protected, as one group that moves, or is lost, together.
     pub shared_receives: bool,
+    /// A connection goes back to its first path when that is good again.
+    pub failback: bool,
     /// Primary and standby device, by name; empty: the shim chooses.
     pub standby: Vec<(String, String)>,
     /// How long the NIC of a protected queue pair retries at most.
@@ -87,6 +89,7 @@ impl Default for Config {
         Self {
             disabled: false,
             shared_receives: true,
+            failback: true,
             standby: Vec::new(),
             caps: Caps::default(),
             policy: Policy::default(),
@@ -153,6 +156,7 @@ impl Config {
             "SHIFT_SRQ" => {
                 self.shared_receives = parse_switch(value, "protect queue pairs on shared receive queues, 0 not to")?
             }
+            "SHIFT_FAILBACK" => self.failback = parse_switch(value, "go back to a path that is good again, 0 not to")?,
             "SHIFT_STANDBY" => self.standby = parse_standby(value)?,
             "SHIFT_QP_TIMEOUT" => self.caps.timeout = Some(parse_within(value, 1, 31)?),
             "SHIFT_RETRY_CNT" => self.caps.retries = Some(parse_within(value, 0, 6)?),
@@ -284,6 +288,8 @@ mod tests {
         assert!(good("SHIFT_DISABLE", "1").disabled);
         assert!(!good("SHIFT_DISABLE", "0").disabled);
         bad("SHIFT_DISABLE", "yes");
+        assert!(good("SHIFT_FAILBACK", "1").failback && !good("SHIFT_FAILBACK", "0").failback);
+        bad("SHIFT_FAILBACK", "no");
         assert!(good("SHIFT_SRQ", "1").shared_receives && !good("SHIFT_SRQ", "0").shared_receives);
     }
 

@@ -184,6 +184,7 @@ impl Core {
     fn deadline(&self, now: Micros) -> Option<Micros> {
         let machines = self.qps.values().filter_map(Qp::machine_due);
         let paths = self.qps.values().filter_map(Qp::paths_due);
+        let plans = self.qps.values().filter_map(|q| q.plans_due(now));
         let brisk = self.qps.values().any(|q| !q.is_quiet());
         let masked = self.qps.values().any(|q| q.masked);
         let others = [
@@ -198,7 +199,7 @@ impl Core {
             self.world.news_due(),
             self.world.links.has_ungreeted().then_some(now + Micros(SLEPT_US / 2)),
         ];
-        machines.chain(paths).chain(others.into_iter().flatten()).min()
+        machines.chain(paths).chain(plans).chain(others.into_iter().flatten()).min()
     }
 
     fn notice_sleep(&mut self, now: Micros) {
@@ -361,7 +362,7 @@ impl Core {
         if self.qps.len() >= MAX_QPS || self.qps.contains_key(&life) {
             return;
         }
-        let mut qp = Qp::new(self.world.me, life, facts);
+        let mut qp = Qp::new(self.world.me, life, facts, self.world.config.deadlines.hold_down);
         if qp.facts.group.is_some() {
             // Whether the receives of its group may be posted is to be judged anew.
             let others = self.qps.values_mut().filter(|other| other.facts.group == qp.facts.group);

@@ -193,6 +193,9 @@ pub trait DataPath: Send + Sync {
 
     /// Stops posting on the current path: later posts are recorded and held. `false`: a poster is inside; ask again.
     fn exclude(&self, qp: QpLife) -> bool;
+    /// After an exclusion: everything that was posted to a NIC is complete; what is held does not count. Of a queue whose end gives no completion the
+    /// first request that is held goes out, with a signal, for the end to be heard of.
+    fn drain(&self, qp: QpLife, keys: &dyn RemoteKeys) -> bool;
     /// Ends an exclusion before any fence: held posts go to the current path, in order.
     fn release(&self, qp: QpLife);
     /// Begins the fence of the current incarnation (excluded before). Errors that it causes are kept from the application.

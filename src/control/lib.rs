@@ -27,6 +27,7 @@ mod links;
 mod migration;
 mod mirror;
 mod peers;
+mod plans;
 mod probes;
 mod qp;
 pub mod record;

@@ -7,7 +7,7 @@
 use shift_proto::frame::Frame;
 use shift_proto::id::{Epoch, Micros, PathId, Tuple, WrSeq};
 use shift_proto::ledger::{IncarnationReport, Plan};
-use shift_proto::migrate::{Attempt, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
+use shift_proto::migrate::{Attempt, Cause, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
 
 use crate::clock;
 use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
@@ -68,11 +68,12 @@ impl Qp {
         }
         self.unmask_if_alone(world);
         let healed = state.stage == Stage::Running && state.attempt == Attempt::Idle;
+        let by_plan = healed && self.plans.take_heard();
         if healed && self.record.as_ref().is_some_and(|r| !r.has(Phase::Committed)) {
             self.record = None;
             self.first_error_ns = None;
             let name = self.path_name(world, self.current());
-            if world.told.is_due(&format!("healed {}", name.device), now, 1_000_000) {
+            if !by_plan && world.told.is_due(&format!("healed {}", name.device), now, 1_000_000) {
                 log::info!("the path {} to {} is good again, nothing was moved", name.device, name.peer_gid);
             }
         }
@@ -329,6 +330,7 @@ impl Qp {
     pub fn tick(&mut self, world: &mut World, now: Micros) {
         self.tick_paths(world, now);
         self.tick_mirror(world, now);
+        self.tend_plans(world, now);
         let inputs = match &self.job {
             Job::Idle => Vec::new(),
             Job::Excluding => self.try_exclude(world),
@@ -347,6 +349,7 @@ impl Qp {
         for input in inputs {
             self.feed(world, now, input);
         }
+        self.poll_drain(world, now);
         if !self.is_quiet() {
             self.update_hold(world, now);
         }
@@ -445,6 +448,9 @@ impl Qp {
 
     /// A message of the peer's.
     pub fn handle_message(&mut self, world: &mut World, msg: Handshake, now: Micros) {
+        if matches!(msg, Handshake::Claim { cause: Cause::Planned, .. }) {
+            self.plans.note_heard();
+        }
         if matches!(msg, Handshake::Claim { .. }) {
             self.update_hold(world, now);
         }
@@ -502,11 +508,15 @@ impl Qp {
         let target = self.current();
         let to = self.path_name(world, target);
         let epoch = self.machine.as_ref().map_or(0, |m| m.epoch().0);
+        let is_planned = self.machine.as_ref().is_some_and(Machine::is_planned);
         if let Some(record) = &mut self.record {
             (record.epoch, record.to) = (epoch, to);
+            if is_planned {
+                record.set_cause(Cause::Planned);
+            }
         }
         if self.at != target {
-            self.left_path(world, self.at, now);
+            self.note_moved(world, self.at, target, now);
         }
     }
 

@@ -157,6 +157,9 @@ impl Qp {
             }
             self.feed_mirror(world, now, Input::Excluded);
         }
+        if self.mirror.as_ref().is_some_and(|m| m.machine.wants_drain()) && self.is_drained(world) {
+            self.feed_mirror(world, now, Input::Drained);
+        }
         let heard = self.mirror.as_mut().map(|m| std::mem::take(&mut m.to_self)).unwrap_or_default();
         for msg in heard {
             self.feed(world, now, Input::Frame(msg));

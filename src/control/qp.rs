@@ -12,6 +12,7 @@ use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness,
 
 use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife, Round};
 use crate::mirror::Mirror;
+use crate::plans::Plans;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
 use crate::stall::Stall;
@@ -152,6 +153,8 @@ pub(crate) struct Qp {
     pub first_error_ns: Option<u64>,
     /// What this end saw last.
     pub cause: Option<Cause>,
+    /// Where it would rather be.
+    pub plans: Plans,
     /// What the other queue pairs of its shared receive queue allow.
     pub group: Grouped,
 }
@@ -188,7 +191,7 @@ impl Grouped {
 
 impl Qp {
     /// A queue pair that the application has just connected.
-    pub fn new(process: ProcessId, life: QpLife, facts: ConnectionFacts) -> Self {
+    pub fn new(process: ProcessId, life: QpLife, facts: ConnectionFacts, hold_down: Micros) -> Self {
         let group = if facts.group.is_some() { Grouped::UNKNOWN } else { Grouped::ALONE };
         Self {
             life,
@@ -227,6 +230,7 @@ impl Qp {
             record: None,
             first_error_ns: None,
             cause: None,
+            plans: Plans::new(hold_down),
             group,
         }
     }
@@ -344,6 +348,9 @@ impl Qp {
         for path in PATHS {
             if let Some(state) = self.path_mut(path).filter(|s| s.device == Some(device)) {
                 (state.probe_due, state.wanted) = (now, false);
+                if !up && path == PathId::PRIMARY {
+                    self.plans.hold_down.note_bad();
+                }
             }
         }
         let current = self.path(self.current()).and_then(|s| s.device);

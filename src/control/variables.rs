@@ -37,6 +37,12 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "The standby device of each device, by name: rxe0=rxe1,mlx5_0=mlx5_1.",
     ),
     (
+        "SHIFT_FAILBACK",
+        "1",
+        "0 or 1",
+        "0 leaves a connection where it is: it does not go back to its first path when that has been good for SHIFT_HOLD_DOWN_MS. Either end may begin.",
+    ),
+    (
         "SHIFT_POLICY",
         "write=replay,read=replay",
         "ITEM[,...]",

@@ -1,5 +1,5 @@
 //! The migration protocol of shift-verbs as pure state: what was posted and what is proven of it ([`ledger`]), what to do
-//! about it ([`policy`]), how the two ends of a connection move together ([`migrate`]), and how all of that looks in bytes
+//! about it ([`policy`]), how the two ends of a connection move together ([`migrate`]), when a path is good again ([`health`]), and how all of that looks in bytes
 //! ([`frame`]).
 //!
 //! This crate owns no pointer, socket, thread, clock or source of randomness: time and identity are inputs, and what has to
@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod frame;
+pub mod health;
 pub mod id;
 pub mod ledger;
 pub mod migrate;

@@ -106,6 +106,11 @@ impl DataPath for Shim {
         Self::with(qp, true, replay::exclude)
     }
 
+    fn drain(&self, qp: QpLife, keys: &dyn RemoteKeys) -> bool {
+        // Of one that was destroyed nothing is waited for.
+        Self::with(qp, true, |qp| replay::drain(qp, keys))
+    }
+
     fn release(&self, qp: QpLife) {
         Self::with(qp, (), replay::release);
     }

@@ -27,6 +27,27 @@ pub fn exclude(qp: &QpShadow) -> bool {
     true
 }
 
+/// Whether everything that the NIC was given is complete. The end of a queue may give no completion: then the first request that is held goes out behind it,
+/// with a signal. Without one the application posts nothing, and loses nothing by staying where it is.
+pub fn drain(qp: &QpShadow, keys: &dyn RemoteKeys) -> bool {
+    poll::sweep(&qp.send_cq);
+    let ring = &qp.sq.ring;
+    let mut poster = qp.sq.poster.lock();
+    let (head, tail) = (ring.head(), ring.tail());
+    let held = (head..tail).find(|seq| ring.slot(*seq).has(HELD)).unwrap_or(tail);
+    if held <= head {
+        return poster.mode == PostMode::Held;
+    }
+    let is_heard_of = ring.slot(held - 1).has(NIC_SIGNALLED);
+    if !is_heard_of && held < tail && poster.mode == PostMode::Held {
+        mix(qp);
+        if let Err(hindrance) = post_recorded(qp, &mut poster, held, 0, keys) {
+            log::debug!("QP 0x{:06x}: {:?} is in the way of a planned move", qp.qpn, hindrance.of(held));
+        }
+    }
+    false
+}
+
 /// Nothing was fenced: what was held goes to the path in use.
 pub fn release(qp: &QpShadow) {
     if post_held(qp, &Unasked) != ReplayProgress::Done {

@@ -1,0 +1,138 @@
+//! Planned moves of a queue pair: back to its first path when that is good again.
+//!
+//! Nothing is wrong with the path that it is on; so a move that cannot be made without harm is put off, and tried again later and later. When the first
+//! path is good again is judged by [`HoldDown`]. Queue pairs that share their receives stay where they are: all of them would have to be drained at once.
+
+use shift_proto::health::HoldDown;
+use shift_proto::id::{Micros, PathId};
+use shift_proto::migrate::{Attempt, Input, Machine, Stage};
+
+use crate::qp::{Qp, PATHS};
+use crate::world::World;
+
+/// First pause after a move that was put off; it doubles up to [`LAST_PAUSE_US`].
+const FIRST_PAUSE_US: u64 = 500_000;
+/// Sends to a peer that is not ready to receive may take any time, and each try holds what is posted meanwhile.
+const LAST_PAUSE_US: u64 = 30_000_000;
+
+/// What is wished for, and what became of it.
+#[derive(Debug)]
+pub(crate) struct Plans {
+    /// Of the first path.
+    pub hold_down: HoldDown,
+    /// The machine was told to go there.
+    tried: Option<PathId>,
+    /// The peer is about to move by plan.
+    heard: bool,
+    pause_us: u64,
+    not_before: Micros,
+}
+
+impl Plans {
+    /// Nothing is wished for.
+    pub const fn new(hold_down: Micros) -> Self {
+        Self {
+            hold_down: HoldDown::new(hold_down),
+            tried: None,
+            heard: false,
+            pause_us: FIRST_PAUSE_US,
+            not_before: Micros(0),
+        }
+    }
+
+    /// A claim of the peer's is one by plan.
+    pub fn note_heard(&mut self) {
+        self.heard = true;
+    }
+
+    /// What is under way was begun by plan, here or there. To be asked once it has ended.
+    pub fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard) || self.tried.is_some()
+    }
+}
+
+impl Qp {
+    /// Wishes for a move if there is a reason for one and nothing is in its way.
+    pub fn tend_plans(&mut self, world: &mut World, now: Micros) {
+        if !self.is_at_rest() {
+            return;
+        }
+        if let Some(target) = self.plans.tried.take() {
+            if self.current() == target {
+                self.plans.pause_us = FIRST_PAUSE_US;
+            } else {
+                log::debug!("qp {:#x}: the move to {target} is put off", self.facts.qpn);
+                self.plans.not_before = now + Micros(self.plans.pause_us);
+                self.plans.pause_us = (self.plans.pause_us * 2).min(LAST_PAUSE_US);
+            }
+        }
+        let Some(target) = self.wished_path(world, now).filter(|_| now >= self.plans.not_before) else { return };
+        self.plans.tried = Some(target);
+        self.update_hold(world, now);
+        self.feed(world, now, Input::Move(target));
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let state = self.machine.as_ref().map(Machine::state);
+        state.is_some_and(|s| (s.stage, s.attempt) == (Stage::Running, Attempt::Idle)) && self.is_quiet()
+    }
+
+    fn wished_path(&self, world: &World, now: Micros) -> Option<PathId> {
+        let is_able = self.masked && self.refused.is_none() && !self.peer_gone && !self.has_ended;
+        if !is_able || self.facts.group.is_some() || self.is_suspected() {
+            return None;
+        }
+        let other = PATHS.into_iter().find(|path| *path != self.current())?;
+        let is_armed = self.path(other).is_some_and(|state| state.armed);
+        let goes_back = other == PathId::PRIMARY && world.config.failback && self.plans.hold_down.is_over(now);
+        (is_armed && goes_back).then_some(other)
+    }
+
+    /// How often a path that answers is probed while the connection may go back to it.
+    pub fn pace_of_return(&self, world: &World, path: PathId) -> Option<Micros> {
+        let is_wished = path == PathId::PRIMARY && path != self.current() && self.facts.group.is_none();
+        (is_wished && world.config.failback).then(|| self.plans.hold_down.pace())
+    }
+
+    /// When [`Qp::tend_plans`] is wanted: a move that was put off.
+    pub fn plans_due(&self, now: Micros) -> Option<Micros> {
+        let due = self.plans.not_before;
+        (due > now).then_some(due)
+    }
+
+    /// Whether all sends that a NIC has are complete, if that is waited for.
+    pub fn poll_drain(&mut self, world: &mut World, now: Micros) {
+        if !self.machine.as_ref().is_some_and(Machine::wants_drain) {
+            return;
+        }
+        let is_drained = self.is_drained(world);
+        // What could end in an error may have ended with it.
+        self.update_hold(world, now);
+        if is_drained {
+            self.feed(world, now, Input::Drained);
+        }
+    }
+
+    /// Nothing that a NIC has is outstanding, with posters kept out.
+    pub fn is_drained(&self, world: &World) -> bool {
+        let end = self.remote.zip(self.process);
+        end.is_some_and(|(remote, process)| world.data.drain(self.life, &world.keys_of(process, remote.device)))
+    }
+
+    /// The connection has left a path for another one, past return.
+    pub fn note_moved(&mut self, world: &mut World, left: PathId, target: PathId, now: Micros) {
+        let is_planned = self.machine.as_ref().is_some_and(Machine::is_planned);
+        match (left == PathId::PRIMARY, is_planned) {
+            (true, false) => self.plans.hold_down.note_fault(now),
+            (true, true) => self.plans.hold_down.note_bad(),
+            (false, _) if target == PathId::PRIMARY => self.plans.hold_down.note_returned(now),
+            (false, _) => {}
+        }
+        if is_planned {
+            // It is as good as it was a moment ago: faults of the new one are to find it.
+            self.probe_now(world, left, now);
+        } else {
+            self.left_path(world, left, now);
+        }
+    }
+}
