@@ -15,6 +15,7 @@ mod detect;
 mod events;
 mod extended;
 mod fail_open;
+mod failback;
 mod lab_itself;
 mod lesser;
 mod loss;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Scenario> {
         rough::scenarios(),
         control_cuts::scenarios(),
         second_fault::scenarios(),
+        failback::scenarios(),
         lesser::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),
