@@ -474,6 +474,11 @@ pub struct Poster {
 // SAFETY: the raw pointers inside (of the scratch chain) are only used under the poster's cell by the thread that filled them.
 unsafe impl Send for Poster {}
 
+/// Unsignalled entries between two that are signalled by us: the queue must not fill up with what gives no completion.
+pub fn signal_pace(cap: &ibv_qp_cap) -> u32 {
+    (cap.max_send_wr / 2).max(1)
+}
+
 impl SendQueue {
     fn new(cap: ibv_qp_cap, target: Target) -> Self {
         let depth = cap.max_send_wr.max(1);
@@ -490,7 +495,7 @@ impl SendQueue {
                 consuming: 0,
                 signals: 0,
                 unsignalled_run: 0,
-                signal_every: (depth / 2).max(1),
+                signal_every: signal_pace(&cap),
                 mtu_shift: 10,
                 keys: crate::hot::keys::KeyCache::new(),
                 sges: Vec::new(),

@@ -289,13 +289,15 @@ impl Qp {
         }
     }
 
-    fn send_confirm(&mut self, world: &mut World, path: PathId, now: Micros) {
+    /// Says whether that path carries data, and may be moved to.
+    pub fn send_confirm(&mut self, world: &mut World, path: PathId, now: Micros) {
         let (Some(process), Some(remote)) = (self.process, self.remote) else {
             return;
         };
         // What is said of the path in use moves nobody.
         let is_able =
             path == self.current() || self.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
+        let is_able = is_able && !self.is_path_drained(world, path);
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
             return;
@@ -342,7 +344,7 @@ impl Qp {
         // The path that it is on counts as armed with any other; by itself it protects nothing.
         // A peer that gave up since it said that the path is good would not follow.
         let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
-        if self.refused.is_some() || given_up || path == self.current() {
+        if self.refused.is_some() || given_up || path == self.current() || self.is_path_drained(world, path) {
             return;
         }
         let Some(state) = self.path_mut(path).filter(|s| s.own_ready && s.peer_ready && !s.armed) else {
@@ -370,7 +372,8 @@ impl Qp {
         world.tell_protected(words, now);
     }
 
-    fn disarm(&mut self, world: &mut World, path: PathId, now: Micros) {
+    /// The connection may not move there any more.
+    pub fn disarm(&mut self, world: &mut World, path: PathId, now: Micros) {
         let Some(state) = self.path_mut(path).filter(|s| s.armed) else {
             return;
         };

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
+use std::path::Path;
 use std::time::Duration;
 
 use shift_proto::frame::{Frame, Key, Offer, QpAddress};
@@ -18,6 +19,7 @@ use crate::clock;
 use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
 use crate::discovery::{self, Discovery};
+use crate::drains::{self, Drains};
 use crate::groups::Groups;
 use crate::keys::PeerKeys;
 use crate::links::{LinkEvent, LinkId, Watched};
@@ -78,6 +80,8 @@ pub(crate) struct Core {
 impl Core {
     pub fn new(mut world: World, directory: Directory, rendezvous: Option<Rendezvous>) -> Self {
         let admin = Admin::open(&mut world.links, world.me);
+        // Read when it can be told: what is written down later is told too.
+        world.drains = Drains::read(Path::new(drains::DIRECTORY));
         Self {
             world,
             directory,
@@ -131,11 +135,17 @@ impl Core {
         self.world.audit.sums.clone()
     }
 
-    fn answer_admin(&mut self) {
+    fn answer_admin(&mut self, now: Micros) {
         let Self { admin, world, qps, .. } = self;
-        let World { links, audit, data, config, me, .. } = world;
-        let view = |request: &Request| match request {
-            Request::Status => Answer::Status(Status {
+        let World { links, audit, data, config, me, drains, .. } = world;
+        let mut is_changed = false;
+        let view = |request: &Request| {
+            is_changed |= match request {
+                Request::Status => false,
+                Request::Drain { device } => drains.set(device, true),
+                Request::Undrain { device } => drains.set(device, false),
+            };
+            Answer::Status(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
                 program: audit::program(),
@@ -143,9 +153,14 @@ impl Core {
                 keyed: config.job_key.is_some(),
                 queue_pairs: qps.values().map(|qp| qp.status(&**data)).chain(audit.unrecorded(&**data)).collect(),
                 totals: audit.sums.now(),
-            }),
+                drained: drains.names(),
+            })
         };
         admin.handle_ready(links, view);
+        if is_changed {
+            log::info!("drained rails: {}", self.world.drains.names().join(", "));
+            self.qps.values_mut().for_each(|qp| qp.handle_drains(&mut self.world, now));
+        }
     }
 
     /// After a mistake of the agent: every fault is the application's from now on.
@@ -420,7 +435,7 @@ impl Core {
                 }
             }
             LinkEvent::Watched(Watched::Device(device)) => self.world.data.read_async(DeviceId(device)),
-            LinkEvent::Watched(Watched::Admin) => self.answer_admin(),
+            LinkEvent::Watched(Watched::Admin) => self.answer_admin(now),
             LinkEvent::Watched(Watched::Interfaces) => {
                 let changes = self.world.interfaces.changes();
                 changes.into_iter().for_each(|(device, up)| self.handle_port(device, up, now));

@@ -17,6 +17,7 @@ mod core;
 pub mod datapath;
 mod directory;
 mod discovery;
+pub mod drains;
 mod greeting;
 mod groups;
 pub mod inherited;

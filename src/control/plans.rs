@@ -1,4 +1,4 @@
-//! Planned moves of a queue pair: back to its first path when that is good again.
+//! Planned moves of a queue pair: off a rail that an operator drains, and back to its first path when that is good again.
 //!
 //! Nothing is wrong with the path that it is on; so a move that cannot be made without harm is put off, and tried again later and later. When the first
 //! path is good again is judged by [`HoldDown`]. Queue pairs that share their receives stay where they are: all of them would have to be drained at once.
@@ -83,9 +83,17 @@ impl Qp {
             return None;
         }
         let other = PATHS.into_iter().find(|path| *path != self.current())?;
+        // No path on a drained rail is armed.
         let is_armed = self.path(other).is_some_and(|state| state.armed);
         let goes_back = other == PathId::PRIMARY && world.config.failback && self.plans.hold_down.is_over(now);
-        (is_armed && goes_back).then_some(other)
+        let leaves = self.is_path_drained(world, self.current());
+        (is_armed && (goes_back || leaves)).then_some(other)
+    }
+
+    /// What is wished for has changed: what was put off is tried at once, and a rail that is not drained any more has to be good first.
+    pub fn hurry_plans(&mut self) {
+        (self.plans.not_before, self.plans.pause_us) = (Micros(0), FIRST_PAUSE_US);
+        self.plans.hold_down.note_bad();
     }
 
     /// How often a path that answers is probed while the connection may go back to it.
@@ -128,7 +136,9 @@ impl Qp {
             (false, _) if target == PathId::PRIMARY => self.plans.hold_down.note_returned(now),
             (false, _) => {}
         }
-        if is_planned {
+        if is_planned && self.is_path_drained(world, left) {
+            self.close_path(world, left, now);
+        } else if is_planned {
             // It is as good as it was a moment ago: faults of the new one are to find it.
             self.probe_now(world, left, now);
         } else {

@@ -194,7 +194,8 @@ impl Record {
         let way = if self.to.device.is_empty() {
             format!("no failover from {}", self.from.device)
         } else {
-            format!("failover {} -> {}", self.from.device, self.to.device)
+            let word = if self.cause == Cause::Planned.to_string() { "move" } else { "failover" };
+            format!("{word} {} -> {}", self.from.device, self.to.device)
         };
         let mut line = format!(
             "{way} qp {:#x}: {:.1} ms ({}), {} proven executed, {} replayed, {} surfaced{}",

@@ -14,13 +14,23 @@ pub const SOCKET_PREFIX: &str = "shift-verbs.admin.";
 pub enum Request {
     /// [`Status`] is the answer.
     Status,
+    /// No connection is to be on that device, or to go to it, from now on; [`Status`] is the answer, from before the first of them moves.
+    Drain {
+        /// Its name.
+        device: String,
+    },
+    /// It may be used again; [`Status`] is the answer.
+    Undrain {
+        /// Its name.
+        device: String,
+    },
 }
 
 /// What is answered, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To [`Request::Status`].
+    /// To every request that is understood.
     Status(Status),
     /// The request was not understood.
     Error(String),
@@ -43,6 +53,9 @@ pub struct Status {
     pub queue_pairs: Vec<QueuePair>,
     /// Since the process began.
     pub totals: Totals,
+    /// Devices that are drained, as this process was told.
+    #[serde(default)]
+    pub drained: Vec<String>,
 }
 
 /// One queue pair of the application.

@@ -12,6 +12,7 @@ use crate::address::Network;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::datapath::{DataPath, DeviceId, Gid, GroupId, QpLife};
+use crate::drains::Drains;
 use crate::interfaces::Interfaces;
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
 use crate::links::Links;
@@ -64,6 +65,8 @@ pub struct World {
     pub journal: Journal,
     /// What `shiftctl` and the last line are told.
     pub audit: Audit,
+    /// Rails that an operator drains.
+    pub drains: Drains,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
@@ -98,6 +101,7 @@ impl World {
             told: Told::default(),
             journal,
             audit: Audit::default(),
+            drains: Drains::default(),
             posted: Vec::new(),
             tallies: BTreeMap::new(),
         }

@@ -1,15 +1,19 @@
-//! shiftctl: asks the processes of this host how their RDMA connections are protected.
+//! shiftctl: asks the processes of this host how their RDMA connections are protected, and takes rails out of use.
 //!
-//! Owns the command line and what is printed; the processes answer on local sockets ([`process`]). Exit status: 0, answered; 1,
-//! no process answered; 2, the command line is wrong (clap's own).
+//! Owns the command line and what is printed; the processes answer on local sockets ([`process`]). Exit status: 0, answered, or the rail is
+//! empty; 1, no process answered, or the rail is not empty; 2, the command line is wrong (clap's own).
 
+mod drain;
 mod process;
 mod report;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use drain::Order;
+use shift_control::status::Request;
 
 /// Asks the processes of this host how their RDMA connections are protected.
 #[derive(Parser)]
@@ -30,11 +34,41 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Moves every queue pair off a device with the jobs running, for work on its cable, switch or firmware, and says when it is empty. No connection
+    /// goes there until undrain. As root it holds for all processes of this network namespace, later ones too, until the host boots;
+    /// otherwise for those of this user that run now.
+    Drain {
+        /// The device, such as mlx5_0.
+        device: String,
+        /// Wait so many seconds for it to be empty.
+        #[arg(long, default_value_t = 30)]
+        wait: u64,
+        /// One JSON object at the end: empty, lasting, processes, and what is still on it.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets connections use a device again; those that were made on it go back when it has been good for SHIFT_HOLD_DOWN_MS.
+    Undrain {
+        /// The device.
+        device: String,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    let Command::Status { pid, json } = Arguments::parse().command;
-    match status(pid, json, &mut io::stdout().lock(), &mut io::stderr().lock()) {
+    let (out, err) = (&mut io::stdout().lock(), &mut io::stderr().lock());
+    let answered = match Arguments::parse().command {
+        Command::Status { pid, json } => status(pid, json, out, err),
+        Command::Drain { device, wait, json } => {
+            drain::run(&Order { device, drained: true, wait: Duration::from_secs(wait), json }, out, err)
+        }
+        Command::Undrain { device, json } => {
+            drain::run(&Order { device, drained: false, wait: Duration::ZERO, json }, out, err)
+        }
+    };
+    match answered {
         Ok(true) => ExitCode::SUCCESS,
         // A reader that has seen enough is no failure of ours, but nothing was answered to the end either.
         Ok(false) | Err(_) => ExitCode::FAILURE,
@@ -46,7 +80,7 @@ fn status(pid: Option<u32>, json: bool, out: &mut impl Write, err: &mut impl Wri
     let sockets = process::sockets(&std::fs::read_to_string("/proc/net/unix")?);
     let mut answers = Vec::new();
     for socket in sockets.iter().filter(|socket| pid.is_none_or(|pid| pid == socket.pid)) {
-        match process::status(socket) {
+        match process::ask(socket, &Request::Status) {
             Ok(status) => answers.push(status),
             Err(error) => writeln!(err, "shiftctl: process {}: {error}", socket.pid)?,
         }

@@ -48,9 +48,14 @@ pub fn sockets(listing: &str) -> Vec<Socket> {
     sockets
 }
 
-/// Asks a process for its status.
-pub fn status(socket: &Socket) -> Result<Status, NoAnswer> {
-    let line = exchange(socket, &Request::Status).map_err(|error| {
+/// Whether the process is there still.
+pub fn is_there(socket: &Socket) -> bool {
+    std::path::Path::new("/proc").join(socket.pid.to_string()).exists()
+}
+
+/// Asks a process for something; its status is the answer.
+pub fn ask(socket: &Socket, request: &Request) -> Result<Status, NoAnswer> {
+    let line = exchange(socket, request).map_err(|error| {
         // It closed the connection before it read the request.
         let is_closed = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
         if is_closed {

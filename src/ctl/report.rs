@@ -12,10 +12,14 @@ const LISTED: usize = 8;
 pub fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let count = status.queue_pairs.len();
     let protected = status.queue_pairs.iter().filter(|qp| qp.protected).count();
+    let drained = match status.drained.as_slice() {
+        [] => String::new(),
+        names => format!("; drained: {}", names.join(", ")),
+    };
     let key = if status.keyed { "with a job key" } else { "open" };
     writeln!(
         out,
-        "{} {}: {count} {}, {protected} protected, {} not ({key}, shift-verbs {})",
+        "{} {}: {count} {}, {protected} protected, {} not ({key}, shift-verbs {}){drained}",
         status.pid,
         status.program,
         noun(count),

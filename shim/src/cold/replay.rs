@@ -28,7 +28,7 @@ pub fn exclude(qp: &QpShadow) -> bool {
 }
 
 /// Whether everything that the NIC was given is complete. The end of a queue may give no completion: then the first request that is held goes out behind it,
-/// with a signal. Without one the application posts nothing, and loses nothing by staying where it is.
+/// with a signal, and until the queue has moved so does every other one: who posts nothing loses nothing by staying where it is until it does.
 pub fn drain(qp: &QpShadow, keys: &dyn RemoteKeys) -> bool {
     poll::sweep(&qp.send_cq);
     let ring = &qp.sq.ring;
@@ -38,8 +38,11 @@ pub fn drain(qp: &QpShadow, keys: &dyn RemoteKeys) -> bool {
     if held <= head {
         return poster.mode == PostMode::Held;
     }
-    let is_heard_of = ring.slot(held - 1).has(NIC_SIGNALLED);
-    if !is_heard_of && held < tail && poster.mode == PostMode::Held {
+    if ring.slot(held - 1).has(NIC_SIGNALLED) {
+        return false;
+    }
+    poster.signal_every = 1;
+    if held < tail && poster.mode == PostMode::Held {
         mix(qp);
         if let Err(hindrance) = post_recorded(qp, &mut poster, held, 0, keys) {
             log::debug!("QP 0x{:06x}: {:?} is in the way of a planned move", qp.qpn, hindrance.of(held));
@@ -300,6 +303,7 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     poster.consuming = 0;
     poster.mtu_shift = connected.mtu.trailing_zeros();
     poster.unsignalled_run = 0;
+    poster.signal_every = signal_pace(&qp.cap);
     poster.sges.reserve(post::batch_sges(qp));
     let _inner = qp.send_cq.inner.lock();
     qp.sq.signals_seen.store(poster.signals, Relaxed);

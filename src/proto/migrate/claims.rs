@@ -100,6 +100,9 @@ impl Machine {
             self.claimed = Claimed::Sought;
         }
         self.claim_now();
+        if self.planned && matches!(self.claimed, Claimed::Accepted(_)) {
+            self.set(Timer::Claim, self.deadlines.claim);
+        }
         if let Claimed::Deferred(tuple) = self.claimed {
             if self.planned && self.follow.is_none() {
                 // What waited for sends to end by themselves waits for them no more.
@@ -209,7 +212,7 @@ impl Machine {
 
     /// Unless the own QP is in ERR, an end waits with work that could end in an error, as long as its NIC may heal it: a
     /// link that flaps for 50 ms must not become an error. The time runs from the first call.
-    fn must_hold(&mut self) -> bool {
+    pub(super) fn must_hold(&mut self) -> bool {
         let in_error = match self.stage {
             Stage::Running | Stage::Replaying => self.fatal,
             Stage::Fencing
@@ -239,9 +242,7 @@ impl Machine {
             }
             self.send(Handshake::Refuse { tuple });
             self.fall_back();
-        } else if !self.is_by_plan() && self.must_hold() {
-            self.defer(tuple);
-        } else if self.is_by_plan() && self.exclusion == Exclusion::Done && !self.drained {
+        } else if self.must_wait() {
             self.defer(tuple);
         } else if self.exclusion == Exclusion::Done {
             self.accept(tuple);
@@ -289,7 +290,7 @@ impl Machine {
 
     fn accept(&mut self, tuple: Tuple) {
         self.claimed = Claimed::Accepted(tuple);
-        self.set(Timer::Claim, self.deadlines.claim);
+        self.set(Timer::Claim, self.acceptance());
         self.send(Handshake::Accept { tuple });
         self.phase(Phase::Accepted);
     }

@@ -213,11 +213,9 @@ impl Machine {
     pub(super) fn start_replay(&mut self) {
         let waiting = match self.claimed {
             Claimed::Granted(_) | Claimed::Taken(_) | Claimed::Accepted(_) => true,
-            Claimed::Nothing
-            | Claimed::Sought
-            | Claimed::Draining(_)
-            | Claimed::Sent(_)
-            | Claimed::Deferred(_) => false,
+            Claimed::Nothing | Claimed::Sought | Claimed::Draining(_) | Claimed::Sent(_) | Claimed::Deferred(_) => {
+                false
+            }
         };
         let Some(passage) = self.passage.as_ref().filter(|passage| passage.peer_ready && !waiting) else { return };
         let tuple = passage.tuple;

@@ -4,10 +4,10 @@
 //! What must hold: whatever ends it before COMMIT, posting goes on where it was; a fault in the middle of it makes it an unplanned one;
 //! nothing is surfaced for its sake.
 
-use super::claims::Claimed;
+use super::claims::{Claimed, Exclusion};
 use super::passage::Passage;
 use super::{Cause, Handshake, Machine, Phase, Stage, Timer};
-use crate::id::{PathId, Tuple};
+use crate::id::{Micros, PathId, Tuple};
 
 impl Machine {
     /// Whether a planned move may go there: nothing else is under way, at either end as far as is known.
@@ -19,6 +19,21 @@ impl Machine {
     /// The attempt is a planned move; with a fault of the own it is none any more.
     pub(super) const fn is_by_plan(&self) -> bool {
         self.planned && self.fault.is_none()
+    }
+
+    /// Whether a claim of the peer's is answered with WAIT: by plan until the own sends are complete, else while the NIC may heal what could end in an error.
+    pub(super) fn must_wait(&mut self) -> bool {
+        if self.is_by_plan() {
+            return self.exclusion == Exclusion::Done && !self.drained;
+        }
+        self.must_hold()
+    }
+
+    /// How long an acceptance lasts. The owner of a plan sends COMMIT within the plan's deadline, and that has as long to arrive as any: who posted again
+    /// before it came would have something in doubt.
+    pub(super) fn acceptance(&self) -> Micros {
+        let owners = if self.is_by_plan() { self.deadlines.plan } else { Micros(0) };
+        self.deadlines.claim + owners
     }
 
     /// The own sends are held from here on; the claim goes out when those that are out are complete.

@@ -389,11 +389,11 @@ const fn live(event: Event, rule: Rule, dead: Rule, gone: Rule) -> Row<9> {
 use Rule::{
     Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, FollowGroup,
     GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
-    NoteDrained, NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, Plan, PutOff, RecallCommit, Reconsider, RepeatCommit,
-    RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling, SurfaceApplication, SurfaceExchange,
-    SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop, SurfaceUnreachable,
-    TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost, TakeWait, Target,
-    Vanish, Withdraw,
+    NoteDrained, NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, Plan, PutOff, RecallCommit, Reconsider,
+    RepeatCommit, RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling, SurfaceApplication,
+    SurfaceExchange, SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop,
+    SurfaceUnreachable, TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost,
+    TakeWait, Target, Vanish, Withdraw,
 };
 
 /// What each event does in each stage.

@@ -302,10 +302,7 @@ fn possible_states() -> BTreeSet<StateName> {
                 Stage::Running => true,
                 Stage::Replaying => attempt != Attempt::Draining,
                 Stage::Fencing | Stage::Fenced | Stage::Settling | Stage::Reposting | Stage::Ready => {
-                    !matches!(
-                        attempt,
-                        Attempt::Draining | Attempt::Committing | Attempt::Accepting | Attempt::Holding
-                    )
+                    !matches!(attempt, Attempt::Draining | Attempt::Committing | Attempt::Accepting | Attempt::Holding)
                 }
                 Stage::Dead | Stage::Gone => attempt == Attempt::Idle,
             };

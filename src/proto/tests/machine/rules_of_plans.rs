@@ -21,7 +21,9 @@ fn a_planned_claim_goes_out_when_the_own_sends_are_complete_and_not_before() {
     assert_eq!(bench.give(Input::Excluded), []);
     assert!(bench.machine.wants_drain());
     let effects = bench.give(Input::Drained);
-    assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, cause: Cause::Planned }] if tuple.target == PathId(1)));
+    assert!(
+        matches!(sent(&effects)[..], [Handshake::Claim { tuple, cause: Cause::Planned }] if tuple.target == PathId(1))
+    );
     let Handshake::Claim { tuple, .. } = sent(&effects)[0] else { panic!() };
     let effects = bench.hear(Handshake::Accept { tuple });
     assert_eq!(effects, [Effect::Send(Handshake::Commit { tuple }), Effect::Fence], "both ends have drained");
@@ -72,14 +74,31 @@ fn who_waits_for_its_own_sends_goes_on_at_cancel_and_when_nothing_is_heard() {
         let tuple = bench.theirs(1, 1);
         bench.hear(planned(&bench));
         bench.give(Input::Excluded);
-        let effects = if cancelled {
-            bench.hear(Handshake::Cancel { tuple })
-        } else {
-            bench.wait(Deadlines::default().claim)
-        };
+        let effects =
+            if cancelled { bench.hear(Handshake::Cancel { tuple }) } else { bench.wait(Deadlines::default().claim) };
         assert_eq!(effects, [Effect::Release]);
         assert_eq!(bench.machine.state(), running());
     }
+}
+
+#[test]
+fn who_has_accepted_a_plan_waits_for_a_commit_that_was_sent_in_time() {
+    let accepted = || {
+        let mut bench = Bench::new(BIGGER);
+        bench.hear(planned(&bench));
+        bench.give(Input::Excluded);
+        bench.give(Input::Drained);
+        assert_eq!(bench.attempt(), Attempt::Accepted);
+        bench
+    };
+    let (claim, mut bench) = (Deadlines::default().claim, accepted());
+    assert_eq!(bench.wait(Micros(claim.0 + plan().0 - 1)), []);
+    assert_eq!(bench.wait(Micros(1)), [Effect::Release]);
+    // With a fault of its own it is in a hurry.
+    let mut bench = accepted();
+    bench.give(SUSPECT);
+    assert_eq!(bench.wait(claim), [Effect::Release]);
+    assert_eq!(bench.attempt(), Attempt::Seeking);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod connections;
 mod control_cuts;
 mod corners;
 mod detect;
+mod drain;
 mod events;
 mod extended;
 mod fail_open;
@@ -114,6 +115,7 @@ pub fn all() -> Vec<Scenario> {
         control_cuts::scenarios(),
         second_fault::scenarios(),
         failback::scenarios(),
+        drain::scenarios(),
         lesser::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),
