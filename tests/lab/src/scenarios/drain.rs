@@ -81,7 +81,7 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
 
 fn start(lab: &Lab, number: u16, user: u32, seed: u64) -> Result<Partners> {
     let shape =
-        format!("--mode write,send,mixed --qps {QPS} --depth 8 --signal-every 5 --direction both --rate 200000");
+        format!("--mode write,send,mixed --qps {QPS} --depth 4 --signal-every 5 --direction both --size 0..3000");
     let client = format!("{shape} --duration 60 --settle-ms 1000 --seed {}", seed + u64::from(number));
     let env = vec![("SHIFT_HOLD_DOWN_MS".to_owned(), "1000".to_owned())];
     Partners::start(lab, &Plan { number, user, client, env, ..Plan::default() })

@@ -32,7 +32,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// Detection, handshake and hold-down under emulation.
 const STEP: Duration = Duration::from_secs(25);
 /// Of the bandwidth before the fault this much has to be there after the return. A guest's share of the machine varies by less.
-const LEAST_SHARE: f64 = 0.6;
+const LEAST_SHARE: f64 = 0.5;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
