@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -263,38 +263,56 @@ fn phase_name(phase: Phase) -> &'static str {
 #[derive(Debug)]
 pub struct Journal {
     file: Option<PathBuf>,
+    /// There was no room: told once, and tried again with each record.
+    full: bool,
+    /// The last write stopped within a line.
+    torn: bool,
 }
 
 impl Journal {
     /// Nothing is opened before the first record.
     pub fn new(file: Option<PathBuf>) -> Self {
-        Self { file }
+        Self { file, full: false, torn: false }
     }
 
-    /// Appends a record. A file that cannot be written is told once and not tried again.
+    /// Appends a record. A file that cannot be written is told once and not tried again; where the disk is full it is.
     pub fn append(&mut self, record: &Record) {
         let Some(path) = &self.file else {
             return;
         };
-        if let Err(error) = append_line(path, record) {
-            log::error!(
-                "SHIFT_EVENT_FILE={}: {error}; name a regular file that this process may write",
-                path.display()
-            );
-            self.file = None;
+        match append_line(path, record, &mut self.torn) {
+            Ok(()) => self.full = false,
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                if !std::mem::replace(&mut self.full, true) {
+                    let path = path.display();
+                    log::warn!("SHIFT_EVENT_FILE={path}: {error}; records are left out until there is room again");
+                }
+            }
+            Err(error) => {
+                let path = path.display();
+                log::error!("SHIFT_EVENT_FILE={path}: {error}; name a regular file that this process may write");
+                self.file = None;
+            }
         }
     }
 }
 
 /// One write per record: lines of several processes in one file do not mix. Neither a pipe nor a device may keep the agent waiting.
-fn append_line(path: &PathBuf, record: &Record) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(record)?;
+fn append_line(path: &PathBuf, record: &Record, torn: &mut bool) -> std::io::Result<()> {
+    let mut line = if *torn { vec![b'\n'] } else { Vec::new() };
+    serde_json::to_writer(&mut line, record)?;
     line.push(b'\n');
     let mut file = OpenOptions::new().create(true).append(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("it is no regular file"));
     }
-    file.write_all(&line)
+    let written = file.write(&line)?;
+    *torn = written < line.len();
+    match line.get(written..) {
+        // What is missing says why by being refused.
+        Some(rest) if *torn => file.write_all(rest).map(|()| *torn = false),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -70,6 +70,11 @@ impl Setup {
         self.built.join("libshift_verbs.so")
     }
 
+    /// The shim with Redis: of another profile of cargo's, so that it lies beside the default one.
+    fn shim_with_redis(&self) -> PathBuf {
+        self.built.with_file_name("redis").join("libshift_verbs.so")
+    }
+
     /// Removes the directory of this run, unless it is to be kept.
     pub fn clean(&self) {
         if self.run.starts_with(runs()) {
@@ -84,15 +89,16 @@ impl Setup {
         let share = self.run.join("share");
         fs::create_dir_all(&run).concerning(run.display())?;
         fs::create_dir_all(&share).concerning(share.display())?;
-        for name in SHARED {
-            let source = self.built.join(name);
+        let built = SHARED.iter().map(|name| (*name, self.built.join(name)));
+        for (name, source) in built.chain([("libshift_verbs_redis.so", self.shim_with_redis())]) {
             if source.exists() {
                 let _ = fs::remove_file(share.join(name));
                 fs::copy(&source, share.join(name)).concerning(source.display())?;
             }
         }
-        let cache = self.cache.clone();
-        Ok(Machine { vmlinuz: kernel.vmlinuz(), image, share, cache, run, cpus, accelerator: Accelerator::Tcg })
+        let (cache, folder) = (self.cache.clone(), self.run.join(format!("folder-{number}")));
+        fs::create_dir_all(&folder).concerning(folder.display())?;
+        Ok(Machine { vmlinuz: kernel.vmlinuz(), image, share, cache, folder, run, cpus, accelerator: Accelerator::Tcg })
     }
 
     /// KVM is tried once per machine; that it failed is remembered in the cache.

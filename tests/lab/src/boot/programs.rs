@@ -1,4 +1,4 @@
-//! Debian's larger programs (UCX, libfabric, Open MPI, mpi4py): staged in the cache, which every guest sees at /cache, and linked from the
+//! Debian's larger programs (UCX, libfabric, Open MPI, mpi4py, Redis): staged in the cache, which every guest sees at /cache, and linked from the
 //! places where the packages have them.
 //!
 //! The links are part of the image; the contents are read when a scenario starts the program, so that no other boot pays for them.
@@ -20,6 +20,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/orterun",
     "/usr/bin/orted",
     "/usr/bin/strace",
+    "/usr/bin/redis-server",
 ];
 /// Directories of plugins that are opened by name, and of what they read; linked as a whole.
 const TREES: &[&str] = &[

@@ -29,6 +29,8 @@ pub struct Machine {
     pub share: PathBuf,
     /// Host directory that is /cache in the guest: what is too large for the image.
     pub cache: PathBuf,
+    /// Host directory that both guests may write to, once they mount it (tag `folder`).
+    pub folder: PathBuf,
     /// Where sockets and logs go.
     pub run: PathBuf,
     /// Processors of each guest.
@@ -117,8 +119,9 @@ fn arguments(command: &mut Command, machine: &Machine, host: Host, wire: &Ready)
     arg("-kernel", machine.vmlinuz.display().to_string());
     arg("-initrd", machine.image.display().to_string());
     arg("-append", kernel_arguments(host));
-    for (tag, dir) in [("shift", &machine.share), ("cache", &machine.cache)] {
-        arg("-fsdev", format!("local,id={tag},path={},security_model=none,readonly=on", dir.display()));
+    let shares = [("shift", &machine.share, "on"), ("cache", &machine.cache, "on"), ("folder", &machine.folder, "off")];
+    for (tag, dir, readonly) in shares {
+        arg("-fsdev", format!("local,id={tag},path={},security_model=none,readonly={readonly}", dir.display()));
         arg("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
     }
     arg("-device", "virtio-serial-pci".into());

@@ -78,6 +78,14 @@ impl Program {
         program
     }
 
+    /// Under the shim of that file in place of the default one.
+    pub fn with_shim_from(self, file: &str) -> Program {
+        let mut program = self;
+        let preloads = program.env.iter_mut().filter(|(name, _)| name == "LD_PRELOAD");
+        preloads.for_each(|(_, value)| *value = value.replace(SHIM, file));
+        program
+    }
+
     /// As an ordinary user.
     pub fn as_user(self) -> Program {
         self.as_uid(1000)

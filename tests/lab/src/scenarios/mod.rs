@@ -12,6 +12,7 @@ mod connections;
 mod control_cuts;
 mod corners;
 mod detect;
+mod directory;
 mod drain;
 mod events;
 mod extended;
@@ -23,6 +24,7 @@ mod loss;
 mod nccl;
 mod neighbours;
 mod non_rdma;
+mod operator;
 mod partners;
 mod plain;
 mod processes;
@@ -109,6 +111,8 @@ pub fn all() -> Vec<Scenario> {
         loss::scenarios(),
         detect::scenarios(),
         shared_port::scenarios(),
+        directory::scenarios(),
+        operator::scenarios(),
         shared_receives::scenarios(),
         race::scenarios(),
         rough::scenarios(),
