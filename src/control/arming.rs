@@ -297,7 +297,7 @@ impl Qp {
         // What is said of the path in use moves nobody.
         let is_able =
             path == self.current() || self.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
-        let is_able = is_able && !self.is_path_drained(world, path);
+        let is_able = is_able && !self.is_path_closed(world, path);
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
             return;
@@ -344,7 +344,7 @@ impl Qp {
         // The path that it is on counts as armed with any other; by itself it protects nothing.
         // A peer that gave up since it said that the path is good would not follow.
         let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
-        if self.refused.is_some() || given_up || path == self.current() || self.is_path_drained(world, path) {
+        if self.refused.is_some() || given_up || path == self.current() || self.is_path_closed(world, path) {
             return;
         }
         let Some(state) = self.path_mut(path).filter(|s| s.own_ready && s.peer_ready && !s.armed) else {
@@ -451,6 +451,9 @@ impl Qp {
             let Some(state) = self.path_mut(path) else {
                 continue;
             };
+            if state.device.is_some_and(|device| world.removals.is_let_go(device)) {
+                state.probe_due = Micros::MAX;
+            }
             if let Some((key, device)) = key.filter(|_| !state.wanted && now >= state.probe_due) {
                 state.wanted = true;
                 let pace = match (seeking || suspected, state.own_ready) {

@@ -204,6 +204,7 @@ impl Core {
         let masked = self.qps.values().any(|q| q.masked);
         let others = [
             self.groups.due(now),
+            self.world.removals.due(),
             brisk.then_some(now + Micros(BRISK_US)),
             self.world.probes.deadline(now),
             masked.then_some(self.swept + Micros(SWEEP_US)),
@@ -243,6 +244,7 @@ impl Core {
                 qp.handle_outcome(&mut self.world, &outcome, now);
             }
         }
+        self.tend_removals(now);
         self.tick_qps(now);
         self.groups.tend(&mut self.qps, &mut self.world, now);
         self.sweep(now);
@@ -310,8 +312,11 @@ impl Core {
         log::trace!("event {event:?}");
         match event {
             Event::DeviceOpened { device, async_fd } => {
-                if let Err(error) = self.world.links.watch(async_fd, Watched::Device(device.0)) {
-                    log::warn!("port events of {} are not seen ({error})", self.world.data.device_name(device));
+                match self.world.links.watch(async_fd, Watched::Device(device.0)) {
+                    Ok(watch) => self.world.removals.note_watch(device, watch),
+                    Err(error) => {
+                        log::warn!("port events of {} are not seen ({error})", self.world.data.device_name(device));
+                    }
                 }
             }
             Event::Connected { qp, facts } => self.handle_connected(qp, facts, now),

@@ -251,6 +251,13 @@ pub trait DataPath: Send + Sync {
     /// Reads what the async fd of the shim's own context of that device has (see [`Event::DeviceOpened`]); sends [`Event::Port`]. Never blocks.
     fn read_async(&self, device: DeviceId);
 
+    /// Devices that were removed since this was asked last. Nothing may be wrong with them yet: their drivers may wait for those who have them open.
+    fn removed(&self) -> Vec<DeviceId> {
+        Vec::new()
+    }
+    /// Nothing is asked of a device any more that was removed: the shim closes what it has open of it, unless objects of queue pairs are there.
+    fn let_go(&self, _device: DeviceId) {}
+
     /// A probe QP on the device that is the given path of that QP. Both ends open one.
     fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno>;
     /// (Re)connects a probe QP. Its NIC goes on trying for `patience` at least.

@@ -56,16 +56,16 @@ impl World {
 }
 
 impl Qp {
-    /// The rail of that path at this end is drained.
-    pub fn is_path_drained(&self, world: &World, path: PathId) -> bool {
-        self.path(path).and_then(|state| state.device).is_some_and(|device| world.is_drained(device))
+    /// The rail of that path at this end is drained, or gone.
+    pub fn is_path_closed(&self, world: &World, path: PathId) -> bool {
+        self.path(path).and_then(|state| state.device).is_some_and(|device| world.why_closed(device).is_some())
     }
 
-    /// What is drained has changed: a path that may not be used any more is no target, one that may is again.
+    /// What is drained, or there, has changed: a path that may not be used any more is no target, one that may is again.
     pub fn handle_drains(&mut self, world: &mut World, now: Micros) {
         let current = self.current();
         for path in PATHS.into_iter().filter(|path| *path != current) {
-            if self.is_path_drained(world, path) {
+            if self.is_path_closed(world, path) {
                 self.close_path(world, path, now);
             } else if self.path(path).is_some_and(|state| state.own_ready && !state.armed) {
                 self.send_confirm(world, path, now);
@@ -81,7 +81,9 @@ impl Qp {
         self.send_confirm(world, path, now);
         self.disarm(world, path, now);
         if was_armed {
-            let reason = format!("{} is drained", self.path_name(world, path).device);
+            let device = self.path(path).and_then(|state| state.device);
+            let why = device.and_then(|device| world.why_closed(device)).unwrap_or("is closed");
+            let reason = format!("{} {why}", self.path_name(world, path).device);
             self.tell_unprotected(world, &reason, now);
         }
     }

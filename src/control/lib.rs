@@ -33,6 +33,7 @@ mod probes;
 mod qp;
 pub mod record;
 mod registry;
+mod removal;
 mod rendezvous;
 mod round_trip;
 mod seeking;

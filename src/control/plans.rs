@@ -83,10 +83,10 @@ impl Qp {
             return None;
         }
         let other = PATHS.into_iter().find(|path| *path != self.current())?;
-        // No path on a drained rail is armed.
+        // No path on a rail that is drained or gone is armed.
         let is_armed = self.path(other).is_some_and(|state| state.armed);
         let goes_back = other == PathId::PRIMARY && world.config.failback && self.plans.hold_down.is_over(now);
-        let leaves = self.is_path_drained(world, self.current());
+        let leaves = self.is_path_closed(world, self.current());
         (is_armed && (goes_back || leaves)).then_some(other)
     }
 
@@ -136,7 +136,7 @@ impl Qp {
             (false, _) if target == PathId::PRIMARY => self.plans.hold_down.note_returned(now),
             (false, _) => {}
         }
-        if is_planned && self.is_path_drained(world, left) {
+        if is_planned && self.is_path_closed(world, left) {
             self.close_path(world, left, now);
         } else if is_planned {
             // It is as good as it was a moment ago: faults of the new one are to find it.

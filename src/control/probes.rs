@@ -87,6 +87,7 @@ struct Probe {
 }
 
 struct Answering {
+    device: DeviceId,
     local: ProbeId,
     end: PathEnd,
     generation: u32,
@@ -255,6 +256,19 @@ impl Probes {
         });
     }
 
+    /// Nothing remains on a device that is gone.
+    pub fn forget_device(&mut self, data: &dyn DataPath, device: DeviceId) {
+        let there = self.own.iter().filter(|(_, probe)| probe.device == device).map(|(key, _)| *key);
+        let there = there.collect::<BTreeSet<_>>();
+        self.retain(data, |key| !there.contains(key));
+        self.answering.retain(|_, answering| {
+            if answering.device == device {
+                data.probe_close(answering.local);
+            }
+            answering.device != device
+        });
+    }
+
     /// Closes the probes of paths that no queue pair uses any more.
     pub fn keep_only(&mut self, data: &dyn DataPath, used: &BTreeSet<ProbeKey>) {
         self.retain(data, |key| used.contains(key));
@@ -290,11 +304,11 @@ impl Probes {
             }
         };
         // Kept also if it cannot be connected now: the offer comes again.
-        self.answering.insert(key, Answering { local, end, generation: 0 });
+        self.answering.insert(key, Answering { device, local, end, generation: 0 });
         let peer_end = end_of(&frame.own);
         let (own_psn, peer_psn) = psns(&end, &peer_end, frame.generation);
         data.probe_connect(local, &peer_end, own_psn, peer_psn, self.patience).ok()?;
-        self.answering.insert(key, Answering { local, end, generation: frame.generation });
+        self.answering.insert(key, Answering { device, local, end, generation: frame.generation });
         Some(())
     }
 }

@@ -19,6 +19,7 @@ use crate::links::Links;
 use crate::peers::Peers;
 use crate::probes::Probes;
 use crate::record::{Journal, Record};
+use crate::removal::Removals;
 use crate::told::Told;
 
 /// How long news of one kind are gathered into one line.
@@ -67,6 +68,8 @@ pub struct World {
     pub audit: Audit,
     /// Rails that an operator drains.
     pub drains: Drains,
+    /// Devices that were removed.
+    pub removals: Removals,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
@@ -102,6 +105,7 @@ impl World {
             journal,
             audit: Audit::default(),
             drains: Drains::default(),
+            removals: Removals::default(),
             posted: Vec::new(),
             tallies: BTreeMap::new(),
         }

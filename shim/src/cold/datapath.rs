@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{cm, fence, mr, probe, rail, replay, slice, tell, twin};
+use crate::cold::{cm, fence, mr, presence, probe, rail, replay, slice, tell, twin};
 use crate::hot::poll;
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -214,6 +214,14 @@ impl DataPath for Shim {
         if let Some(rail) = rail::by_id(device.0) {
             as_agent(|| rail::read_async(&rail));
         }
+    }
+
+    fn removed(&self) -> Vec<DeviceId> {
+        presence::removed().into_iter().map(DeviceId).collect()
+    }
+
+    fn let_go(&self, device: DeviceId) {
+        presence::let_go(device.0);
     }
 
     fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {

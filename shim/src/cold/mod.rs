@@ -14,6 +14,7 @@ pub mod mlx5;
 pub mod mr;
 pub mod notify;
 pub mod pd;
+pub mod presence;
 pub mod probe;
 pub mod qp;
 pub mod rail;

@@ -1,16 +1,20 @@
 //! The devices, each opened once more for this library itself.
 //!
 //! Owns: the table of rails. A rail's own context carries the standby objects and the probes, and its async fd tells of ports
-//! without taking an event from the application. It stays open as long as the process lives.
+//! without taking an event from the application. It stays open as long as the process lives, or its device does ([`presence`]).
 
+use crate::cold::presence::Presence;
 use crate::process;
 use crate::real;
 use crate::shadow::{ProviderOps, Raw};
+use crate::wait::errno;
 use shift_abi::*;
 use shift_control::datapath::DeviceId;
 use shift_control::datapath::Event;
 use std::ffi::CStr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// GIDs read per device: soft-RoCE and mlx5 have at most 256.
 const GIDS: usize = 256;
@@ -42,12 +46,20 @@ pub struct Rail {
     pub psn_is_proof: bool,
     /// PD of the probes.
     pub pd: OnceLock<Option<Raw<ibv_pd>>>,
+    /// Whether its device is there. One that comes back is another rail.
+    pub presence: Presence,
 }
 
-static RAILS: Mutex<Vec<Arc<Rail>>> = Mutex::new(Vec::new());
-static CHOICES: Mutex<Vec<(u16, Result<u16, String>)>> = Mutex::new(Vec::new());
+/// The standby of a device, or why there is none, and when that was found.
+type Choice = (u16, Result<u16, String>, Instant);
 
-fn rails() -> std::sync::MutexGuard<'static, Vec<Arc<Rail>>> {
+static RAILS: Mutex<Vec<Arc<Rail>>> = Mutex::new(Vec::new());
+static CHOICES: Mutex<Vec<Choice>> = Mutex::new(Vec::new());
+/// How long there being no standby is believed: a device may come, or come back.
+const NONE_FOR: Duration = Duration::from_secs(1);
+
+/// The table.
+pub fn rails() -> std::sync::MutexGuard<'static, Vec<Arc<Rail>>> {
     RAILS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -108,7 +120,7 @@ fn names() -> Vec<String> {
 /// The rail of this name, opened now if it was not.
 pub fn named(name: &str) -> Result<Arc<Rail>, String> {
     let mut table = rails();
-    if let Some(known) = table.iter().find(|rail| rail.name == name) {
+    if let Some(known) = table.iter().find(|rail| rail.name == name && !rail.presence.is_gone()) {
         return Ok(Arc::clone(known));
     }
     let id = u16::try_from(table.len()).map_err(|_| "too many devices".to_owned())?;
@@ -137,7 +149,17 @@ fn describe(id: u16, name: &str, context: Raw<ibv_context>) -> Result<Rail, Stri
         return Err(format!("device {name} does not say what it can do (errno {errno})"));
     }
     let psn_is_proof = attr.vendor_id == RXE_VENDOR && kernel_is_tabled();
-    Ok(Rail { id, name: name.to_owned(), context, ops, attr, port: 1, psn_is_proof, pd: OnceLock::new() })
+    Ok(Rail {
+        id,
+        name: name.to_owned(),
+        context,
+        ops,
+        attr,
+        port: 1,
+        psn_is_proof,
+        pd: OnceLock::new(),
+        presence: Presence::of(context.0),
+    })
 }
 
 fn kernel_is_tabled() -> bool {
@@ -161,12 +183,16 @@ fn watch(rail: &Rail) {
     process::tell(Event::DeviceOpened { device: DeviceId(rail.id), async_fd: fd });
 }
 
-/// Reads what the async fd has; tells of ports.
+/// Reads what the async fd has; tells of ports. One that cannot be read any more is that of a device that was taken away.
 pub fn read_async(rail: &Rail) {
+    let Some(_open) = rail.presence.keep_open() else { return };
     loop {
         let mut event = ibv_async_event::zeroed();
-        // SAFETY: the context is open for ever; the descriptor does not block; `event` is writable.
+        // SAFETY: the context is open; the descriptor does not block; `event` is writable.
         if unsafe { real::ibv_get_async_event(rail.context.0, &mut event) } != 0 {
+            if errno() == libc::EIO {
+                process::tell(Event::Port { device: DeviceId(rail.id), up: false });
+            }
             return;
         }
         let up = match event.event_type {
@@ -197,8 +223,9 @@ impl Rail {
 
     /// Its port's attributes.
     pub fn port_attr(&self) -> Option<ibv_port_attr> {
+        let _open = self.presence.keep_open()?;
         let mut attr = ibv_port_attr::zeroed();
-        // SAFETY: the context is open for ever; `attr` is writable and at least as long as what the function fills.
+        // SAFETY: the context is open; `attr` is writable and at least as long as what the function fills.
         let errno = unsafe { real::ibv_query_port(self.context.0, self.port, &mut attr) };
         (errno == 0).then_some(attr)
     }
@@ -210,6 +237,7 @@ impl Rail {
 
     /// All GIDs, looked up anew: after a link went down and up the index of a GID may differ.
     pub fn gids(&self) -> Vec<ibv_gid_entry> {
+        let Some(_open) = self.presence.keep_open() else { return Vec::new() };
         let mut entries = vec![ibv_gid_entry::zeroed(); GIDS];
         // SAFETY: the array has room for GIDS entries of the stated size.
         let count = unsafe {
@@ -242,8 +270,9 @@ impl Rail {
 
     /// The PD of the probes.
     pub fn own_pd(&self) -> Option<Raw<ibv_pd>> {
+        let _open = self.presence.keep_open()?;
         *self.pd.get_or_init(|| {
-            // SAFETY: the context is open for ever.
+            // SAFETY: the context is open.
             let pd = unsafe { real::ibv_alloc_pd(self.context.0) };
             (!pd.is_null()).then_some(Raw(pd))
         })
@@ -266,18 +295,30 @@ fn family_of(gid: &ibv_gid) -> Family {
     }
 }
 
-/// The standby of a device, chosen once per process.
+/// The standby of a device, chosen once per process, and again when its device is gone.
 pub fn standby_of(primary: &Rail) -> Result<Arc<Rail>, String> {
-    let known = {
-        let choices = CHOICES.lock().unwrap_or_else(PoisonError::into_inner);
-        choices.iter().find(|(id, _)| *id == primary.id).map(|(_, choice)| choice.clone())
-    };
+    let mut choices = CHOICES.lock().unwrap_or_else(PoisonError::into_inner);
+    choices.retain(|(_, choice, since)| match choice {
+        Ok(id) => by_id(*id).is_some_and(|rail| !rail.presence.is_gone()),
+        Err(_) => since.elapsed() < NONE_FOR,
+    });
+    let known = choices.iter().find(|(id, ..)| *id == primary.id).map(|(_, choice, _)| choice.clone());
     let choice = known.unwrap_or_else(|| {
-        let choice = choose(primary).map(|rail| rail.id);
-        CHOICES.lock().unwrap_or_else(PoisonError::into_inner).push((primary.id, choice.clone()));
+        let choice = choose(primary).and_then(|rail| engage(&rail));
+        choices.push((primary.id, choice.clone(), Instant::now()));
         choice
     })?;
     by_id(choice).ok_or_else(|| "its standby vanished".to_owned())
+}
+
+/// From here on objects of queue pairs may be on it.
+fn engage(rail: &Rail) -> Result<u16, String> {
+    let _table = rails();
+    rail.presence.is_standby.store(true, Ordering::Relaxed);
+    if rail.presence.keep_open().is_none() {
+        return Err(format!("device {} was removed", rail.name));
+    }
+    Ok(rail.id)
 }
 
 fn choose(primary: &Rail) -> Result<Arc<Rail>, String> {

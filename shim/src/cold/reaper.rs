@@ -21,6 +21,7 @@ enum Corpse {
     Mr(Raw<ibv_mr>),
     Srq(Raw<ibv_srq>),
     Pd(Raw<ibv_pd>),
+    Context(Raw<ibv_context>),
     /// A queue pair that gets an error.
     Broken(u32),
 }
@@ -65,6 +66,11 @@ pub fn dereg_mr(mr: Raw<ibv_mr>) {
 /// Frees a PD of this library's own.
 pub fn dealloc_pd(pd: Raw<ibv_pd>) {
     add(Corpse::Pd(pd));
+}
+
+/// Closes a context of this library's own, on which nothing is left.
+pub fn close(context: Raw<ibv_context>) {
+    add(Corpse::Context(context));
 }
 
 /// Gives a queue pair its error, where nothing is locked.
@@ -119,6 +125,8 @@ fn bury(corpse: &Corpse) {
         Corpse::Srq(srq) => unsafe { real::ibv_destroy_srq(srq.0) },
         // SAFETY: as above.
         Corpse::Pd(pd) => unsafe { real::ibv_dealloc_pd(pd.0) },
+        // SAFETY: as above.
+        Corpse::Context(context) => unsafe { real::ibv_close_device(context.0) },
         Corpse::Broken(life) => {
             lives::arc(*life).into_iter().for_each(|qp| replay::surface_and_say(&qp, None));
             0

@@ -85,6 +85,9 @@ pub struct Local {
     /// `watch-fences` must be loaded.
     #[arg(long)]
     pub watch_fences: bool,
+    /// Wait so many seconds for the device to be there, with a GID of the kind that is wanted.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub device_timeout: u64,
     /// Give up waiting for the peer's side channel after this many seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub connect_timeout: u64,

@@ -14,7 +14,10 @@ use crate::trigger::Trigger;
 use crate::verbs::{CqWish, Qp, QpWish, Region, Route, Srq, VerbError, Verbs, Waiting};
 use shift_abi::*;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often a device that is waited for is looked for.
+const DEVICE_POLL: Duration = Duration::from_millis(20);
 
 /// Which end this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,20 @@ fn receivers(end: End, params: &Params) -> Vec<Receiver> {
     (0..params.qps).filter(|_| receives).map(receiver).collect()
 }
 
+/// Opens the device; one that is not there yet, or has no GID yet, is waited for as long as that was asked.
+fn open_in_time(local: &Local, wish: CqWish) -> Result<(Verbs, (u8, [u8; 16])), VerbError> {
+    let until = Instant::now() + Duration::from_secs(local.device_timeout);
+    loop {
+        let opened = Verbs::open(local.dev.as_deref(), local.port, wish);
+        let found = opened.and_then(|verbs| verbs.gid(local.gid_index).map(|gid| (verbs, gid)));
+        if found.is_ok() || Instant::now() >= until {
+            return found;
+        }
+        // There is nothing to wait on that every kernel has.
+        std::thread::sleep(DEVICE_POLL);
+    }
+}
+
 fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> {
     let layout = Layout::new(params);
     let receives = |qp| if params.mode(qp).takes_receives() { layout.receives() as u32 } else { 0 };
@@ -147,8 +164,7 @@ fn open(end: End, params: &Params, local: &Local) -> Result<Opened, SetupError> 
     };
     let hears = params.async_events != AsyncUse::Ignore;
     let wish = CqWish { cqe, split: params.split_cqs, waiting, api: params.api, hears };
-    let verbs = Verbs::open(local.dev.as_deref(), local.port, wish)?;
-    let (gid_index, gid) = verbs.gid(local.gid_index)?;
+    let (verbs, (gid_index, gid)) = open_in_time(local, wish)?;
     let own = verbs.region(layout.local_bytes(), IBV_ACCESS_LOCAL_WRITE)?;
     let shared = verbs.region(layout.shared_bytes(), shared_access(&params.modes))?;
     own.fill(0, layout.local_bytes(), POISON);

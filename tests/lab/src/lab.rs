@@ -140,9 +140,9 @@ impl Lab {
     /// A guest is lost, or the device is in use.
     pub fn renew(&self, rail: Rail) -> Result<()> {
         let (device, interface) = (rail.device(), rail.link().interface());
-        let renew = format!("rdma link delete {device}; rdma link add {device} type rxe netdev {interface}");
+        let renew = format!("rdma link delete {device}; {}", make_device(device, &interface));
         for host in Host::ALL {
-            self.guest(host).shell(&format!("{renew} && /bin/busybox chmod 666 /dev/infiniband/*"))?;
+            self.guest(host).shell(&renew)?;
         }
         self.wait_ready()
     }
@@ -192,6 +192,27 @@ impl Lab {
         let at_ns = monotonic_ns();
         self.pair.monitor(host).device_del(&rail.link().interface())?;
         Ok(at_ns)
+    }
+
+    /// Plugs it in again, and makes its RDMA device; returns once both rails are usable.
+    ///
+    /// # Errors
+    /// It is not gone from there within 30 s, or does not come back within a minute.
+    pub fn plug_in(&mut self, host: Host, rail: Rail) -> Result<()> {
+        let (link, device) = (rail.link(), rail.device());
+        let (card, mac) = (link.interface(), link.hardware(host));
+        let monitor = self.pair.monitor(host);
+        until("the slot to be free", Duration::from_secs(30), || Ok(monitor.device_add(&card, &mac).ok()))?;
+        until("the card to be there", READY_LIMIT, || {
+            Ok(self.guest(host).shell("ls /sys/class/net")?.contains(&card).then_some(()))
+        })?;
+        let (mtu, address) = (link.mtu(), link.address(host));
+        let line = format!(
+            "/sbin/ip link set {card} mtu {mtu} && /sbin/ip addr add {address}/24 dev {card} && /sbin/ip link set {card} up && {}",
+            make_device(device, &card)
+        );
+        self.guest(host).shell(&line)?;
+        self.wait_ready()
     }
 
     /// Starts `server` on `host`, waits until it listens, then starts `client` on the other host.
@@ -311,6 +332,11 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+/// The line that makes an RDMA device which everybody may open.
+pub fn make_device(device: &str, interface: &str) -> String {
+    format!("rdma link add {device} type rxe netdev {interface} && /bin/busybox chmod 666 /dev/infiniband/*")
 }
 
 /// Both RDMA devices have their port up.

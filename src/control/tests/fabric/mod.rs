@@ -14,6 +14,7 @@
 
 pub mod cable;
 mod connect;
+mod held;
 mod network;
 mod process;
 mod receives;
@@ -126,6 +127,9 @@ pub struct State {
     /// Such replays since that end last did something else, and the most there were.
     pub in_a_row: (usize, usize),
     suspended: Option<usize>,
+    /// Devices that are removed, by host, until that was asked; and those that were let go.
+    pub removed: BTreeSet<(usize, DeviceId)>,
+    pub let_go: BTreeSet<(usize, DeviceId)>,
     /// The path on which the receives of a process's groups are, once they moved.
     homes: BTreeMap<(usize, u32), (u8, Round)>,
 }
@@ -607,6 +611,16 @@ impl DataPath for Path {
 
     fn read_async(&self, _device: DeviceId) {}
 
+    fn removed(&self) -> Vec<DeviceId> {
+        let mut state = self.fabric.lock();
+        let mine: Vec<_> = state.removed.iter().filter(|(host, _)| *host == self.process).copied().collect();
+        mine.into_iter().filter(|found| state.removed.remove(found)).map(|(_, device)| device).collect()
+    }
+
+    fn let_go(&self, device: DeviceId) {
+        self.fabric.lock().let_go.insert((self.process, device));
+    }
+
     fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {
         let mut state = self.fabric.lock();
         let id = u32::try_from(state.probes.len()).unwrap() + 1;
@@ -666,35 +680,5 @@ impl DataPath for Path {
 
     fn probe_close(&self, probe: ProbeId) {
         self.fabric.lock().probes.get_mut(&probe.0).unwrap().connected = false;
-    }
-}
-
-impl Qp {
-    fn translate(&mut self, at: usize, path: PathId, keys: &dyn RemoteKeys) -> Option<ReplayProgress> {
-        let Kind::Write { rkey } = self.sent[at].kind else {
-            return None;
-        };
-        if path == PathId::PRIMARY {
-            return None;
-        }
-        match keys.remote(rkey) {
-            RemoteKey::Known(standby) => {
-                self.sent[at].kind = Kind::Write { rkey: standby };
-                None
-            }
-            RemoteKey::Unknown | RemoteKey::Absent => Some(ReplayProgress::NeedsKey { seq: WrSeq(at as u64), rkey }),
-        }
-    }
-
-    fn post_all_held(&mut self, path: PathId, keys: &dyn RemoteKeys) -> Option<ReplayProgress> {
-        for at in 0..self.sent.len() {
-            if self.sent[at].posted.is_none() && !self.sent[at].done {
-                if let Some(progress) = self.translate(at, path, keys) {
-                    return Some(progress);
-                }
-                self.post_entry(at);
-            }
-        }
-        None
     }
 }

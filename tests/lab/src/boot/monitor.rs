@@ -46,6 +46,16 @@ impl Monitor {
         self.execute("device_del", json!({ "id": device })).map(drop)
     }
 
+    /// Plugs a network card in again that was torn out: the same, in the same slot, on the same cable.
+    ///
+    /// # Errors
+    /// QEMU refuses: the old one is not gone yet.
+    pub fn device_add(&mut self, device: &str, mac: &str) -> Result<()> {
+        let (slot, netdev) = (format!("slot-{device}"), format!("net-{device}"));
+        let card = json!({ "driver": "virtio-net-pci", "id": device, "bus": slot, "netdev": netdev, "mac": mac, "romfile": "" });
+        self.execute("device_add", card).map(drop)
+    }
+
     /// Runs one command and returns what it gives.
     ///
     /// # Errors

@@ -98,7 +98,7 @@ fn failback(lab: &mut Lab, seed: u64) -> Result<Figures> {
 }
 
 /// Migrations to that path that both ends agreed on, at one host.
-fn confirmed(evidence: &Evidence, host: Host, path: u64) -> usize {
+pub(super) fn confirmed(evidence: &Evidence, host: Host, path: u64) -> usize {
     let came = |record: &&Value| {
         record["outcome"] == "confirmed" && record.pointer("/to/path").and_then(Value::as_u64) == Some(path)
     };

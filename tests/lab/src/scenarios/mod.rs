@@ -30,6 +30,7 @@ mod plain;
 mod processes;
 mod programs;
 mod race;
+mod removal;
 mod rough;
 mod second_fault;
 mod shared_port;
@@ -115,6 +116,7 @@ pub fn all() -> Vec<Scenario> {
         operator::scenarios(),
         shared_receives::scenarios(),
         race::scenarios(),
+        removal::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
         second_fault::scenarios(),
