@@ -5,13 +5,12 @@
 //! the address that its GID is ([`Peers::admit`]); one that was dialed counts where a GID or the directory led to it, or with the token.
 //! Neither makes somebody a process that is known already: that one is asked for its token, or for an address that it told.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use shift_proto::frame::{Frame, Hello};
 use shift_proto::id::{Micros, ProcessId};
 
-use crate::address::{canonical, is_link_local, MAX_ADDRESSES};
+use crate::address::{canonical, MAX_ADDRESSES};
 use crate::links::{LinkId, Links};
 use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
 use crate::round_trip::RoundTrip;
@@ -21,8 +20,6 @@ use crate::strangers::Refusal;
 const MAX_PROCESSES: usize = 4096;
 /// Connections to one process: one per network, and as many while they are being replaced.
 const MAX_LINES: usize = 2 * MAX_ADDRESSES;
-/// Tokens of one process: two ends that dial each other at once draw one each, and so again for a further address.
-const MAX_TOKENS: usize = 16;
 
 /// Somebody who greeted, and has yet to show that it is anybody's peer.
 pub(crate) struct Candidate {
@@ -64,8 +61,8 @@ impl Peers {
             | Frame::Probe(_)
             | Frame::Migration { .. } => {
                 // A peer that was met over another connection may be a step ahead on this one.
-                let known = self.processes.get(&candidate.process).is_some_and(|p| p.comes_from(candidate.remote));
-                if !known {
+                let known = self.acquaintance(candidate.process);
+                if !known.is_some_and(|known| known.comes_from(candidate.remote)) {
                     links.strangers.note(Refusal::Frame, links.remote(link));
                 }
             }
@@ -95,11 +92,11 @@ impl Peers {
         self.meet(id, candidate.token, candidate.remote, &candidate.addresses, now);
         self.join(links, link, id, None, now);
         // It may have come over its other networks before.
-        let Some(process) = self.processes.get(&id) else {
+        let Some(known) = self.acquaintance(id) else {
             return true;
         };
-        let others =
-            self.candidates.iter().filter(|(_, c)| c.process == id && c.shown && process.knows(c.token, c.remote));
+        let is_it = |c: &Candidate| c.process == id && c.shown && known.shares(c.token) && known.comes_from(c.remote);
+        let others = self.candidates.iter().filter(|(_, c)| is_it(c));
         let others: Vec<LinkId> = others.map(|(link, _)| *link).collect();
         for link in others {
             self.candidates.remove(&link);
@@ -111,7 +108,7 @@ impl Peers {
     /// The process is known, and this one shows neither a token of it nor comes from where it said that it may come from. At the
     /// address of one peer there may be others who use the name of another.
     fn is_posed_as(&self, id: ProcessId, token: Token, at: Option<IpAddr>) -> bool {
-        self.processes.get(&id).is_some_and(|known| !known.tokens.contains(&token) && !known.comes_from(at))
+        self.acquaintance(id).is_some_and(|known| !known.shares(token) && !known.comes_from(at))
     }
 
     /// The token was drawn here for a connection of this process that has yet to show itself.
@@ -177,7 +174,7 @@ impl Peers {
             return Err(Some(Refusal::Address));
         }
         match self.processes.get(&hello.process).filter(|_| expects.is_some()) {
-            Some(known) if !links.is_keyed() && !known.tokens.contains(&hello.token) => {
+            Some(known) if !links.is_keyed() && !known.acquaintance.shares(hello.token) => {
                 return Err(Some(Refusal::Token))
             }
             Some(_) => {}
@@ -199,13 +196,13 @@ impl Peers {
         let remote = links.remote(link).map(|a| canonical(a.ip()));
         // A token that everybody knows is worse than no peer.
         let token = if shown { hello.token } else { (self.draw_token)().map_err(|_| None)? };
-        let known = self.processes.get(&hello.process);
+        let known = self.acquaintance(hello.process);
         let is_peer = match known {
             _ if links.is_keyed() => true,
             // Two that dialed each other at once: what was drawn for it here is known only once its offer has come.
-            Some(known) if shown && !known.tokens.contains(&token) && self.drew(hello.process, token) => false,
-            Some(known) if shown && !known.tokens.contains(&token) => return Err(Some(Refusal::Token)),
-            Some(known) if shown && !known.knows(token, remote) => return Err(Some(Refusal::Address)),
+            Some(known) if shown && !known.shares(token) && self.drew(hello.process, token) => false,
+            Some(known) if shown && !known.shares(token) => return Err(Some(Refusal::Token)),
+            Some(known) if shown && !known.comes_from(remote) => return Err(Some(Refusal::Address)),
             Some(_) => shown,
             None => false,
         };
@@ -233,8 +230,7 @@ impl Peers {
     /// What two processes exchange where they meet: the token, and where else each listens.
     fn meet(&mut self, id: ProcessId, token: Token, at: Option<IpAddr>, told: &[SocketAddr], now: Micros) {
         let process = self.processes.entry(id).or_insert_with(|| Process {
-            tokens: Vec::new(),
-            addresses: BTreeSet::new(),
+            acquaintance: self.parted.take(id),
             lines: Vec::new(),
             reaches: Vec::new(),
             suspected: None,
@@ -242,20 +238,11 @@ impl Peers {
             wanted: false,
             round_trip: RoundTrip::default(),
         });
-        if token != NO_TOKEN && !process.tokens.contains(&token) && process.tokens.len() < MAX_TOKENS {
-            process.tokens.push(token);
-        }
-        // A link-local one is no way to it: the interface is not known. But it may come from there.
-        for address in told.iter().take(MAX_ADDRESSES).filter(|a| !is_link_local(a.ip())) {
-            let known = process.reaches.iter().any(|r| r.address == *address);
-            if !known && process.reaches.len() < 2 * MAX_ADDRESSES {
-                process.reaches.push(Reach::new(*address, now));
-            }
-        }
-        let places = told.iter().take(MAX_ADDRESSES).map(|a| canonical(a.ip())).chain(at);
-        for place in places {
-            if process.addresses.len() < 2 * MAX_ADDRESSES {
-                process.addresses.insert(place);
+        process.acquaintance.learn(token, at, told);
+        let Process { acquaintance, reaches, .. } = process;
+        for address in &acquaintance.listens {
+            if !reaches.iter().any(|r| r.address == *address) {
+                reaches.push(Reach::new(*address, now));
             }
         }
     }
@@ -264,6 +251,7 @@ impl Peers {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 mod tests {
+    use std::collections::BTreeSet;
     use std::io;
     use std::sync::Arc;
 
@@ -296,6 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn who_was_forgotten_and_did_not_end_is_known_again_by_what_it_shared() {
+        let (_, mut peers) = greeted(|| Ok([9; 16]));
+        let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
+        let told = ["10.0.0.2:7".parse::<SocketAddr>().unwrap()];
+        peers.meet(ProcessId(2), [5; 16], None, &told, Micros(1));
+        peers.keep_wanted(&mut links, &BTreeSet::new());
+        assert!(!peers.knows(ProcessId(2)));
+        // It dials again with what it has, or is dialed and shows what it has.
+        assert!(peers.acquaintance(ProcessId(2)).is_some_and(|known| known.shares([5; 16])));
+        peers.meet(ProcessId(2), [6; 16], None, &[], Micros(2));
+        let known = peers.processes.get(&ProcessId(2)).unwrap();
+        assert!(known.acquaintance.shares([5; 16]) && known.acquaintance.shares([6; 16]));
+        assert_eq!(known.reaches.iter().map(|reach| reach.address).collect::<Vec<_>>(), told);
+    }
+
+    #[test]
     fn without_random_bytes_nobody_becomes_a_candidate_with_a_token_that_everybody_knows() {
         let (greeted_well, peers) = greeted(|| Ok([9; 16]));
         assert!(greeted_well == Ok(()) && peers.candidates.values().all(|c| c.token == [9; 16]));
@@ -309,7 +313,7 @@ mod tests {
         let told = ["[fe80::7]:7", "10.0.0.7:7"].map(|address| address.parse::<SocketAddr>().unwrap());
         peers.meet(ProcessId(3), [3; 16], None, &told, Micros(1));
         let known = peers.processes.get(&ProcessId(3)).unwrap();
-        assert!(told.iter().all(|address| known.comes_from(Some(address.ip()))));
+        assert!(told.iter().all(|address| known.acquaintance.comes_from(Some(address.ip()))));
         assert_eq!(known.reaches.iter().map(|reach| reach.address).collect::<Vec<_>>(), told.get(1..).unwrap());
         assert!(!peers.is_posed_as(ProcessId(3), NO_TOKEN, Some(told[0].ip())));
         assert!(peers.is_posed_as(ProcessId(3), NO_TOKEN, None) && !peers.is_posed_as(ProcessId(3), [3; 16], None));

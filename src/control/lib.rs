@@ -5,6 +5,7 @@
 //! happens behind [`datapath::DataPath`]. What must hold: no application thread ever waits for it, and whatever goes wrong here
 //! leaves the program as it would be without the shim.
 
+mod acquaintance;
 pub mod address;
 mod admin;
 pub mod agent;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use shift_proto::frame::{Frame, Offer};
 use shift_proto::id::{Micros, ProcessId};
 
+use crate::acquaintance::{Acquaintance, Parted};
 use crate::address::{canonical, Network};
 use crate::discovery::describe;
 use crate::greeting::Candidate;
@@ -76,10 +77,7 @@ pub(crate) struct Reach {
 }
 
 pub(crate) struct Process {
-    /// Drawn here or there; one of them is shown by a later connection.
-    pub tokens: Vec<Token>,
-    /// From where it may come: where it was met, and what it told there.
-    pub addresses: BTreeSet<IpAddr>,
+    pub acquaintance: Acquaintance,
     pub lines: Vec<Line>,
     pub reaches: Vec<Reach>,
     pub suspected: Option<Micros>,
@@ -106,6 +104,7 @@ pub struct Peers {
     pub(crate) heartbeat: Micros,
     pub(crate) draw_token: Draw,
     pub(crate) processes: BTreeMap<ProcessId, Process>,
+    pub(crate) parted: Parted,
     pub(crate) candidates: BTreeMap<LinkId, Candidate>,
     pub(crate) dials: BTreeMap<LinkId, Dial>,
     pub(crate) lines: BTreeMap<LinkId, ProcessId>,
@@ -124,6 +123,7 @@ impl Peers {
             heartbeat,
             draw_token,
             processes: BTreeMap::new(),
+            parted: Parted::default(),
             candidates: BTreeMap::new(),
             dials: BTreeMap::new(),
             lines: BTreeMap::new(),
@@ -147,6 +147,11 @@ impl Peers {
         for line in self.processes.get(&to).into_iter().flat_map(|p| &p.lines) {
             links.send(line.link, frame);
         }
+    }
+
+    /// By what a process is known, or was before it was forgotten.
+    pub(crate) fn acquaintance(&self, id: ProcessId) -> Option<&Acquaintance> {
+        self.processes.get(&id).map(|p| &p.acquaintance).or_else(|| self.parted.get(id))
     }
 
     /// Whether the process was met, and is not gone.
@@ -187,7 +192,7 @@ impl Peers {
             }
         }
         for id in idle {
-            self.set_gone(links, id);
+            self.part_with(links, id);
         }
     }
 
@@ -228,7 +233,7 @@ impl Peers {
             Some(id) => self.processes.get(&id),
             None => self.processes.values().find(told),
         };
-        let token = known.and_then(|p| p.tokens.first()).copied().unwrap_or(NO_TOKEN);
+        let token = known.and_then(|p| p.acquaintance.tokens.first()).copied().unwrap_or(NO_TOKEN);
         links.send(link, &Frame::Hello(self.hello(token)));
     }
 
@@ -316,8 +321,8 @@ impl Peers {
             reach.due = if at_once { now } else { now + Micros(REDIAL_US) };
         }
         if process.lines.is_empty() && !process.wanted {
-            // Nothing here needs it: a passing stranger leaves no trace.
-            self.set_gone(links, id);
+            // Nothing here needs it.
+            self.part_with(links, id);
         } else {
             self.tick(links, now);
         }
@@ -456,6 +461,14 @@ impl Peers {
         }
     }
 
+    /// Nothing here needs it, and it may still need this process.
+    fn part_with(&mut self, links: &mut Links, id: ProcessId) {
+        if let Some(process) = self.processes.get(&id) {
+            self.parted.add(id, process.acquaintance.clone());
+        }
+        self.set_gone(links, id);
+    }
+
     fn set_gone(&mut self, links: &mut Links, id: ProcessId) {
         let Some(process) = self.processes.remove(&id) else {
             return;
@@ -540,14 +553,6 @@ impl Peers {
 }
 
 impl Process {
-    pub fn knows(&self, token: Token, at: Option<IpAddr>) -> bool {
-        self.tokens.contains(&token) && self.comes_from(at)
-    }
-
-    pub fn comes_from(&self, at: Option<IpAddr>) -> bool {
-        at.is_some_and(|at| self.addresses.contains(&at))
-    }
-
     /// An accepted connection on a network for which there is a dialed one that is a peer's at both ends.
     fn spare_line(&mut self) -> Option<LinkId> {
         let spare = self.lines.iter().position(|accepted| {

@@ -1,0 +1,93 @@
+//! Two honest processes that meet and part again and again, with pauses that are longer than the heartbeat: one of them may have
+//! forgotten the other while it is still known there, and neither is ever taken for a stranger.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
+mod fabric;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fabric::{config, connect_with, eventually, Fabric, Process};
+use shift_proto::id::Micros;
+
+/// So short that a busy machine misses it: connections end while their processes live.
+const HEARTBEAT: Micros = Micros(4_000);
+const ROUNDS: u32 = 100;
+
+static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Keeper;
+
+impl log::Log for Keeper {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        if line.contains("refused") {
+            REFUSED.lock().unwrap().push(line);
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// Xorshift.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    /// What the two applications do meanwhile.
+    fn pause(&mut self, up_to_ms: u64) {
+        std::thread::sleep(Duration::from_millis(self.below(up_to_ms)));
+    }
+}
+
+/// One to three queue pairs live for a while; mostly until they are armed.
+fn meet_and_part(a: &Process, b: &Process, lives: std::ops::Range<u32>, dice: &mut Dice) {
+    for life in lives.clone() {
+        let ends = [(a, 1, life), (b, 2, life)];
+        let first = usize::from(dice.below(2) == 0);
+        connect_with(ends[first], ends[1 - first], || dice.pause(6));
+    }
+    if dice.below(4) == 0 {
+        dice.pause(8);
+    } else {
+        eventually("all are armed", || lives.clone().all(|life| a.is_armed(life) && b.is_armed(life)));
+    }
+    for life in lives {
+        a.destroy(life);
+        dice.pause(3);
+        b.destroy(life);
+    }
+}
+
+#[test]
+fn two_that_meet_and_part_again_and_again_are_never_strangers() {
+    log::set_logger(&Keeper).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let fabric = Fabric::new(1);
+    let mut config = config();
+    config.deadlines.heartbeat = HEARTBEAT;
+    let (a, b) = (fabric.process_on_two_networks(1, config.clone()), fabric.process_on_two_networks(2, config));
+    for round in 0..ROUNDS {
+        let first = 1 + 3 * round;
+        let count = 1 + u32::try_from(dice.below(3)).unwrap();
+        meet_and_part(&a, &b, first..first + count, &mut dice);
+        dice.pause(3);
+        assert_eq!(*REFUSED.lock().unwrap(), Vec::<String>::new(), "round {round}");
+    }
+}
