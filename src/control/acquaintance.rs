@@ -20,8 +20,8 @@ const MAX_PARTED: usize = 1024;
 /// What two processes learnt of each other where they met.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Acquaintance {
-    /// Drawn here or there; one of them is shown by a later connection.
-    pub tokens: Vec<Token>,
+    /// Drawn here or there, the latest last.
+    tokens: VecDeque<Token>,
     /// From where it may come: where it was met, and what it told there.
     pub addresses: BTreeSet<IpAddr>,
     /// Where it told that it listens.
@@ -30,8 +30,11 @@ pub(crate) struct Acquaintance {
 
 impl Acquaintance {
     pub fn learn(&mut self, token: Token, at: Option<IpAddr>, told: &[SocketAddr]) {
-        if token != NO_TOKEN && !self.tokens.contains(&token) && self.tokens.len() < MAX_TOKENS {
-            self.tokens.push(token);
+        if token != NO_TOKEN && !self.tokens.contains(&token) {
+            if self.tokens.len() >= MAX_TOKENS {
+                self.tokens.pop_front();
+            }
+            self.tokens.push_back(token);
         }
         // A link-local one is no way to it: the interface is not known. But it may come from there.
         for address in told.iter().take(MAX_ADDRESSES).filter(|a| !is_link_local(a.ip())) {
@@ -45,6 +48,11 @@ impl Acquaintance {
                 self.addresses.insert(place);
             }
         }
+    }
+
+    /// What a new connection shows: of several the latest is the least likely to be forgotten there.
+    pub fn token(&self) -> Token {
+        self.tokens.back().copied().unwrap_or(NO_TOKEN)
     }
 
     pub fn shares(&self, token: Token) -> bool {
@@ -84,9 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_latest_token_is_shown_and_the_oldest_makes_room() {
+        let mut known = Acquaintance::default();
+        assert_eq!(known.token(), NO_TOKEN);
+        (1..=17).for_each(|byte| known.learn([byte; 16], None, &[]));
+        assert!(known.token() == [17; 16] && known.shares([2; 16]) && !known.shares([1; 16]));
+    }
+
+    #[test]
     fn the_oldest_of_the_parted_makes_room_and_who_is_met_again_is_no_longer_among_them() {
         let mut parted = Parted::default();
-        let known = Acquaintance { tokens: vec![[7; 16]], ..Acquaintance::default() };
+        let mut known = Acquaintance::default();
+        known.learn([7; 16], None, &[]);
         let many = u64::try_from(MAX_PARTED).unwrap_or(0);
         (1..=many + 1).for_each(|id| parted.add(ProcessId(id), known.clone()));
         assert!(parted.get(ProcessId(1)).is_none() && parted.get(ProcessId(2)).is_some());

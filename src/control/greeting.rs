@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use shift_proto::frame::{Frame, Hello};
 use shift_proto::id::{Micros, ProcessId};
 
+use crate::acquaintance::Acquaintance;
 use crate::address::{canonical, MAX_ADDRESSES};
 use crate::links::{LinkId, Links};
 use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
@@ -60,13 +61,18 @@ impl Peers {
             | Frame::KeyAnswer { .. }
             | Frame::Probe(_)
             | Frame::Migration { .. } => {
-                // A peer that was met over another connection may be a step ahead on this one.
-                let known = self.acquaintance(candidate.process);
-                if !known.is_some_and(|known| known.comes_from(candidate.remote)) {
+                if !self.is_familiar(link) {
                     links.strangers.note(Refusal::Frame, links.remote(link));
                 }
             }
         }
+    }
+
+    /// The candidate may be a peer that is a step ahead: one that is met over another connection, or was before and is no longer
+    /// known. What it says does not count, and is no attack either.
+    pub fn is_familiar(&self, link: LinkId) -> bool {
+        let is_known = |c: &Candidate| self.acquaintance(c.process).is_some_and(|known| known.comes_from(c.remote));
+        self.candidates.get(&link).is_some_and(|c| c.shown || is_known(c))
     }
 
     /// The address at the other end of a candidate's connection.
@@ -109,11 +115,6 @@ impl Peers {
     /// address of one peer there may be others who use the name of another.
     fn is_posed_as(&self, id: ProcessId, token: Token, at: Option<IpAddr>) -> bool {
         self.acquaintance(id).is_some_and(|known| !known.shares(token) && !known.comes_from(at))
-    }
-
-    /// The token was drawn here for a connection of this process that has yet to show itself.
-    fn drew(&self, id: ProcessId, token: Token) -> bool {
-        self.candidates.values().any(|c| c.process == id && c.token == token && !c.shown)
     }
 
     pub(crate) fn hello(&self, token: Token) -> Hello {
@@ -197,15 +198,7 @@ impl Peers {
         // A token that everybody knows is worse than no peer.
         let token = if shown { hello.token } else { (self.draw_token)().map_err(|_| None)? };
         let known = self.acquaintance(hello.process);
-        let is_peer = match known {
-            _ if links.is_keyed() => true,
-            // Two that dialed each other at once: what was drawn for it here is known only once its offer has come.
-            Some(known) if shown && !known.shares(token) && self.drew(hello.process, token) => false,
-            Some(known) if shown && !known.shares(token) => return Err(Some(Refusal::Token)),
-            Some(known) if shown && !known.comes_from(remote) => return Err(Some(Refusal::Address)),
-            Some(_) => shown,
-            None => false,
-        };
+        let is_peer = links.is_keyed() || shown && is_proven(known, token, remote)?;
         if is_peer && !self.has_room(hello.process) {
             return Err(Some(Refusal::Crowded));
         }
@@ -248,6 +241,20 @@ impl Peers {
     }
 }
 
+/// Whether who shows this token is the known process; `false`: that is yet to be seen, by its offer.
+fn is_proven(known: Option<&Acquaintance>, token: Token, at: Option<IpAddr>) -> Result<bool, Refusal> {
+    match known {
+        None => Ok(false),
+        Some(known) => match (known.shares(token), known.comes_from(at)) {
+            (true, true) => Ok(true),
+            // Drawn for a connection whose offer has not come, or is forgotten here: it shows itself anew.
+            (false, true) => Ok(false),
+            (true, false) => Err(Refusal::Address),
+            (false, false) => Err(Refusal::Token),
+        },
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 mod tests {
@@ -274,13 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn a_known_process_that_shows_what_was_drawn_for_it_and_is_not_told_yet_waits_and_is_not_refused() {
-        let (greeted, mut peers) = greeted(|| Ok([9; 16]));
-        let (mut links, _waker) = Links::new(Terms::default(), || Ok([7; 16])).unwrap();
-        peers.meet(ProcessId(2), [5; 16], None, &[], Micros(1));
-        assert!(greeted == Ok(()) && greet(&mut peers, &mut links, 2, [9; 16]) == Ok(()));
-        assert!(peers.candidates.get(&LinkId::of(2)).is_some_and(|c| c.shown) && peers.lines.is_empty());
-        assert!(greet(&mut peers, &mut links, 3, [8; 16]) == Err(Some(Refusal::Token)));
+    fn a_known_process_is_proven_by_token_and_address_and_one_that_lost_the_token_shows_itself_anew() {
+        let [there, elsewhere] = ["10.0.0.2", "10.0.0.9"].map(|at| Some(at.parse::<IpAddr>().unwrap()));
+        let mut known = Acquaintance::default();
+        known.learn([5; 16], there, &[]);
+        assert_eq!(is_proven(None, [5; 16], there), Ok(false));
+        assert_eq!(is_proven(Some(&known), [5; 16], there), Ok(true));
+        assert_eq!(is_proven(Some(&known), [8; 16], there), Ok(false));
+        assert_eq!(is_proven(Some(&known), [8; 16], elsewhere), Err(Refusal::Token));
+        assert_eq!(is_proven(Some(&known), [5; 16], elsewhere), Err(Refusal::Address));
     }
 
     #[test]

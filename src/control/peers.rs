@@ -230,10 +230,10 @@ impl Peers {
         let (address, expects) = (dial.address, dial.expects);
         let told = |p: &&Process| p.reaches.iter().any(|r| r.address == address);
         let known = match expects {
-            Some(id) => self.processes.get(&id),
-            None => self.processes.values().find(told),
+            Some(id) => self.acquaintance(id),
+            None => self.processes.values().find(told).map(|p| &p.acquaintance),
         };
-        let token = known.and_then(|p| p.acquaintance.tokens.first()).copied().unwrap_or(NO_TOKEN);
+        let token = known.map_or(NO_TOKEN, Acquaintance::token);
         links.send(link, &Frame::Hello(self.hello(token)));
     }
 

@@ -118,7 +118,8 @@ impl Core {
             log::debug!("an offer for qp {:#x} does not come from its peer's host", qp.facts.qpn);
             // Of a peer that is not looked up yet nothing can be said: it offers again.
             let is_known = self.rendezvous.as_ref().is_none_or(|r| r.has(sought));
-            if let Some(link) = candidate.filter(|link| is_known && links.is_open(*link)) {
+            let is_strange = |link: &LinkId| is_known && links.is_open(*link) && !peers.is_familiar(*link);
+            if let Some(link) = candidate.filter(is_strange) {
                 links.strangers.note(Refusal::Frame, links.remote(link));
             }
             return;
@@ -134,8 +135,6 @@ impl Core {
         }
         if is_peer {
             self.rendezvous.iter().for_each(|r| r.stop(key_of(sought)));
-        }
-        if is_peer {
             self.trusted.insert(process);
             self.tell_keys(process);
         }

@@ -15,11 +15,16 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use fabric::{config, connect_with, eventually, Fabric, Process};
+use shift_control::Config;
 use shift_proto::id::Micros;
 
-/// So short that a busy machine misses it: connections end while their processes live.
-const HEARTBEAT: Micros = Micros(4_000);
-const ROUNDS: u32 = 100;
+/// Short, so that a pause takes little longer.
+const HEARTBEAT: Micros = Micros(20_000);
+/// How long an agent stands still: the other ends its connections meanwhile.
+const STANDSTILL: Duration = Duration::from_millis(40);
+const ROUNDS: u32 = 200;
+/// Hosts of two networks listen on all addresses: runs beside each other need ports of their own.
+const PORTS: std::ops::Range<u16> = 18_000..28_000;
 
 static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -31,7 +36,7 @@ impl log::Log for Keeper {
     }
     fn log(&self, record: &log::Record<'_>) {
         let line = record.args().to_string();
-        if line.contains("refused") {
+        if line.contains("refused, and counted") {
             REFUSED.lock().unwrap().push(line);
         }
     }
@@ -67,10 +72,19 @@ fn meet_and_part(a: &Process, b: &Process, lives: std::ops::Range<u32>, dice: &m
     } else {
         eventually("all are armed", || lives.clone().all(|life| a.is_armed(life) && b.is_armed(life)));
     }
+    let stands_still = dice.below(3) == 0;
+    if stands_still {
+        let agent = [a, b][usize::from(dice.below(2) == 0)];
+        agent.suspend(true);
+        std::thread::sleep(STANDSTILL);
+    }
     for life in lives {
         a.destroy(life);
         dice.pause(3);
         b.destroy(life);
+    }
+    if stands_still {
+        a.suspend(false);
     }
 }
 
@@ -80,7 +94,7 @@ fn two_that_meet_and_part_again_and_again_are_never_strangers() {
     log::set_max_level(log::LevelFilter::Info);
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let fabric = Fabric::new(1);
-    let mut config = config();
+    let mut config = Config { port: PORTS.start + u16::try_from(std::process::id() % 10_000).unwrap(), ..config() };
     config.deadlines.heartbeat = HEARTBEAT;
     let (a, b) = (fabric.process_on_two_networks(1, config.clone()), fabric.process_on_two_networks(2, config));
     for round in 0..ROUNDS {

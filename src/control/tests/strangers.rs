@@ -367,9 +367,16 @@ fn keys_are_told_to_the_peer_of_a_queue_pair_and_later_connections_need_token_an
     assert!(!told_key(&mut elsewhere), "the token alone, from an address that was not told, is nothing");
     let mut wrong = speaker(&fabric, 9, 2, &Terms::default());
     wrong.send(&hello(STRANGER, [9; 16]));
-    assert!(!told_key(&mut wrong), "nor is the address with another token");
-    assert_eq!(told(&["from an address that it had not told", &fabric.address(99).to_string()]), 1);
-    assert_eq!(told(&["without its token", &fabric.address(9).to_string()]), 1);
+    wrong.send(&Frame::Ping { stamp: 1 });
+    assert!(matches!(wrong.next(), Some(Frame::Hello(_))), "it may be the peer");
+    assert!(matches!(wrong.next(), Some(Frame::Pong { stamp: 1 })), "but is told nothing until its offer comes");
+    let mut neither = speaker(&fabric, ELSEWHERE, 2, &Terms::default());
+    neither.send(&hello(STRANGER, [9; 16]));
+    assert!(neither.next().is_none(), "neither of both is turned away");
+    let elsewhere = fabric.address(usize::from(ELSEWHERE)).to_string();
+    assert_eq!(told(&["without its token", &elsewhere]), 1);
+    assert_eq!(told(&["from an address that it had not told", &elsewhere]), 1);
+    assert_eq!(told(&["refused", &format!("{},", fabric.address(9))]), 0);
 }
 
 #[test]

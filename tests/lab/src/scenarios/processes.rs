@@ -180,7 +180,7 @@ fn rounds(lab: &mut Lab, seed: u64) -> Result<Figures> {
         require(grown.iter().any(|kib| *kib <= SLACK_KIB), said)?;
         require(third.descriptors <= first.descriptors + OF_A_ROUND && third.threads <= first.threads + REAPER, said)?;
         let sealed =
-            side.lines().iter().any(|line| line.text.contains("posed as") || line.text.contains("does not agree"));
+            side.lines().iter().any(|line| line.text.contains("refused in all") || line.text.contains("does not agree"));
         require(!sealed, || "a peer was mistaken for another".to_owned())?;
     }
     Ok(figures)
