@@ -10,14 +10,10 @@
 
 mod fabric;
 
-use std::fs;
-use std::io::{Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
-
-use fabric::{connect, eventually, stays, Fabric, Kind, Process};
+use fabric::admin::{self, names};
+use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
 use serial_test::serial;
-use shift_control::status::{Answer, Request, Status, SOCKET_PREFIX};
+use shift_control::status::{Answer, Request, Status};
 use shift_control::Config;
 
 fn config() -> Config {
@@ -25,23 +21,12 @@ fn config() -> Config {
     Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
 }
 
-fn names() -> Vec<String> {
-    let own = format!("{SOCKET_PREFIX}{}.", std::process::id());
-    let listing = fs::read_to_string("/proc/net/unix").unwrap();
-    let names = listing.lines().filter_map(|line| line.split_whitespace().nth(7)?.strip_prefix('@'));
-    names.filter(|name| name.starts_with(&own)).map(str::to_owned).collect()
-}
-
 fn ask(name: &str, request: &Request) -> Status {
-    let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
     let mut line = serde_json::to_vec(request).unwrap();
     line.push(b'\n');
-    stream.write_all(&line).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    match serde_json::from_str(&text).unwrap() {
-        Answer::Status(status) => status,
-        Answer::Error(error) => panic!("{error}"),
+    match admin::ask(name, &line) {
+        Some(Answer::Status(status)) => status,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -64,10 +49,6 @@ fn armed_pair(net: u8) -> (Fabric, Process, Process, String) {
 fn drain(name: &str, device: &str, drained: bool) {
     let device = device.to_owned();
     ask(name, &if drained { Request::Drain { device } } else { Request::Undrain { device } });
-}
-
-fn are_on(path: u8, ends: [&Process; 2]) -> bool {
-    ends.iter().all(|end| end.qp(1, |q| q.path == path && q.is_running() && !q.surfaced))
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod fabric;
 
 use std::time::{Duration, Instant};
 
-use fabric::{connect, eventually, stays, Fabric, Kind, Process};
+use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
 use shift_control::Config;
 
 const HOLD_DOWN: Duration = Duration::from_millis(600);
@@ -40,10 +40,6 @@ fn fail_over(fabric: &Fabric, a: &Process, b: &Process, message: u32) {
     a.fail(1);
     eventually("moved to the standby", || a.is_done(1) && b.qp(1, |q| q.path == 1));
     fabric.set_rail(0, true);
-}
-
-fn are_on(path: u8, ends: [&Process; 2]) -> bool {
-    ends.iter().all(|end| end.qp(1, |q| q.path == path && q.is_running() && !q.surfaced))
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::place::Host;
+
 /// A stream of choices.
 #[derive(Debug, Clone)]
 pub struct Seed(u64);
@@ -25,6 +27,15 @@ impl Seed {
     /// A number of `range`; its start if it is empty.
     pub fn within(&mut self, range: Range<u64>) -> u64 {
         range.start + self.next_u64().checked_rem(range.end.saturating_sub(range.start)).unwrap_or(0)
+    }
+
+    /// One of the two.
+    pub fn host(&mut self) -> Host {
+        if self.within(0..2) == 0 {
+            Host::A
+        } else {
+            Host::B
+        }
     }
 }
 

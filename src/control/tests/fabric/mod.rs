@@ -12,6 +12,7 @@
 )]
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub mod admin;
 pub mod cable;
 mod connect;
 mod held;
@@ -36,6 +37,7 @@ use shift_proto::policy::OnUnknown;
 
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
 use network::{Reach, TestNetwork};
+pub use process::are_on;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

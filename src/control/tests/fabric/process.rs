@@ -5,6 +5,11 @@ use shift_proto::id::Epoch;
 
 use super::{Kind, Process, Qp, Sent};
 
+/// Both ends of the first queue pair are well there.
+pub fn are_on(path: u8, ends: [&Process; 2]) -> bool {
+    ends.iter().all(|end| end.qp(1, |q| q.path == path && q.is_running() && !q.surfaced))
+}
+
 impl Process {
     /// Looks at a queue pair.
     pub fn qp<T>(&self, life: u32, look: impl FnOnce(&Qp) -> T) -> T {

@@ -165,7 +165,7 @@ pub(super) fn cut_after(
     lab.a().write(GO_ON, "", 0o644)?;
     let mut dice = Seed::new(seed, "directory");
     lab.wait_traffic(Rail::Zero, dice.within(100..1000), LIMIT, || client.ended().is_some())?;
-    let cut = Host::ALL.into_iter().nth(dice.within(0..2) as usize).unwrap_or(Host::A);
+    let cut = dice.host();
     let fault_ns = lab.cut(cut, Rail::Zero)?;
     for side in [&client, &server] {
         side.wait_line(LIMIT, |line| line.starts_with('{'))?;

@@ -7,16 +7,14 @@ use serde_json::{json, Value};
 use crate::clock::{monotonic_ns, ms, until};
 use crate::evidence::Evidence;
 use crate::figures::Figures;
-use crate::guest::{Ended, Program};
 use crate::lab::Lab;
 use crate::place::Host;
 use crate::trouble::{require, Result, Trouble};
 
 use super::failback::{judge_ends, judge_plans};
 use super::partners::{Partners, Plan};
-use super::Scenario;
+use super::{shiftctl, Scenario};
 
-const SHIFTCTL: &str = "/shift/shiftctl";
 /// The user of one pair; the other is root's.
 const USER: u32 = 1000;
 const QPS: u64 = 3;
@@ -42,14 +40,13 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
         let all = pairs.iter().map(|pair| on(lab, pair, "rxe0", true)).collect::<Result<Vec<_>>>()?;
         Ok(all.iter().all(|count| *count == 2 * QPS).then_some(()))
     })?;
-    let other = ask(lab, "drain nonsense0", 0)?;
+    let other = shiftctl::ask(lab, "drain nonsense0", 0)?;
     require(other.code == Some(1) && other.err.contains("no device"), || other.brief())?;
 
     let began = monotonic_ns();
-    let drained = ask(lab, "drain --json --wait 40 rxe0", 0)?;
+    let drained = shiftctl::ask(lab, "drain --json --wait 40 rxe0", 0)?;
     let empty_ms = ms(monotonic_ns() - began);
-    let rail: Value =
-        serde_json::from_str(&drained.out).map_err(|why| Trouble::judged(format!("{why}: {}", drained.out)))?;
+    let rail = shiftctl::parse(&drained)?;
     let has = |name: &str, value: Value| rail.get(name) == Some(&value);
     let is_empty = has("empty", json!(true)) && has("lasting", json!(true)) && has("processes", json!(2));
     require(drained.succeeded() && is_empty, || format!("{} {rail}", drained.brief()))?;
@@ -60,12 +57,12 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
         LIMIT,
         || Ok((all_on(lab, &pairs, "rxe1")?).then_some(())),
     )?;
-    let words = ask(lab, "status", 0)?.out;
+    let words = shiftctl::ask(lab, "status", 0)?.out;
     require(words.contains("drained: rxe0"), || words.clone())?;
-    let again = ask(lab, "drain rxe0", USER)?;
+    let again = shiftctl::ask(lab, "drain rxe0", USER)?;
     require(again.succeeded() && again.out.contains("this user"), || again.brief())?;
 
-    let undrained = ask(lab, "undrain rxe0", 0)?;
+    let undrained = shiftctl::ask(lab, "undrain rxe0", 0)?;
     require(undrained.succeeded(), || undrained.brief())?;
     until("all are back on rail 0", LIMIT, || Ok((all_on(lab, &pairs, "rxe0")?).then_some(())))?;
     for pair in &pairs {
@@ -87,10 +84,6 @@ fn start(lab: &Lab, number: u16, user: u32, seed: u64) -> Result<Partners> {
     Partners::start(lab, &Plan { number, user, client, env, ..Plan::default() })
 }
 
-fn ask(lab: &Lab, question: &str, uid: u32) -> Result<Ended> {
-    lab.a().run(&Program::words(&format!("{SHIFTCTL} {question}")).as_uid(uid), LIMIT)
-}
-
 fn all_on(lab: &Lab, pairs: &[Partners], device: &str) -> Result<bool> {
     let counts = pairs.iter().map(|pair| on(lab, pair, device, false)).collect::<Result<Vec<_>>>()?;
     Ok(counts.iter().all(|count| *count == 2 * QPS))
@@ -103,13 +96,12 @@ fn on(lab: &Lab, pair: &Partners, device: &str, protected: bool) -> Result<u64> 
         if let Some(ended) = side.ended() {
             return Err(Trouble::judged(format!("it ended too early: {}", ended.brief())));
         }
-        let line = format!("{SHIFTCTL} status --json {}", side.pid());
-        let answer = lab.guest(side.host()).run(&Program::words(&line), LIMIT)?;
-        let all: Value = serde_json::from_str(&answer.out).unwrap_or(json!([]));
-        let all = all.pointer("/0/queue_pairs").and_then(Value::as_array).cloned().unwrap_or_default();
-        let there =
-            |qp: &&Value| qp["path"] == device && qp["moving"] == false && (!protected || qp["standby"] != json!(null));
-        count += all.iter().filter(there).count() as u64;
+        let status = shiftctl::status(lab, side.host(), side.pid())?;
+        count += if protected {
+            shiftctl::count(&status, |qp| qp["path"] == device && qp["moving"] == false && qp["standby"] != json!(null))
+        } else {
+            shiftctl::on_path(&status, device)
+        };
     }
     Ok(count)
 }

@@ -35,6 +35,7 @@ mod rough;
 mod second_fault;
 mod shared_port;
 mod shared_receives;
+mod shiftctl;
 mod status;
 mod strangers;
 mod survive;

@@ -53,7 +53,7 @@ fn begin(lab: &mut Lab) -> Result<()> {
 }
 
 fn side_of(seed: u64) -> Host {
-    Host::ALL.into_iter().nth(Seed::new(seed, "side").within(0..2) as usize).unwrap_or(Host::A)
+    Seed::new(seed, "side").host()
 }
 
 fn require_success(side: &Running) -> Result<()> {
@@ -179,8 +179,10 @@ fn rounds(lab: &mut Lab, seed: u64) -> Result<Figures> {
         figures.note(&format!("grown_kib_{}", side.host().name()), json!(grown));
         require(grown.iter().any(|kib| *kib <= SLACK_KIB), said)?;
         require(third.descriptors <= first.descriptors + OF_A_ROUND && third.threads <= first.threads + REAPER, said)?;
-        let sealed =
-            side.lines().iter().any(|line| line.text.contains("refused in all") || line.text.contains("does not agree"));
+        let sealed = side
+            .lines()
+            .iter()
+            .any(|line| line.text.contains("refused in all") || line.text.contains("does not agree"));
         require(!sealed, || "a peer was mistaken for another".to_owned())?;
     }
     Ok(figures)

@@ -69,7 +69,7 @@ fn sixteen_pairs(lab: &mut Lab, seed: u64) -> Result<Figures> {
     }
     lab.a().write(GO_ON, "", 0o644)?;
     lab.wait_traffic(Rail::Zero, dice.within(200..2000), ARMING_LIMIT, || false)?;
-    let cut = Host::ALL.into_iter().nth(dice.within(0..2) as usize).unwrap_or(Host::A);
+    let cut = dice.host();
     let fault_ns = lab.cut(cut, Rail::Zero)?;
     figures.note("cut", cut.name());
     let judged = judge(lab, &pairs, &mut figures);

@@ -13,9 +13,8 @@ use crate::place::{Host, Link, Rail};
 use crate::trouble::{require, Result, Trouble};
 
 use super::partners::{Partners, Plan, ARMING_LIMIT, GO_ON};
-use super::Scenario;
+use super::{shiftctl, Scenario};
 
-const SHIFTCTL: &str = "/shift/shiftctl";
 /// The user of the pair.
 const USER: u32 = 1000;
 /// Somebody else.
@@ -35,7 +34,7 @@ fn run(lab: &mut Lab, seed: u64) -> Result<Figures> {
     for host in Host::ALL {
         lab.guest(host).shell(&format!("rm -f {GO_ON}"))?;
     }
-    let nobody = ask(lab, "status", 0)?;
+    let nobody = shiftctl::ask(lab, "status", 0)?;
     require(nobody.code == Some(1) && nobody.err.contains("no process"), || format!("nobody: {}", nobody.brief()))?;
 
     let flow = format!("--mode send,write --qps {QPS} --messages 200 --size 0..2000 --rate 200000 --seed {seed}");
@@ -57,25 +56,27 @@ fn judge(lab: &mut Lab, pair: &Partners, datagrams: &Running) -> Result<Figures>
     pair.wait_idle()?;
     let all_protected = |one: &Value| protected_on(one, "rxe0", "rxe1") == QPS;
     until("all queue pairs of the pair are shown as protected", ARMING_LIMIT, || {
-        Ok(all_protected(&of(lab, Host::A, pair.client.pid())?).then_some(()))
+        Ok(all_protected(&shiftctl::status(lab, Host::A, pair.client.pid())?).then_some(()))
     })?;
     let unprotected = until("the UD queue pair is shown", LIMIT, || {
-        let status = of(lab, Host::B, datagrams.pid())?;
+        let status = shiftctl::status(lab, Host::B, datagrams.pid())?;
         Ok(status.pointer("/queue_pairs/0").cloned())
     })?;
     let reason = unprotected.get("reason").and_then(Value::as_str).unwrap_or_default().to_owned();
     require(unprotected.get("protected") == Some(&json!(false)) && reason.contains("only RC"), || {
         unprotected.to_string()
     })?;
-    require(protected_on(&of(lab, Host::B, pair.server.pid())?, "rxe0", "rxe1") == QPS, || "the server's".to_owned())?;
+    require(protected_on(&shiftctl::status(lab, Host::B, pair.server.pid())?, "rxe0", "rxe1") == QPS, || {
+        "the server's".to_owned()
+    })?;
     who_may_ask(lab, pair)?;
 
     let fault_ns = lab.cut(Host::A, Rail::Zero)?;
     until("shiftctl shows the path that all moved to", LIMIT, || {
-        Ok((on_path(&of(lab, Host::A, pair.client.pid())?, "rxe1") == QPS).then_some(()))
+        Ok((shiftctl::on_path(&shiftctl::status(lab, Host::A, pair.client.pid())?, "rxe1") == QPS).then_some(()))
     })?;
     let shown_ms = ms(monotonic_ns() - fault_ns);
-    let words = ask(lab, &format!("status {}", pair.client.pid()), USER)?.out;
+    let words = shiftctl::ask(lab, &format!("status {}", pair.client.pid()), USER)?.out;
     require(words.contains("moved there from rxe0"), || words.clone())?;
     lab.a().write(GO_ON, "", 0o644)?;
     pair.wait_ended()?;
@@ -89,38 +90,18 @@ fn judge(lab: &mut Lab, pair: &Partners, datagrams: &Running) -> Result<Figures>
 fn who_may_ask(lab: &Lab, pair: &Partners) -> Result<()> {
     let question = format!("status {}", pair.client.pid());
     for uid in [0, USER] {
-        let answer = ask(lab, &question, uid)?;
+        let answer = shiftctl::ask(lab, &question, uid)?;
         require(answer.succeeded() && answer.out.contains("4 protected, 0 not"), || {
             format!("{uid}: {}", answer.brief())
         })?;
     }
-    let answer = ask(lab, &question, STRANGER)?;
+    let answer = shiftctl::ask(lab, &question, STRANGER)?;
     require(answer.code == Some(1) && answer.out.is_empty(), || format!("a stranger is told: {}", answer.out))?;
     require(answer.err.contains("another user"), || answer.err.clone())
 }
 
-fn ask(lab: &Lab, question: &str, uid: u32) -> Result<crate::guest::Ended> {
-    lab.a().run(&Program::words(&format!("{SHIFTCTL} {question}")).as_uid(uid), LIMIT)
-}
-
-/// The status of one process, asked by root; null while it has none.
-fn of(lab: &Lab, host: Host, pid: u32) -> Result<Value> {
-    let answer = lab.guest(host).run(&Program::words(&format!("{SHIFTCTL} status --json {pid}")), LIMIT)?;
-    let all: Value =
-        serde_json::from_str(&answer.out).map_err(|error| Trouble::judged(format!("{error}: {}", answer.out)))?;
-    Ok(all.get(0).cloned().unwrap_or(json!(null)))
-}
-
-fn count(status: &Value, of: impl Fn(&Value) -> bool) -> u64 {
-    status["queue_pairs"].as_array().map_or(0, |all| all.iter().filter(|qp| of(qp)).count() as u64)
-}
-
 fn protected_on(status: &Value, path: &str, standby: &str) -> u64 {
-    count(status, |qp| qp["protected"] == true && qp["path"] == path && qp["standby"] == standby)
-}
-
-fn on_path(status: &Value, path: &str) -> u64 {
-    count(status, |qp| qp["path"] == path && qp["moving"] == false)
+    shiftctl::count(status, |qp| qp["protected"] == true && qp["path"] == path && qp["standby"] == standby)
 }
 
 /// The shim's last line of a process: what it all came to.
