@@ -91,7 +91,7 @@ impl Rail {
 
 /// `false`: it is not empty, or somebody did not answer.
 pub fn run(order: &Order, out: &mut impl Write, err: &mut impl Write) -> io::Result<bool> {
-    if !Path::new(DEVICES).join(&order.device).exists() {
+    if !is_name(&order.device) || !Path::new(DEVICES).join(&order.device).exists() {
         writeln!(err, "shiftctl: there is no device {}; see {DEVICES}", order.device)?;
         return Ok(false);
     }
@@ -122,6 +122,11 @@ pub fn run(order: &Order, out: &mut impl Write, err: &mut impl Write) -> io::Res
         }
         std::thread::sleep(PACE);
     }
+}
+
+/// A device is a file's name in two folders, and leads nowhere else.
+fn is_name(device: &str) -> bool {
+    !device.contains('/') && !matches!(device, "" | "." | "..")
 }
 
 fn tell(order: &Order, rail: &Rail, out: &mut impl Write) -> io::Result<bool> {
@@ -192,6 +197,12 @@ mod tests {
     fn on(path: &str, protected: bool) -> QueuePair {
         let reason = (!protected).then(|| "its type is UD".to_owned());
         QueuePair { device: "rxe0".to_owned(), path: path.to_owned(), protected, reason, ..QueuePair::default() }
+    }
+
+    #[test]
+    fn a_device_is_no_path() {
+        assert!(is_name("rxe0") && is_name("mlx5_0"));
+        assert!(["", ".", "..", "../net", "/etc", "rxe0/"].into_iter().all(|wrong| !is_name(wrong)));
     }
 
     #[test]
