@@ -38,7 +38,7 @@ fn fail_over(fabric: &Fabric, a: &Process, b: &Process, message: u32) {
     fabric.set_rail(0, false);
     a.post(1, message, Kind::Send);
     a.fail(1);
-    eventually("moved to the standby", || a.is_done(1) && b.qp(1, |q| q.path == 1));
+    eventually("moved to the standby", || a.is_done(1) && are_on(1, [a, b]));
     fabric.set_rail(0, true);
 }
 
