@@ -121,11 +121,12 @@ pub const FOREIGN: u32 = 1 << 3;
 pub const UNLOCKED: u32 = 1 << 4;
 /// QPs that receive through an SRQ complete here: it is polled under its lock.
 pub const SHARED: u32 = 1 << 5;
-
 /// A call that resizes it, or takes a QP's completions out of it, runs in the provider: who polls finds nothing, and waits for nobody. Of UNLOCKED ones.
 pub const IN_CALL: u32 = 1 << 6;
 /// The program knows where its entries lie (`mlx5dv_init_obj`), so it must not be resized. Set once.
 pub const MAPPED: u32 = 1 << 7;
+/// A request that completes here is being timed. Set by its poster, cleared by who polls it.
+pub const TIMED: u32 = 1 << 8;
 
 /// A CQ of the application.
 pub struct CqShadow {
@@ -151,6 +152,8 @@ pub struct CqShadow {
     pub polls: AtomicU32,
     /// `polls` at the last sweep. Of the agent.
     pub polls_seen: AtomicU32,
+    /// When the last poll that found no more began, for `hot::timed`. Of pollers.
+    pub looked: AtomicU64,
     /// What pollers and the agent share.
     pub inner: SpinCell<CqInner>,
 }
@@ -441,6 +444,8 @@ pub struct SendQueue {
     pub mixed_until: AtomicU64,
     /// Current epoch: completions tagged with another are of an old incarnation.
     pub epoch: AtomicU32,
+    /// One request that is timed.
+    pub timed: crate::hot::timed::Timed,
 }
 
 /// What the one posting thread owns.
@@ -505,6 +510,7 @@ impl SendQueue {
             mixed: AtomicBool::new(false),
             mixed_until: AtomicU64::new(0),
             epoch: AtomicU32::new(0),
+            timed: crate::hot::timed::Timed::new(),
         }
     }
 }

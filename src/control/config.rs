@@ -21,6 +21,8 @@ pub const DEFAULT_PORT: u16 = 17_471;
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 /// How often an armed path is probed again.
 const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// A dozen of them make the minute in which a rail that fails is seen.
+const DEFAULT_GRAY_WINDOW: Micros = Micros::from_millis(5_000);
 /// No wait of the shim is longer: an hour.
 const LONGEST_MS: u64 = 3_600_000;
 
@@ -33,6 +35,10 @@ pub struct Config {
     pub shared_receives: bool,
     /// A connection goes back to its first path when that is good again.
     pub failback: bool,
+    /// What becomes of a rail that fails without an error.
+    pub gray: GrayWish,
+    /// A rail is judged by windows as long as this.
+    pub gray_window: Micros,
     /// Primary and standby device, by name; empty: the shim chooses.
     pub standby: Vec<(String, String)>,
     /// How long the NIC of a protected queue pair retries at most.
@@ -63,6 +69,17 @@ pub struct Config {
     pub unknown: Vec<String>,
 }
 
+/// What becomes of a rail that fails without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrayWish {
+    /// Nobody looks.
+    Off,
+    /// It is told.
+    Report,
+    /// It is told, and connections leave it.
+    Migrate,
+}
+
 /// What the application's own numbers are lowered to; `None`: they stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caps {
@@ -90,6 +107,8 @@ impl Default for Config {
             disabled: false,
             shared_receives: true,
             failback: true,
+            gray: GrayWish::Report,
+            gray_window: DEFAULT_GRAY_WINDOW,
             standby: Vec::new(),
             caps: Caps::default(),
             policy: Policy::default(),
@@ -157,6 +176,8 @@ impl Config {
                 self.shared_receives = parse_switch(value, "protect queue pairs on shared receive queues, 0 not to")?
             }
             "SHIFT_FAILBACK" => self.failback = parse_switch(value, "go back to a path that is good again, 0 not to")?,
+            "SHIFT_GRAY" => self.gray = parse_gray(value)?,
+            "SHIFT_GRAY_MS" => self.gray_window = Micros::from_millis(parse_ms(value)?),
             "SHIFT_STANDBY" => self.standby = parse_standby(value)?,
             "SHIFT_QP_TIMEOUT" => self.caps.timeout = Some(parse_within(value, 1, 31)?),
             "SHIFT_RETRY_CNT" => self.caps.retries = Some(parse_within(value, 0, 6)?),
@@ -189,6 +210,15 @@ fn parse_switch(value: &str, meaning: &str) -> Result<bool, String> {
         "1" => Ok(true),
         "0" => Ok(false),
         _ => Err(format!("write 1 to {meaning}")),
+    }
+}
+
+fn parse_gray(value: &str) -> Result<GrayWish, String> {
+    match value {
+        "0" => Ok(GrayWish::Off),
+        "report" => Ok(GrayWish::Report),
+        "migrate" => Ok(GrayWish::Migrate),
+        _ => Err("write report, migrate, or 0 for neither".to_owned()),
     }
 }
 
@@ -291,6 +321,16 @@ mod tests {
         assert!(good("SHIFT_FAILBACK", "1").failback && !good("SHIFT_FAILBACK", "0").failback);
         bad("SHIFT_FAILBACK", "no");
         assert!(good("SHIFT_SRQ", "1").shared_receives && !good("SHIFT_SRQ", "0").shared_receives);
+    }
+
+    #[test]
+    fn a_rail_that_fails_without_an_error_is_told_left_or_not_looked_for() {
+        assert_eq!(from(&[]).unwrap().gray, GrayWish::Report);
+        for (value, wish) in [("0", GrayWish::Off), ("report", GrayWish::Report), ("migrate", GrayWish::Migrate)] {
+            assert_eq!(good("SHIFT_GRAY", value).gray, wish);
+        }
+        bad("SHIFT_GRAY", "1");
+        assert_eq!(good("SHIFT_GRAY_MS", "500").gray_window, Micros::from_millis(500));
     }
 
     #[test]

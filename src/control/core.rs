@@ -20,6 +20,7 @@ use crate::datapath::{ConnectionFacts, DeviceId, Event, Gid, QpLife};
 use crate::directory::Directory;
 use crate::discovery::{self, Discovery};
 use crate::drains::{self, Drains};
+use crate::gray;
 use crate::groups::Groups;
 use crate::keys::PeerKeys;
 use crate::links::{LinkEvent, LinkId, Watched};
@@ -137,6 +138,7 @@ impl Core {
 
     fn answer_admin(&mut self, now: Micros) {
         let Self { admin, world, qps, .. } = self;
+        let gray = world.gray_rails();
         let World { links, audit, data, config, me, drains, .. } = world;
         let mut is_changed = false;
         let view = |request: &Request| {
@@ -154,6 +156,7 @@ impl Core {
                 queue_pairs: qps.values().map(|qp| qp.status(&**data)).chain(audit.unrecorded(&**data)).collect(),
                 totals: audit.sums.now(),
                 drained: drains.names(),
+                gray: gray.clone(),
             })
         };
         admin.handle_ready(links, view);
@@ -282,6 +285,7 @@ impl Core {
             for qp in self.qps.values_mut() {
                 qp.watch_progress(&mut self.world, now);
             }
+            gray::tend(&self.qps, &mut self.world, now);
         }
     }
 

@@ -7,11 +7,12 @@
 //! Rules that hold for every method: it is called on the agent's thread only, it never blocks on an application thread
 //! or on the network, and after it failed the data path is as it was before the call unless its text says otherwise.
 
+use shift_proto::gray::{Counts, Sample};
 use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, WrSeq};
 use shift_proto::ledger::{IncarnationReport, Ledger, Plan};
 
 /// One life of one QP in this process, from RESET to RESET; never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QpLife(pub u32);
 
 /// One shared receive queue of the application; never used again. All queue pairs that receive through it move together.
@@ -107,6 +108,31 @@ pub enum FenceProgress {
     Fenced(Vec<IncarnationReport>),
     /// The recipe cannot complete (the provider refused); the successes drained are in the reports, nothing else is proven.
     Failed(Vec<IncarnationReport>),
+}
+
+/// What the kernel has counted of a port, since ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets sent.
+    pub packets: u64,
+    /// Times that requesters began to send again.
+    pub resent: u64,
+    /// Answers that said "receiver not ready".
+    pub not_ready: u64,
+    /// Bytes both ways, or packets.
+    pub amount: u64,
+}
+
+impl PortCounters {
+    /// What came since; `None`: the counters began anew.
+    pub fn since(&self, before: &Self) -> Option<Counts> {
+        Some(Counts {
+            packets: self.packets.checked_sub(before.packets)?,
+            resent: self.resent.checked_sub(before.resent)?,
+            not_ready: self.not_ready.checked_sub(before.not_ready)?,
+            amount: self.amount.checked_sub(before.amount)?,
+        })
+    }
 }
 
 /// Answer of a probe.
@@ -246,6 +272,14 @@ pub trait DataPath: Send + Sync {
     fn forget(&self, qp: QpLife, below: Epoch);
     /// No entry of the ledger was posted on an incarnation below this epoch any more.
     fn forget_incarnations(&self, qp: QpLife, below: Epoch);
+    /// How long a request took that was timed since the last call, and on which incarnation; another one is timed from now on.
+    fn take_sample(&self, _qp: QpLife) -> Option<(Epoch, Sample)> {
+        None
+    }
+    /// What the kernel counts of the device's port.
+    fn port_counters(&self, _device: DeviceId) -> Option<PortCounters> {
+        None
+    }
     /// Looks at every CQ with outstanding work of protected QPs that the application has not polled lately; may send events.
     fn sweep(&self);
     /// Reads what the async fd of the shim's own context of that device has (see [`Event::DeviceOpened`]); sends [`Event::Port`]. Never blocks.

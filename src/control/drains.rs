@@ -70,9 +70,17 @@ impl Qp {
             } else if self.path(path).is_some_and(|state| state.own_ready && !state.armed) {
                 self.send_confirm(world, path, now);
                 self.arm(world, path, now);
+                // The end that drained leads the connection back: the peer does not.
+                self.probe_unless_gone(world, path, now);
             }
         }
         self.hurry_plans();
+    }
+
+    fn probe_unless_gone(&mut self, world: &mut World, path: PathId, now: Micros) {
+        if !self.peer_gone {
+            self.probe_now(world, path, now);
+        }
     }
 
     /// The path is no target, and the peer hears of it.

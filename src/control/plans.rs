@@ -24,6 +24,8 @@ pub(crate) struct Plans {
     tried: Option<PathId>,
     /// The peer is about to move by plan.
     heard: bool,
+    /// The peer led it off its first path by plan, for a reason that it knows, and leads it back.
+    led_away: bool,
     pause_us: u64,
     not_before: Micros,
 }
@@ -35,6 +37,7 @@ impl Plans {
             hold_down: HoldDown::new(hold_down),
             tried: None,
             heard: false,
+            led_away: false,
             pause_us: FIRST_PAUSE_US,
             not_before: Micros(0),
         }
@@ -85,8 +88,11 @@ impl Qp {
         let other = PATHS.into_iter().find(|path| *path != self.current())?;
         // No path on a rail that is drained or gone is armed.
         let is_armed = self.path(other).is_some_and(|state| state.armed);
-        let goes_back = other == PathId::PRIMARY && world.config.failback && self.plans.hold_down.is_over(now);
-        let leaves = self.is_path_closed(world, self.current());
+        let is_wanted_back = !self.plans.led_away && !self.is_path_avoided(world, PathId::PRIMARY, now);
+        let may_go_back = other == PathId::PRIMARY && world.config.failback && is_wanted_back;
+        let goes_back = may_go_back && self.plans.hold_down.is_over(now);
+        let is_better = self.is_path_gray(world, self.current()) && !self.is_path_avoided(world, other, now);
+        let leaves = self.is_path_closed(world, self.current()) || is_better;
         (is_armed && (goes_back || leaves)).then_some(other)
     }
 
@@ -130,6 +136,8 @@ impl Qp {
     /// The connection has left a path for another one, past return.
     pub fn note_moved(&mut self, world: &mut World, left: PathId, target: PathId, now: Micros) {
         let is_planned = self.machine.as_ref().is_some_and(Machine::is_planned);
+        let owner = self.machine.as_ref().and_then(Machine::tuple).map(|tuple| tuple.owner);
+        self.plans.led_away = left == PathId::PRIMARY && is_planned && owner.is_some_and(|owner| owner != self.me);
         match (left == PathId::PRIMARY, is_planned) {
             (true, false) => self.plans.hold_down.note_fault(now),
             (true, true) => self.plans.hold_down.note_bad(),

@@ -56,6 +56,18 @@ pub struct Status {
     /// Devices that are drained, as this process was told.
     #[serde(default)]
     pub drained: Vec<String>,
+    /// Rails that are failing without an error.
+    #[serde(default)]
+    pub gray: Vec<Rail>,
+}
+
+/// A rail that is failing without an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rail {
+    /// Its device.
+    pub device: String,
+    /// What is wrong, in words.
+    pub symptom: String,
 }
 
 /// One queue pair of the application.

@@ -43,6 +43,13 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
         "0 leaves a connection where it is: it does not go back to its first path when that has been good for SHIFT_HOLD_DOWN_MS. Either end may begin.",
     ),
     (
+        "SHIFT_GRAY",
+        "report",
+        "report, migrate or 0",
+        "What becomes of a rail that loses packets or became slow without any error: it is reported; or connections leave it too; 0: nobody looks.",
+    ),
+    ("SHIFT_GRAY_MS", "5000", "ms", "A rail is judged by windows as long as this; ten bad ones of twelve make it one that fails."),
+    (
         "SHIFT_POLICY",
         "write=replay,read=replay",
         "ITEM[,...]",

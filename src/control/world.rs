@@ -13,6 +13,7 @@ use crate::audit::Audit;
 use crate::config::Config;
 use crate::datapath::{DataPath, DeviceId, Gid, GroupId, QpLife};
 use crate::drains::Drains;
+use crate::gray::Gray;
 use crate::interfaces::Interfaces;
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
 use crate::links::Links;
@@ -70,6 +71,8 @@ pub struct World {
     pub drains: Drains,
     /// Devices that were removed.
     pub removals: Removals,
+    /// Rails that fail without an error.
+    pub(crate) gray: Gray,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
@@ -106,6 +109,7 @@ impl World {
             audit: Audit::default(),
             drains: Drains::default(),
             removals: Removals::default(),
+            gray: Gray::default(),
             posted: Vec::new(),
             tallies: BTreeMap::new(),
         }

@@ -26,6 +26,9 @@ pub fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
         count - protected,
         status.version
     )?;
+    for rail in &status.gray {
+        writeln!(out, "        {} is failing without an error: {}", rail.device, rail.symptom)?;
+    }
     for (words, qpns) in grouped(&status.queue_pairs) {
         writeln!(out, "  {:>5} {words}{}", qpns.len(), list(&qpns))?;
     }

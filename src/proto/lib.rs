@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod frame;
+pub mod gray;
 pub mod health;
 pub mod id;
 pub mod ledger;

@@ -11,7 +11,7 @@ use crate::tables::PtrTable;
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -250,6 +250,7 @@ fn new_shadow(
         attention: AtomicU32::new(0),
         polls: AtomicU32::new(0),
         polls_seen: AtomicU32::new(0),
+        looked: AtomicU64::new(0),
         inner: SpinCell::new(inner),
     }
 }

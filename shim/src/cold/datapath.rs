@@ -2,14 +2,17 @@
 
 use crate::cold::device::as_agent;
 use crate::cold::{cm, fence, mr, presence, probe, rail, replay, slice, tell, twin};
-use crate::hot::poll;
+use crate::hot::{poll, timed};
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
 use core::sync::atomic::Ordering;
+use shift_control::counters;
 use shift_control::datapath::*;
+use shift_proto::gray::Sample;
 use shift_proto::id::{Epoch, Micros, PathId, Psn, WrSeq};
 use shift_proto::ledger::{Ledger, Plan};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The data path of this process.
@@ -163,6 +166,14 @@ impl DataPath for Shim {
 
     fn next_seq(&self, qp: QpLife) -> WrSeq {
         Self::with(qp, WrSeq(0), |qp| WrSeq(qp.sq.ring.tail()))
+    }
+
+    fn take_sample(&self, qp: QpLife) -> Option<(Epoch, Sample)> {
+        Self::with(qp, None, timed::take).map(|(epoch, sample)| (Epoch(epoch), sample))
+    }
+
+    fn port_counters(&self, device: DeviceId) -> Option<PortCounters> {
+        counters::read(Path::new(counters::DEVICES), &self.device_name(device))
     }
 
     fn could_end_in_error(&self, qp: QpLife) -> bool {

@@ -19,5 +19,7 @@ pub mod tag;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, reason = "a test that fails should say where")]
 pub(crate) mod tests;
+#[cfg_attr(test, allow(clippy::expect_used, reason = "a test that fails should say where"))]
+pub mod timed;
 pub mod whole;
 pub mod wr;

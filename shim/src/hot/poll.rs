@@ -7,6 +7,7 @@
 use super::poll_ex::{CqEx, CqReads, MoreWc};
 use super::ring::*;
 use super::tag::{Queue, Tag};
+use super::timed;
 use crate::cold::{notify, tell};
 use crate::lives;
 use crate::shadow::*;
@@ -59,6 +60,7 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
         // SAFETY: passed on from the caller.
         return unsafe { poll_slowly(cq, entries, wc) };
     }
+    let looked = timed::look(attention);
     // SAFETY: the application polls its live CQ with its own array.
     let taken = unsafe { (cq.ops.poll_cq)(cq.cq.0, entries, wc) };
     let given = match taken {
@@ -66,6 +68,9 @@ pub unsafe fn poll_cq(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
         1.. if attention & TAGGED != 0 => unsafe { sort_out(cq, entries as usize, wc, taken as usize) },
         _ => taken,
     };
+    if let Some(looked) = looked.filter(|_| taken < entries) {
+        timed::found_nothing(cq, looked);
+    }
     if given == 0 && has_stash(cq) {
         // SAFETY: passed on from the caller; nothing in the array is wanted any more.
         return unsafe { poll_slowly(cq, entries, wc) };
@@ -156,11 +161,15 @@ unsafe fn account(cq: &CqShadow, wanted: usize, wc: *mut ibv_wc, filled: usize, 
 #[cold]
 unsafe fn poll_slowly(cq: &CqShadow, entries: c_int, wc: *mut ibv_wc) -> c_int {
     let wanted = usize::try_from(entries).unwrap_or(0);
+    let looked = timed::look(cq.attention.load(Relaxed));
     let mut inner = cq.inner.lock();
     let errno = if inner.stash.len() < wanted { drain(cq, &mut inner, wanted).1 } else { 0 };
     // SAFETY: the caller's array has room for `entries`.
     let filled = unsafe { pop(&mut inner.stash, wc, wanted) };
     settle(cq, &inner);
+    if let Some(looked) = looked.filter(|_| filled < wanted) {
+        timed::found_nothing(cq, looked);
+    }
     if filled == 0 && errno != 0 {
         return -1;
     }
@@ -429,6 +438,9 @@ fn sent(inner: &mut CqInner, qp: &QpShadow, raw: ibv_wc, tag: Tag, source: Sourc
         return;
     }
     sq.signals_seen.store(seen.wrapping_add(1), Relaxed);
+    if sq.timed.is(seq) {
+        timed::end(qp);
+    }
     if sq.mixed.load(Relaxed) {
         retire_mixed(qp, seq, sink);
         return;

@@ -5,6 +5,7 @@
 use super::keys::KeyCache;
 use super::ring::*;
 use super::tag::{Queue, Tag};
+use super::timed;
 use crate::cold::{mr, tell};
 use crate::copies::{Copies, MoreSges};
 use crate::shadow::*;
@@ -192,6 +193,9 @@ fn post_direct(qp: &QpShadow, poster: &mut Poster, mut chain: SendChain<'_>) -> 
             batch.push(copy, wr.as_ptr());
         }
         qp.sq.ring.set_tail(begin + batch.len as u64);
+        if qp.sq.timed.is_wanted() {
+            timed::begin(qp, poster, begin);
+        }
         if let Some(failure) = hand_over(qp, poster, &mut batch, begin) {
             return failure;
         }

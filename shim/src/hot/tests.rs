@@ -7,7 +7,7 @@ use super::tag::{Queue, Tag};
 use super::wr::QpEx;
 use crate::shadow::*;
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use shift_abi::*;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -139,6 +139,7 @@ impl Bench {
             attention: AtomicU32::new(TAGGED),
             polls: AtomicU32::new(0),
             polls_seen: AtomicU32::new(0),
+            looked: AtomicU64::new(0),
             inner: crate::spin::SpinCell::new(CqInner::default()),
         });
         let mut init = ibv_qp_init_attr::zeroed();

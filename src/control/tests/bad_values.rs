@@ -23,6 +23,7 @@ const ROWS: &[Row] = &[
     ("SHIFT_DISABLE", &[("yes", "write 1"), ("2", "write 1"), ("true", "0 to leave it on"), (" 1", "write 1")]),
     ("SHIFT_SRQ", &[("yes", "write 1"), ("2", "0 not to")]),
     ("SHIFT_FAILBACK", &[("no", "write 1"), ("2", "0 not to")]),
+    ("SHIFT_GRAY", &[("1", "write report, migrate"), ("leave", "or 0 for neither"), ("Migrate", "write report")]),
     (
         "SHIFT_STANDBY",
         &[

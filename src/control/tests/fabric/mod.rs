@@ -20,6 +20,7 @@ mod network;
 mod process;
 mod receives;
 pub mod speaker;
+mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -27,8 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use shift_control::datapath::{
-    ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, ProbeId, ProbeState, QpLife,
-    RemoteKey, RemoteKeys, ReplayProgress, Round, Unprotected,
+    ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, PortCounters, ProbeId, ProbeState,
+    QpLife, RemoteKey, RemoteKeys, ReplayProgress, Round, Unprotected,
 };
 use shift_control::{Agent, Config, EventSender};
 use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
@@ -38,6 +39,7 @@ use shift_proto::policy::OnUnknown;
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
 use network::{Reach, TestNetwork};
 pub use process::are_on;
+pub use wait::{config, eventually, stays};
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +120,8 @@ pub struct State {
     pub panic_in_sweep: Option<usize>,
     /// By host and rail.
     pub dead_ports: BTreeSet<(usize, usize)>,
+    /// What its kernel counts, by host and rail.
+    pub counters: BTreeMap<(usize, usize), PortCounters>,
     /// Receives cannot be posted at that host.
     pub refuses_receives: Option<(usize, Errno)>,
     /// A probe into a dead rail is not given up by its NIC.
@@ -172,29 +176,6 @@ pub fn gid(host: usize, rail: usize) -> Gid {
 
 fn host_and_rail(gid: &Gid) -> (usize, usize) {
     (usize::from(gid.0[15]), usize::from(gid.0[13]))
-}
-
-/// Fast deadlines, as a test on loopback can have them.
-pub fn config() -> Config {
-    Config::from_env([("SHIFT_PROBE_MS".to_owned(), "50".to_owned())]).unwrap()
-}
-
-/// Waits until `done`; panics with `what` after ten seconds.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "this did not come true: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Checks for a while that `holds` stays true.
-pub fn stays(what: &str, for_ms: u64, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(for_ms) {
-        assert!(holds(), "this did not stay true: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 impl Fabric {
@@ -580,6 +561,10 @@ impl DataPath for Path {
 
     fn could_end_in_error(&self, _qp: QpLife) -> bool {
         false
+    }
+
+    fn port_counters(&self, device: DeviceId) -> Option<PortCounters> {
+        self.fabric.lock().counters.get(&(self.ip_host, usize::from(device.0))).copied()
     }
 
     fn retry_budget(&self, _qp: QpLife) -> Option<Micros> {

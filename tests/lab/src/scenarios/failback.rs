@@ -127,7 +127,7 @@ fn durations(evidence: &Evidence) -> Vec<Value> {
 }
 
 /// What both hosts sent over a rail.
-fn bytes_per_second(lab: &Lab, rail: Rail) -> Result<f64> {
+pub(super) fn bytes_per_second(lab: &Lab, rail: Rail) -> Result<f64> {
     let sent = || -> Result<u64> {
         let counts = lab.wire().counts()?;
         Ok(Host::ALL.into_iter().map(|host| counts.flow(rail.link(), host).bytes).sum())

@@ -18,6 +18,7 @@ mod events;
 mod extended;
 mod fail_open;
 mod failback;
+mod gray;
 mod lab_itself;
 mod lesser;
 mod loss;
@@ -122,6 +123,7 @@ pub fn all() -> Vec<Scenario> {
         control_cuts::scenarios(),
         second_fault::scenarios(),
         failback::scenarios(),
+        gray::scenarios(),
         drain::scenarios(),
         lesser::scenarios(),
         fail_open::scenarios(),

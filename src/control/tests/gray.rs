@@ -1,0 +1,77 @@
+//! A rail that loses packets without an error, between two agents: it is told, and left where the operator allows it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
+mod fabric;
+
+use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
+use serial_test::serial;
+use shift_control::datapath::PortCounters;
+use shift_control::Config;
+
+/// Twelve windows take a second or two.
+fn config(wish: &str) -> Config {
+    let all = [("SHIFT_PROBE_MS", "50"), ("SHIFT_HOLD_DOWN_MS", "300"), ("SHIFT_GRAY_MS", "80"), ("SHIFT_GRAY", wish)];
+    Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
+}
+
+fn armed_pair(net: u8, wish: &str) -> (Fabric, Process, Process) {
+    let fabric = Fabric::new(net);
+    let (a, b) = (fabric.process(1, config(wish)), fabric.process(2, config(wish)));
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
+    (fabric, a, b)
+}
+
+/// A few milliseconds of traffic on both rails of the first host, of which rail 0 repeats `resent` of a thousand packets.
+fn carry(fabric: &Fabric, resent: u64) {
+    let counters = &mut fabric.lock().counters;
+    for rail in 0..2 {
+        let count: &mut PortCounters = counters.entry((1, rail)).or_default();
+        count.packets += 1000;
+        count.amount += 1_000_000;
+        count.resent += if rail == 0 { resent } else { 0 };
+    }
+}
+
+#[test]
+#[serial]
+fn a_rail_that_loses_packets_is_left_by_plan_where_that_is_wished_and_neither_end_goes_back() {
+    let (fabric, a, b) = armed_pair(140, "migrate");
+    let mut next = 0;
+    let mut talk = |resent| {
+        carry(&fabric, resent);
+        a.post(1, next, Kind::Send);
+        b.post(1, next, Kind::Send);
+        next += 1;
+    };
+    eventually("it is left", || {
+        talk(50);
+        are_on(1, [&a, &b])
+    });
+    stays("on the other rail", 1500, || {
+        talk(0);
+        are_on(1, [&a, &b])
+    });
+    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
+    let all: Vec<u32> = (0..next).collect();
+    assert_eq!((a.received(1), b.received(1)), (all.clone(), all));
+}
+
+#[test]
+#[serial]
+fn a_healthy_rail_is_not_left_and_a_lossy_one_neither_where_that_is_not_wished() {
+    for (net, wish, resent) in [(141, "migrate", 1), (142, "report", 50), (143, "0", 50)] {
+        let (fabric, a, b) = armed_pair(net, wish);
+        stays(wish, 2500, || {
+            carry(&fabric, resent);
+            are_on(0, [&a, &b])
+        });
+    }
+}
