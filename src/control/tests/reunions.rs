@@ -14,7 +14,7 @@ mod fabric;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fabric::{config, connect_with, eventually, Fabric, Process};
+use fabric::{config, connect_with, eventually, own_port, Fabric, Process};
 use shift_control::Config;
 use shift_proto::id::Micros;
 
@@ -23,8 +23,6 @@ const HEARTBEAT: Micros = Micros(20_000);
 /// How long an agent stands still: the other ends its connections meanwhile.
 const STANDSTILL: Duration = Duration::from_millis(40);
 const ROUNDS: u32 = 200;
-/// Hosts of two networks listen on all addresses: runs beside each other need ports of their own.
-const PORTS: std::ops::Range<u16> = 18_000..28_000;
 
 static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -94,7 +92,7 @@ fn two_that_meet_and_part_again_and_again_are_never_strangers() {
     log::set_max_level(log::LevelFilter::Info);
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let fabric = Fabric::new(1);
-    let mut config = Config { port: PORTS.start + u16::try_from(std::process::id() % 10_000).unwrap(), ..config() };
+    let mut config = Config { port: own_port(), ..config() };
     config.deadlines.heartbeat = HEARTBEAT;
     let (a, b) = (fabric.process_on_two_networks(1, config.clone()), fabric.process_on_two_networks(2, config));
     for round in 0..ROUNDS {

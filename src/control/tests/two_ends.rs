@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use fabric::{config, connect, connect_hosts, eventually, stays, Fabric, Kind, Process};
+use fabric::{config, connect, connect_hosts, eventually, own_port, stays, Fabric, Kind, Process};
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
 use shift_control::Config;
@@ -460,8 +460,7 @@ fn what_a_stranger_may_send_moves_nothing() {
 #[test]
 fn what_comes_over_two_networks_counts_once() {
     let fabric = Fabric::new(22);
-    let port = [("SHIFT_PORT".to_owned(), "17472".to_owned())];
-    let config = || Config::from_env(port.clone()).unwrap();
+    let config = || Config { port: own_port(), ..config() };
     let (a, b) = (fabric.process_on_two_networks(1, config()), fabric.process_on_two_networks(2, config()));
     connect(&a, 1, &b, 1);
     eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));

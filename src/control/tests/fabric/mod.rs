@@ -37,6 +37,7 @@ use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Le
 use shift_proto::policy::OnUnknown;
 
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
+pub use network::own_port;
 use network::{Reach, TestNetwork};
 pub use process::are_on;
 pub use wait::{config, eventually, stays};

@@ -53,6 +53,11 @@ impl Network for TestNetwork {
     }
 }
 
+/// A port of this run's own: hosts of two networks listen on all addresses, as those of a run beside this one do.
+pub fn own_port() -> u16 {
+    18_000 + u16::try_from(std::process::id() % 10_000).unwrap()
+}
+
 /// The address of a host. Tests that run at the same time have networks of their own.
 pub fn near_end(owner: u32, net: u8, host: u8) -> Ipv4Addr {
     let [.., middle, low] = owner.to_be_bytes();
