@@ -88,6 +88,9 @@ pub struct Local {
     /// Wait so many seconds for the device to be there, with a GID of the kind that is wanted.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub device_timeout: u64,
+    /// That the peer's side channel closed is no end of it: go on until verbs tell.
+    #[arg(long)]
+    pub verbs_tell: bool,
     /// Give up waiting for the peer's side channel after this many seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub connect_timeout: u64,

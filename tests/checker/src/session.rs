@@ -38,6 +38,8 @@ pub struct Parts {
     pub trigger: Option<Trigger>,
     /// The error that is committed on purpose.
     pub commit: Option<Commit>,
+    /// That the side channel closed says nothing: only verbs tell of the peer's end.
+    pub verbs_tell: bool,
 }
 
 /// One end of a run.
@@ -105,6 +107,7 @@ impl Session {
         Self {
             pacer: Pacer::new(parts.ground.params.rate, now),
             second: second_of(&parts),
+            peer_left: parts.verbs_tell,
             parts,
             verdict: Verdict::default(),
             wcs: Vec::new(),
@@ -113,7 +116,6 @@ impl Session {
             pause: Pause::default(),
             stale_posted: false,
             peer_finished: false,
-            peer_left: false,
             started_ns: now,
             progress_ns: now,
             printed_ns: now,

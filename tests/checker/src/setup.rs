@@ -95,6 +95,7 @@ pub fn prepare(
     sabotage: Option<Sabotage>,
     trigger: Option<Trigger>,
 ) -> Result<Parts, SetupError> {
+    let verbs_tell = local.verbs_tell;
     let opened = open(end, &params, local)?;
     side.send(&Note::Endpoint(opened.endpoint.clone()))?;
     let note = expect_note(&mut side)?;
@@ -120,7 +121,7 @@ pub fn prepare(
         return Err(SetupError::Peer(Some(note)));
     }
     let commit = sabotage.map(|sabotage| sabotage.commit);
-    Ok(Parts { verbs, qps, ground, side, senders, receivers, pool, trigger, commit })
+    Ok(Parts { verbs, qps, ground, side, senders, receivers, pool, trigger, commit, verbs_tell })
 }
 
 fn senders(end: End, params: &Params, sabotage: Option<Sabotage>) -> Vec<Sender> {

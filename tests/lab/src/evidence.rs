@@ -56,6 +56,11 @@ impl Evidence {
         self.records.iter().filter(move |(each, _)| *each == host).map(|(_, record)| record)
     }
 
+    /// Those of one process.
+    pub fn of_pid(&self, pid: u32) -> Evidence {
+        Evidence { records: self.records.iter().filter(|(_, record)| record["pid"] == pid).cloned().collect() }
+    }
+
     /// Records that were not read from a guest.
     #[cfg(test)]
     pub fn of_records(records: impl IntoIterator<Item = (Host, Value)>) -> Evidence {

@@ -139,7 +139,7 @@ mod tests {
             at_ns: at_ms * 1_000_000,
             link: rail.link(),
             from: Host::A,
-            packet: Packet { ethertype: 0x0800, protocol: 17, roce, payload_at: 54 },
+            packet: Packet { ethertype: 0x0800, protocol: 17, roce, tcp: None, payload_at: 54 },
             length: HEADERS + 20 + extended + bytes,
             fate: Fate::Passed,
             rule: None,

@@ -10,6 +10,7 @@ mod binding;
 mod checker;
 mod connections;
 mod control_cuts;
+mod control_network;
 mod corners;
 mod detect;
 mod directory;
@@ -121,6 +122,7 @@ pub fn all() -> Vec<Scenario> {
         removal::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
+        control_network::scenarios(),
         second_fault::scenarios(),
         failback::scenarios(),
         gray::scenarios(),

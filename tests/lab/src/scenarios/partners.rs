@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) server: String,
     /// Further options of the client.
     pub(super) client: String,
+    /// Without the shim.
+    pub(super) bare: bool,
     /// Variables for both.
     pub(super) env: Vec<(String, String)>,
 }
@@ -46,7 +48,8 @@ impl Partners {
     pub(super) fn start(lab: &Lab, plan: &Plan) -> Result<Partners> {
         let at = format!("{}:{}", Link::Management.address(Host::B), PORT + plan.number);
         let dress = |line: String| {
-            let program = Program::words(&line).with_shim().as_uid(plan.user);
+            let program = Program::words(&line);
+            let program = if plan.bare { program } else { program.with_shim() }.as_uid(plan.user);
             plan.env.iter().fold(program, |program, (name, value)| program.env(name, value))
         };
         let server = dress(format!("{PROGRAM} server --dev rxe0 --listen {at} {}", plan.server));

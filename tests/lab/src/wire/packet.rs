@@ -89,6 +89,8 @@ pub struct Packet {
     pub protocol: u8,
     /// RoCEv2 header, if it is one.
     pub roce: Option<Bth>,
+    /// Source and target port, if it is TCP.
+    pub tcp: Option<(u16, u16)>,
     /// Offset of the first byte behind the BTH; 0 if not RoCE.
     pub payload_at: usize,
 }
@@ -106,7 +108,10 @@ pub fn parse(frame: &[u8]) -> Packet {
         0x86dd => (byte(frame, 20), 14 + 40),
         _ => (0, 0),
     };
-    let mut packet = Packet { ethertype, protocol, roce: None, payload_at: 0 };
+    let mut packet = Packet { ethertype, protocol, roce: None, tcp: None, payload_at: 0 };
+    if protocol == 6 {
+        packet.tcp = be16(frame, transport_at).zip(be16(frame, transport_at + 2));
+    }
     if protocol == 17 && be16(frame, transport_at + 2) == Some(ROCE_PORT) {
         packet.roce = parse_bth(frame, transport_at + 8);
         packet.payload_at = packet.roce.map_or(0, |_| transport_at + 8 + 12);

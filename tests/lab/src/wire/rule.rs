@@ -50,6 +50,8 @@ pub struct Rule {
     pub qpn: Option<u32>,
     /// No RoCE packets to one of these queue pairs.
     pub spared: Vec<u32>,
+    /// Only TCP from or to a port from the first to the last of these.
+    pub tcp: Option<(u16, u16)>,
     /// Only answers that say "receiver not ready".
     pub receiver_not_ready: bool,
     /// Lets so many matching frames pass first.
@@ -111,6 +113,7 @@ impl Rule {
             psn: None,
             qpn: None,
             spared: Vec::new(),
+            tcp: None,
             receiver_not_ready: false,
             skip: 0,
             skip_each: None,
@@ -199,6 +202,10 @@ impl Rule {
             return false;
         }
         if packet.roce.is_some_and(|bth| self.spared.contains(&bth.qpn)) {
+            return false;
+        }
+        let ports = packet.tcp.map_or([0; 2], |(source, target)| [source, target]);
+        if self.tcp.is_some_and(|(first, last)| !ports.iter().any(|port| (first..=last).contains(port))) {
             return false;
         }
         if self.opcodes.is_empty() && self.psn.is_none() && self.qpn.is_none() && !self.receiver_not_ready {
@@ -404,6 +411,22 @@ mod tests {
         assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 1), 0), Some((rest, Action::Drop)));
         assert!(rules.remove(rest) && !rules.remove(rest));
         assert_eq!(rules.decide(Link::Rail0, Host::A, &packet(4, 1, 2), 0), None);
+    }
+
+    #[test]
+    fn tcp_is_named_by_either_port() {
+        let segment = |source: u16, target: u16| {
+            let mut frame = vec![0; 54];
+            (frame[12], frame[14], frame[23]) = (8, 0x45, 6);
+            frame[34..36].copy_from_slice(&source.to_be_bytes());
+            frame[36..38].copy_from_slice(&target.to_be_bytes());
+            parse(&frame)
+        };
+        let mut rules = Rules::default();
+        rules.add(Rule { link: None, tcp: Some((21_000, 21_001)), ..Rule::on(Link::Rail0, Action::Drop) });
+        let mut drops = |packet: &Packet| rules.decide(Link::Rail1, Host::B, packet, 0).is_some();
+        assert!(drops(&segment(21_000, 5)) && drops(&segment(5, 21_001)));
+        assert!(!drops(&segment(5, 21_002)) && !drops(&packet(opcode::ACK, 21_000, 0)));
     }
 
     #[test]
