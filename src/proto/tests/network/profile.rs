@@ -21,6 +21,10 @@ pub struct Profile {
     pub plans: u64,
     /// Sends that do not end for a while, as to a peer that is not ready to receive.
     pub slow_drain: u64,
+    /// The first path flaps, and both ends go back to it by the hold-down.
+    pub flaps: bool,
+    /// The faults end then, microseconds.
+    pub span: u64,
 }
 
 impl Profile {
@@ -42,6 +46,8 @@ impl Profile {
             stuck_poster: 0,
             plans: 0,
             slow_drain: 0,
+            flaps: false,
+            span: 25_000_000,
         }
     }
 
@@ -53,6 +59,11 @@ impl Profile {
     /// The same while links flap.
     pub const fn flapping() -> Self {
         Self { outages: 6, ..Self::planned() }
+    }
+
+    /// An hour of it, with the hold-down at both ends.
+    pub const fn flapping_for_an_hour() -> Self {
+        Self { flaps: true, span: 3_600_000_000, slow_drain: 100, drop: 20, max_delay_us: 20_000, ..Self::calm() }
     }
 
     pub const fn rough() -> Self {
@@ -73,6 +84,8 @@ impl Profile {
             stuck_poster: 100,
             plans: 6,
             slow_drain: 200,
+            flaps: false,
+            span: 25_000_000,
         }
     }
 

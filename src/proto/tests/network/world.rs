@@ -1,18 +1,20 @@
 //! The world around two machines: clock, network, paths, and a data path that only remembers what the protocol cares about.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::rc::Rc;
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Stage};
 
+use crate::failback::Failback;
 use crate::profile::{Dice, Profile};
+use crate::schedule::{Item, Schedule};
 
-/// The faults end then; what is left must settle by itself.
-const FAULTS_END: u64 = 25_000_000;
-/// Patience, an exchange, and re-sends, with room.
-const RUN_END: u64 = FAULTS_END + 40_000_000;
+/// What is left after the faults must settle by itself: patience, an exchange, and re-sends, with room.
+const SETTLING: u64 = 40_000_000;
 const PROBE_EVERY: u64 = 10_000;
 
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ enum Happening {
     RetriesOver(usize, u64),
     /// The own sends are complete, if they are those that were held up at that exclusion.
     Drained(usize, u64),
+    /// The first path is looked at by who may go back to it.
+    Return(usize),
     Wake(usize),
     Sleep(usize),
 }
@@ -92,13 +96,20 @@ struct End {
     confirmed: Option<Epoch>,
     reports: BTreeMap<Tuple, Vec<Vec<IncarnationReport>>>,
     posting_epoch: Epoch,
+    failback: Failback,
 }
 
 #[derive(Debug)]
 pub struct Outcome {
     pub marks: BTreeSet<String>,
-    pub trace: Vec<String>,
+    /// Migrations, as each end counts them.
+    pub epoch: u32,
+    /// Returns to the first path, as each end counts them.
+    pub returns: [u64; 2],
 }
+
+/// The timeline of a run: time, end, state, and what came in or went out.
+pub type Trace = Rc<RefCell<Vec<String>>>;
 
 pub struct World {
     profile: Profile,
@@ -112,7 +123,7 @@ pub struct World {
     cuts: [Vec<(u64, u64)>; 2],
     adopted: BTreeMap<Epoch, Tuple>,
     marks: BTreeSet<String>,
-    trace: Vec<String>,
+    trace: Trace,
     deadlines: Deadlines,
 }
 
@@ -153,12 +164,15 @@ impl End {
             confirmed: None,
             reports: BTreeMap::new(),
             posting_epoch: Epoch(0),
+            failback: Failback::new(deadlines.hold_down),
         }
     }
 }
 
 impl World {
-    pub fn new(seed: u64, profile: Profile) -> Self {
+    /// `trace` is kept by the caller: it is wanted when the run panics.
+    pub fn new(schedule: &Schedule, trace: &Trace) -> Self {
+        let (seed, profile) = (schedule.seed, schedule.profile);
         let deadlines = Deadlines::default();
         let mut world = Self {
             profile,
@@ -171,60 +185,33 @@ impl World {
             cuts: [Vec::new(), Vec::new()],
             adopted: BTreeMap::new(),
             marks: BTreeSet::new(),
-            trace: Vec::new(),
+            trace: trace.clone(),
             deadlines,
         };
-        world.set_the_stage();
+        world.set_the_stage(&schedule.items);
         world
     }
 
-    fn set_the_stage(&mut self) {
-        for side in 0..2 {
-            for path in 0..2 {
-                self.notice(0, side, Input::PathArmed(PathId(path)));
-            }
-            if self.dice.chance(self.profile.hold) {
-                let at = self.dice.below(FAULTS_END / 2);
-                self.notice(at, side, Input::Hold(true));
-                let until = at + self.dice.below(8_000_000);
-                self.notice(until, side, Input::Hold(false));
-            }
-            for _ in 0..self.dice.below(self.profile.plans + 1) {
-                let at = self.dice.below(FAULTS_END);
-                let path = self.dice.below(2) as u8;
-                self.notice(at, side, Input::Move(PathId(path)));
-            }
-            if self.dice.chance(self.profile.sleep) {
-                let at = self.dice.below(FAULTS_END);
-                let until = at + self.dice.below(6_000_000);
-                self.schedule(at, Happening::Sleep(side));
-                self.schedule(until, Happening::Wake(side));
-            }
-            if self.dice.chance(self.profile.destroy) {
-                let at = self.dice.below(4_000_000);
-                self.notice(at, side, Input::Destroyed);
-            }
-            if self.dice.chance(self.profile.application_error) {
-                let at = self.dice.below(FAULTS_END);
-                self.notice(at, side, Input::ApplicationError);
-            }
+    fn set_the_stage(&mut self, items: &[Item]) {
+        for path in 0..2 {
+            (0..2).for_each(|side| self.notice(0, side, Input::PathArmed(PathId(path))));
         }
-        for _ in 0..self.dice.below(self.profile.cuts + 1) {
-            let (from, length) = (self.dice.below(FAULTS_END), self.dice.below(5_000_000));
-            let which = self.dice.below(3) as usize;
-            for direction in 0..2 {
-                if which == direction || which == 2 {
-                    self.cuts[direction].push((from, from + length));
+        for item in items.iter().cloned() {
+            match item {
+                Item::Notice { at, side, input } => self.notice(at, side, input),
+                Item::Asleep { side, from, until } => {
+                    self.schedule(from, Happening::Sleep(side));
+                    self.schedule(until, Happening::Wake(side));
+                }
+                Item::Cut { side, from, until } => self.cuts[side].push((from, until)),
+                Item::Outage { path, from, until } => {
+                    self.schedule(from, Happening::PathDown(path));
+                    self.schedule(until, Happening::PathUp(path));
                 }
             }
         }
-        let outages = if self.profile.outages == 1 { 1 } else { self.dice.below(self.profile.outages + 1) };
-        for _ in 0..outages {
-            let path = if self.profile.outages == 1 { 0 } else { self.dice.below(2) as u8 };
-            let at = 1000 + self.dice.below(if self.profile.outages == 1 { 1_000_000 } else { 12_000_000 });
-            let length = if self.dice.chance(300) { self.dice.below(400_000) } else { self.dice.below(12_000_000) };
-            self.schedule(at, Happening::PathDown(path));
-            self.schedule((at + length).min(FAULTS_END), Happening::PathUp(path));
+        if self.profile.flaps {
+            (0..2).for_each(|side| self.schedule(PROBE_EVERY, Happening::Return(side)));
         }
     }
 
@@ -242,20 +229,26 @@ impl World {
         self.schedule(self.now + delay, Happening::Answer(side, generation, input));
     }
 
+    fn tell(&self, side: usize, way: &str, what: &dyn std::fmt::Debug) {
+        let (at, state) = (self.now as f64 / 1000.0, self.ends[side].machine.state());
+        self.trace.borrow_mut().push(format!("{at:>12.3} ms  end {side}  {state:<24} {way} {what:?}"));
+    }
+
     fn mark(&mut self, mark: &str) {
         self.marks.insert(mark.to_string());
     }
 
     pub fn run(mut self) -> Outcome {
         while let Some(Reverse(Scheduled(at, _, happening))) = self.queue.pop() {
-            if at > RUN_END {
+            if at > self.profile.span + SETTLING {
                 break;
             }
             self.now = at;
             self.happen(happening);
         }
         self.judge_the_end();
-        Outcome { marks: self.marks, trace: self.trace }
+        let epoch = self.ends[0].machine.epoch().0;
+        Outcome { marks: self.marks, epoch, returns: [0, 1].map(|side| self.ends[side].failback.returns) }
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -276,6 +269,7 @@ impl World {
             | Happening::Probe(side, _)
             | Happening::RetriesOver(side, _)
             | Happening::Drained(side, _)
+            | Happening::Return(side)
                 if self.ends[side].asleep =>
             {
                 if !matches!(happening, Happening::Tick(_)) {
@@ -297,6 +291,7 @@ impl World {
             Happening::Probe(side, generation) => self.probe(side, generation),
             Happening::RetriesOver(side, generation) => self.retries_over(side, generation),
             Happening::Drained(side, generation) => self.drain(side, generation),
+            Happening::Return(side) => self.consider_return(side),
         }
     }
 
@@ -338,9 +333,26 @@ impl World {
         self.input(side, input);
     }
 
+    /// As the agent does it: the first path is probed while the connection is on another one.
+    fn consider_return(&mut self, side: usize) {
+        let (now, answers) = (Micros(self.now), self.path_up[0]);
+        let end = &mut self.ends[side];
+        let state = end.machine.state();
+        let is_at_rest = (state.stage, state.attempt) == (Stage::Running, Attempt::Idle) && !end.in_error;
+        let wants = end.failback.look(now, answers && end.machine.path() != PathId::PRIMARY) && is_at_rest;
+        let pace = end.failback.pace();
+        if wants {
+            self.input(side, Input::Move(PathId::PRIMARY));
+        }
+        if self.now < self.profile.span {
+            self.schedule(self.now + pace.0, Happening::Return(side));
+        }
+    }
+
     fn path_down(&mut self, path: u8) {
         self.path_up[path as usize] = false;
         for side in 0..2 {
+            self.ends[side].failback.note_down(PathId(path));
             let end = &self.ends[side];
             if end.machine.path() != PathId(path) || end.in_error {
                 continue;
@@ -400,7 +412,7 @@ impl World {
     }
 
     fn input(&mut self, side: usize, input: Input) {
-        self.trace.push(format!("{} {side} {} <- {input:?}", self.now, self.ends[side].machine.state()));
+        self.tell(side, "<-", &input);
         let crossing = matches!(&input, Input::Frame(Handshake::Claim { .. }))
             && self.ends[side].machine.state().attempt == Attempt::Claiming;
         let lapse = matches!(input, Input::Tick) && self.ends[side].machine.state().attempt == Attempt::Accepted;
@@ -422,7 +434,7 @@ impl World {
             self.mark("settled");
         }
         while let Some(effect) = self.ends[side].machine.poll_effect() {
-            self.trace.push(format!("{} {side} {} -> {effect:?}", self.now, self.ends[side].machine.state()));
+            self.tell(side, "->", &effect);
             self.effect(side, effect);
         }
         if self.ends[side].machine.wants_drain() && self.ends[side].excluded {
@@ -473,7 +485,8 @@ impl World {
                     self.mark("migrated twice");
                 }
             }
-            Effect::Surface { .. } => {
+            Effect::Surface { why } => {
+                self.mark(&format!("surfaced: {why}"));
                 let end = &mut self.ends[side];
                 assert!(!end.surfaced, "surfaced twice");
                 end.surfaced = true;
@@ -523,6 +536,7 @@ impl World {
         end.replay_interrupted = false;
         end.answer_generation += 1;
         let tuple = end.machine.tuple().unwrap();
+        end.failback.note_moved(tuple.target, end.machine.is_planned(), Micros(self.now));
         let newest = end.posting_epoch;
         let known = self.adopted.entry(tuple.epoch).or_insert(tuple);
         assert_eq!(*known, tuple, "a split: two migrations of one epoch");
@@ -591,7 +605,7 @@ impl World {
     fn send(&mut self, side: usize, message: Handshake) {
         self.check_message(side, &message);
         let cut = self.cuts[side].iter().any(|(from, to)| (*from..*to).contains(&self.now));
-        let clean = self.now >= FAULTS_END;
+        let clean = self.now >= self.profile.span;
         let copies = if self.dice.chance(self.profile.repeat) { 2 } else { 1 };
         for _ in 0..copies {
             if cut || (!clean && self.dice.chance(self.profile.drop)) {
@@ -640,7 +654,7 @@ impl World {
 
     fn judge_the_end(&mut self) {
         let states = [self.ends[0].machine.state(), self.ends[1].machine.state()];
-        let picture = || format!("{} / {}\n{}", states[0], states[1], self.trace.join("\n"));
+        let picture = || format!("{} / {}", states[0], states[1]);
         for side in 0..2 {
             assert!(!self.ends[side].seek, "still seeking at the end: {}", picture());
         }
