@@ -5,6 +5,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use shift_abi::{ibv_mr, ibv_sge};
+use shift_proto::id::MAX_PATHS;
 use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
 
 /// Scatter/gather elements beyond the first, `stride` a slot.
@@ -46,8 +47,8 @@ pub struct Copies {
     pub stride: usize,
     bytes: NonNull<u8>,
     layout: Layout,
-    /// Its registrations on the primary and on the standby, made when a replay needs one.
-    pub registrations: [AtomicPtr<ibv_mr>; 2],
+    /// Its registrations on the primary and then in each slot of the standbys, made when a replay needs one.
+    pub registrations: [AtomicPtr<ibv_mr>; MAX_PATHS],
 }
 
 // SAFETY: a slot's bytes are written only by the poster, under its cell, before the ring publishes the slot, and read only
@@ -71,7 +72,7 @@ impl Copies {
             stride,
             bytes: NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout)),
             layout,
-            registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; 2],
+            registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PATHS],
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod cold;
 mod copies;
+mod domain;
 pub mod events;
 pub mod exports;
 mod hot;

@@ -8,6 +8,7 @@
 
 use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
+pub use crate::domain::{MrShadow, PdShadow, StandbyPd, TwinMr};
 use crate::hot::poll_ex::{CqEx, CqReads, MoreWc};
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
 use crate::hot::srq::SrqShadow;
@@ -15,7 +16,7 @@ use crate::hot::wr::QpEx;
 use crate::spin::{SpinCell, SpinGuard};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
-use shift_proto::id::{Mtu, Psn};
+use shift_proto::id::{Mtu, Psn, MAX_PATHS, MAX_STANDBYS};
 use shift_proto::ledger::IncarnationReport;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -59,54 +60,6 @@ pub struct ContextShadow {
     pub extended: crate::cold::extended::ExtendedOps,
     /// The device: index into [`crate::cold::rail`]'s table.
     pub device: u16,
-}
-
-/// A PD of the application and its twin on the standby device.
-pub struct PdShadow {
-    /// Its device.
-    pub device: u16,
-    /// The twin, or why there is none.
-    pub standby: Result<StandbyPd, String>,
-    /// Some registration has no twin: posts have to look which they use. Set once, read on every post (Relaxed: it is set before the key exists).
-    pub lacks_twins: AtomicBool,
-    /// Why no QP of it can be protected: the peer can reach memory that the standby does not have, and does not say when it uses it.
-    pub unprotected: OnceLock<&'static str>,
-}
-
-/// A PD of this library's own.
-pub struct StandbyPd {
-    /// Device of the standby.
-    pub device: u16,
-    /// The PD.
-    pub pd: Raw<ibv_pd>,
-}
-
-/// A registration of the application and its twin.
-pub struct MrShadow {
-    /// Its device.
-    pub device: u16,
-    /// The application's keys.
-    pub lkey: u32,
-    /// See `lkey`.
-    pub rkey: u32,
-    /// First address as the NIC sees it.
-    pub iova: u64,
-    /// Bytes.
-    pub length: u64,
-    /// The processor may read it at that address: its payload may be snapshotted.
-    pub readable: bool,
-    /// The twin; `None` if the standby refused it.
-    pub twin: Option<Raw<ibv_mr>>,
-    /// Its local key.
-    pub twin_lkey: u32,
-    /// First address as the application sees it.
-    pub addr: usize,
-    /// Access flags.
-    pub access: u32,
-    /// Its PD.
-    pub pd: Raw<ibv_pd>,
-    /// The memory is another device's.
-    pub is_dmabuf: bool,
 }
 
 /// There are completions in the stash, or parked ones.
@@ -161,10 +114,8 @@ pub struct CqShadow {
 /// What is behind the lock of a CQ. The holder also owns the completion side of every queue that completes here.
 #[derive(Default)]
 pub struct CqInner {
-    /// The twin on the standby device, once a QP needs it.
-    pub twin: Option<(Raw<ibv_cq>, poll_cq_fn)>,
-    /// The readers of the twin, where completions carry more than `ibv_wc` holds.
-    pub twin_reads: Option<CqReads>,
+    /// The twins on the standbys, once a QP needs them.
+    pub twins: Vec<TwinCq>,
     /// How the application moderates its events.
     pub moderation: Option<ibv_modify_cq_attr>,
     /// Room asked of the provider for the application's CQ and its twin.
@@ -185,6 +136,19 @@ pub struct CqInner {
     pub depth: u32,
     /// The application destroyed the CQ.
     pub destroyed: bool,
+}
+
+/// A CQ of this library's own.
+#[derive(Clone, Copy)]
+pub struct TwinCq {
+    /// Of the standby.
+    pub slot: u8,
+    /// The CQ.
+    pub cq: Raw<ibv_cq>,
+    /// Its provider's function.
+    pub poll: poll_cq_fn,
+    /// Its readers, where completions carry more than `ibv_wc` holds.
+    pub reads: Option<CqReads>,
 }
 
 impl CqInner {
@@ -231,8 +195,8 @@ unsafe impl Send for CqInner {}
 pub enum Source {
     /// The application's CQ.
     Own,
-    /// Its twin.
-    Twin,
+    /// Its twin in that slot.
+    Twin(u8),
 }
 
 /// Where a QP stands towards its faults. See [`QpShadow::stance`].
@@ -581,16 +545,18 @@ pub struct QpCold {
     pub alive: bool,
     /// As the application asked, for the twin.
     pub init: ibv_qp_init_attr,
-    /// The QP on the standby.
-    pub twin: Option<Raw<ibv_qp>>,
-    /// What each path is connected for: primary, standby.
-    pub connected: [Option<Connected>; 2],
+    /// What is offered on the standbys, by slot.
+    pub twins: [Option<TwinQp>; MAX_STANDBYS],
+    /// The slot of each path of this library's own: path 1 comes first.
+    pub slots: [u8; MAX_STANDBYS],
+    /// What each path is connected for.
+    pub connected: [Option<Connected>; MAX_PATHS],
     /// The path in use.
     pub path: u8,
-    /// Source GIDs of the paths, chosen once: their index may differ whenever they are used.
-    pub gids: [Option<ibv_gid_entry>; 2],
-    /// Path MTUs that were offered to the peer with them.
-    pub mtus: [Option<Mtu>; 2],
+    /// Source GID of the first path, chosen once: its index may differ whenever it is used.
+    pub gid: Option<ibv_gid_entry>,
+    /// Path MTU that was offered to the peer with it.
+    pub mtu: Option<Mtu>,
     /// Reports of earlier incarnations that the peer may still need.
     pub reports: Vec<IncarnationReport>,
     /// Incarnations that entries of the ledger may have been posted on.
@@ -607,6 +573,17 @@ pub struct QpCold {
     pub repost_next: Option<(u32, u64)>,
     /// Replay under way: next sequence number to be posted on the new path.
     pub replay_next: u64,
+}
+
+/// A QP of this library's own.
+#[derive(Clone, Copy)]
+pub struct TwinQp {
+    /// The QP.
+    pub qp: Raw<ibv_qp>,
+    /// Its source GID, as of the first path.
+    pub gid: Option<ibv_gid_entry>,
+    /// See `gid`.
+    pub mtu: Option<Mtu>,
 }
 
 /// A path at RTS.
@@ -660,16 +637,37 @@ pub struct Fence {
 unsafe impl Send for QpCold {}
 
 impl QpCold {
+    /// The slot of a path; `None`: it is the application's own.
+    pub fn slot(&self, path: u8) -> Option<u8> {
+        let at = usize::from(path).checked_sub(1)?;
+        self.slots.get(at).copied()
+    }
+
+    /// What is offered on a path of this library's own.
+    pub fn twin(&self, path: u8) -> Option<TwinQp> {
+        self.slot(path).and_then(|slot| self.twins.get(usize::from(slot)).copied().flatten())
+    }
+
+    /// Source GID of a path.
+    pub fn gid_of(&self, path: u8) -> Option<ibv_gid_entry> {
+        if path == 0 {
+            self.gid
+        } else {
+            self.twin(path).and_then(|twin| twin.gid)
+        }
+    }
+
     fn new(init: &ibv_qp_init_attr) -> Self {
         Self {
             attr: ibv_qp_attr::zeroed(),
             alive: true,
             init: *init,
-            twin: None,
-            connected: [None, None],
+            twins: [None; MAX_STANDBYS],
+            slots: core::array::from_fn(|at| at as u8),
+            connected: [None; MAX_PATHS],
             path: 0,
-            gids: [None, None],
-            mtus: [None, None],
+            gid: None,
+            mtu: None,
             reports: Vec::new(),
             incarnations: Vec::new(),
             fence: None,

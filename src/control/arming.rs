@@ -4,14 +4,15 @@
 //! Every message is idempotent, and comes once over each network. So nothing is answered because it came twice: an offer is said again
 //! until the peer has said anything to this end, readiness at a slow pace while the peer's is missing, both over a new connection.
 
-use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
+use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, SlotOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
-use crate::datapath::{Errno, PathEnd};
+use crate::choice::{pair, PeerStandby};
+use crate::datapath::{Errno, PathEnd, Prepared, Standby};
 use crate::mirror::Mirror;
 use crate::probes::{Outcome, Want};
-use crate::qp::{end_of, offer_of, Qp, Remote, PATHS};
+use crate::qp::{end_of, offer_of, PathState, Qp, Remote};
 use crate::stall;
 use crate::world::World;
 
@@ -31,6 +32,11 @@ const DEAD_PACE_US: u64 = 1_000_000;
 const SEEK_PACE_US: u64 = 50_000;
 /// Failed probes in a row that disarm a path: one may be a lost packet on a busy link.
 const FAILURES_TO_DISARM: u32 = 3;
+/// The standbys as they go over the wire.
+fn offered(own: &Prepared) -> Vec<SlotOffer> {
+    own.standbys.iter().map(|one| SlotOffer { slot: one.slot, end: offer_of(&one.end) }).collect()
+}
+
 /// `IBV_ACCESS_REMOTE_ATOMIC`.
 const REMOTE_ATOMIC: u32 = 1 << 3;
 
@@ -65,7 +71,7 @@ impl Qp {
 
     /// Nothing will be migrated from now on; the peer is told.
     pub fn withdraw(&mut self, world: &mut World, now: Micros) {
-        for path in PATHS {
+        for path in self.path_ids() {
             self.disarm(world, path, now);
         }
         self.mask(world, false);
@@ -79,20 +85,23 @@ impl Qp {
         if self.own.is_some() || self.refused.is_some() {
             return;
         }
-        let standby = match world.data.standby_of(self.facts.device) {
-            Ok(standby) => standby,
-            Err(reason) => return self.refuse(world, &reason.to_string(), now),
-        };
-        match world.data.prepare_standby(self.life) {
-            Ok((primary_end, standby_end)) => {
-                world.know_device(primary_end.gid, self.facts.device);
-                world.know_device(standby_end.gid, standby);
-                self.own = Some((primary_end, standby_end));
-                for (path, device) in PATHS.into_iter().zip([self.facts.device, standby]) {
-                    if let Some(state) = self.path_mut(path) {
-                        state.device = Some(device);
-                    }
+        if let Err(reason) = world.data.standbys_of(self.facts.device) {
+            return self.refuse(world, &reason.to_string(), now);
+        }
+        match world.data.prepare_standbys(self.life) {
+            Ok(prepared) => {
+                world.know_device(prepared.primary.gid, self.facts.device);
+                for standby in &prepared.standbys {
+                    world.know_device(standby.end.gid, standby.choice.device);
                 }
+                for reason in &prepared.lacking {
+                    world.tell_lacking(self.facts.device, reason, now);
+                }
+                let device = self.facts.device;
+                if let Some(state) = self.path_mut(PathId::PRIMARY) {
+                    state.device = Some(device);
+                }
+                self.own = Some(prepared);
             }
             // A program may destroy a queue pair sooner than it can be protected.
             Err(reason) if reason.is_destroyed() => {}
@@ -109,10 +118,10 @@ impl Qp {
             self.offer_due = Micros::MAX;
             return;
         }
-        let standby = self.own.filter(|_| self.refused.is_none()).map(|(primary, standby)| StandbyOffer {
-            standby: offer_of(&standby),
-            primary_mtu: primary.mtu,
-            primary_psn_base: primary.psn_base,
+        let standby = self.own.as_ref().filter(|_| self.refused.is_none()).map(|own| StandbyOffer {
+            standbys: offered(own),
+            primary_mtu: own.primary.mtu,
+            primary_psn_base: own.primary.psn_base,
             // Depths as on the primary: each end makes its standby by the values of its own primary.
             access: if world.data.atomics_hold(self.life) { REMOTE_ATOMIC } else { 0 },
         });
@@ -141,7 +150,10 @@ impl Qp {
         }
         let end = if self.is_own_peer() { Mirror::end_of(self.me) } else { offer.from };
         self.remote = Some(Remote { end, device: offer.device });
-        let news = self.heard.replace(*offer) != Some(*offer);
+        let news = self.heard.as_ref() != Some(offer);
+        if news {
+            self.heard = Some(offer.clone());
+        }
         match &offer.standby {
             Some(standby) if news => self.meet(world, standby, now),
             None if news => self.handle_peer_refuses(world, now),
@@ -155,7 +167,7 @@ impl Qp {
     }
 
     fn handle_peer_refuses(&mut self, world: &mut World, now: Micros) {
-        for path in PATHS {
+        for path in self.path_ids() {
             self.disarm(world, path, now);
         }
         let settled = self.machine.as_ref().is_none_or(|m| m.epoch() == shift_proto::id::Epoch::FIRST);
@@ -168,48 +180,69 @@ impl Qp {
         }
     }
 
-    /// Both ends offered: the standby is connected and both paths are probed.
-    fn meet(&mut self, world: &mut World, standby: &StandbyOffer, now: Micros) {
-        let (Some((own_primary, own_standby)), Some(remote)) = (self.own, self.remote) else {
+    /// Both ends offered: the standbys are paired and connected, and all paths are probed.
+    fn meet(&mut self, world: &mut World, offer: &StandbyOffer, now: Micros) {
+        let (Some(own), Some(remote)) = (self.own.clone(), self.remote) else {
             return;
         };
         if self.refused.is_some() || self.machine.is_some() {
             return;
         }
-        if standby.access & REMOTE_ATOMIC == 0 {
+        if offer.access & REMOTE_ATOMIC == 0 {
             world.data.forbid_atomics(self.life);
         }
-        let peer_standby = end_of(&standby.standby);
         // Each end was told at RTR from which PSN the other sends; from which it sends itself, it may not know yet.
-        let peer_primary = end_of(&PathOffer {
-            address: self.peer_address(),
-            mtu: standby.primary_mtu,
-            psn_base: own_primary.psn_base,
-        });
-        let own_primary = PathEnd { psn_base: standby.primary_psn_base, ..own_primary };
-        let epoch = self.next_epoch();
-        let psns = (own_standby.psn_base.in_epoch(epoch), peer_standby.psn_base.in_epoch(epoch));
-        let connected = world.data.connect(self.life, PathId::STANDBY, epoch, &peer_standby, psns.0, psns.1);
-        if connected == Err(Errno::DESTROYED) {
+        let peer_primary =
+            end_of(&PathOffer { address: self.peer_address(), mtu: offer.primary_mtu, psn_base: own.primary.psn_base });
+        let own_primary = PathEnd { psn_base: offer.primary_psn_base, ..own.primary };
+        let gids = (own_primary.gid, peer_primary.gid);
+        let pairs = pair(gids, &own.standbys, &PeerStandby::of(offer), self.me > remote.end);
+        if !self.connect_standbys(world, &pairs, now) {
             return;
-        }
-        if let Err(error) = connected {
-            let reason = format!("its standby cannot be connected to the peer's ({error})");
-            return self.refuse(world, &reason, now);
         }
         self.machine = Some(Machine::new(self.me, remote.end, world.config.deadlines));
         if let (Some(machine), Some(_)) = (&mut self.machine, self.facts.group) {
             machine.fix();
         }
         self.mirror = self.is_own_peer().then(|| Mirror::new(self.me, world.config.deadlines));
-        let ends = [(own_primary, peer_primary), (own_standby, peer_standby)];
-        for (path, ends) in PATHS.into_iter().zip(ends) {
-            if let Some(state) = self.path_mut(path) {
-                state.ends = Some(ends);
-                state.probe_due = now;
-            }
+        if let Some(state) = self.path_mut(PathId::PRIMARY) {
+            (state.ends, state.probe_due) = (Some((own_primary, peer_primary)), now);
         }
+        self.choose(world);
         self.tick_paths(world, now);
+    }
+
+    /// Makes the paths of the shim's own; `false` if there is none.
+    fn connect_standbys(&mut self, world: &mut World, pairs: &[(Standby, PeerStandby)], now: Micros) -> bool {
+        self.paths.truncate(1);
+        let slots: Vec<u8> = pairs.iter().map(|(own, _)| own.slot).collect();
+        world.data.arrange(self.life, &slots);
+        let epoch = self.next_epoch();
+        let mut failure = None;
+        for (path, (own, peer)) in (1..).map(PathId).zip(pairs) {
+            let psns = (own.end.psn_base.in_epoch(epoch), peer.end.psn_base.in_epoch(epoch));
+            let connected = world.data.connect(self.life, path, epoch, &peer.end, psns.0, psns.1);
+            if connected == Err(Errno::DESTROYED) {
+                return false;
+            }
+            failure = failure.or(connected.err());
+            self.paths.push(PathState {
+                // Without ends it is never tried; its number stays its own, as it does at the peer.
+                ends: connected.is_ok().then_some((own.end, peer.end)),
+                device: Some(own.choice.device),
+                slots: (own.slot, peer.slot),
+                rank: own.choice.rank,
+                is_lost: self.lost.contains(&own.slot),
+                probe_due: now,
+                ..PathState::default()
+            });
+        }
+        let is_any = self.paths.iter().any(|state| state.ends.is_some());
+        if !is_any {
+            let why = failure.map_or_else(|| "it has none".to_owned(), |error| error.to_string());
+            self.refuse(world, &format!("its standby cannot be connected to the peer's ({why})"), now);
+        }
+        is_any
     }
 
     /// Says everything again: a new connection to the peer stands. The offer comes first: it shows whose connection it is.
@@ -219,7 +252,7 @@ impl Qp {
     }
 
     pub fn say_ready(&mut self, world: &mut World, now: Micros) {
-        for path in PATHS {
+        for path in self.path_ids() {
             if self.path(path).is_some_and(|s| s.own_ready) {
                 self.send_confirm(world, path, now);
             }
@@ -228,7 +261,7 @@ impl Qp {
 
     /// What a probe of one of its paths found.
     pub fn handle_outcome(&mut self, world: &mut World, outcome: &Outcome, now: Micros) {
-        for path in PATHS {
+        for path in self.path_ids() {
             if self.probe_key(path).is_none_or(|(key, _)| key != outcome.key) {
                 continue;
             }
@@ -256,15 +289,20 @@ impl Qp {
         };
         let news = !state.own_ready;
         (state.own_ready, state.failures, state.wanted) = (true, 0, false);
+        let is_heard_again = std::mem::take(&mut state.is_silent);
         state.answered = state.answered.max(Some(started));
         let is_wanted_anew = seeking.is_some() || sought.is_some_and(|since| started < since);
         state.probe_due = now + if is_wanted_anew { Micros(SEEK_PACE_US) } else { interval };
+        if is_heard_again {
+            let name = self.path_name(world, path);
+            log::debug!("qp {:#x}: the path {} to {} answers", self.facts.qpn, name.device, name.peer_gid);
+        }
         if news {
             self.send_confirm(world, path, now);
             self.arm(world, path, now);
         }
         if seeking.is_some_and(|since| started >= since) {
-            self.feed(world, now, Input::PathAnswered(path));
+            self.hear_answer(world, path, now);
         }
     }
 
@@ -278,14 +316,30 @@ impl Qp {
             return;
         };
         state.failures = state.failures.saturating_add(1);
-        let lost = state.own_ready && state.failures >= FAILURES_TO_DISARM && !seeking && !current;
+        let fails = state.failures >= FAILURES_TO_DISARM && !seeking && !current;
+        let lost = fails && state.own_ready;
+        let news = fails && !state.is_silent;
+        state.is_silent |= fails;
         if lost {
             state.own_ready = false;
             self.send_confirm(world, path, now);
             self.disarm(world, path, now);
+        }
+        if lost || news {
             let name = self.path_name(world, path);
             let reason = format!("no answer on the path {} to {}; it is tried on", name.device, name.peer_gid);
-            self.tell_unprotected(world, &reason, now);
+            self.tell_no_target(world, &reason, now);
+        }
+    }
+
+    /// A path is no target: without another one the queue pair is not protected.
+    pub fn tell_no_target(&mut self, world: &mut World, reason: &str, now: Micros) {
+        match self.next_path() {
+            Some(other) => {
+                let other = self.path_name(world, other).device;
+                world.tell_instead(&format!("{reason}; {other} stands by"), now);
+            }
+            None => self.tell_unprotected(world, reason, now),
         }
     }
 
@@ -295,8 +349,8 @@ impl Qp {
             return;
         };
         // What is said of the path in use moves nobody.
-        let is_able =
-            path == self.current() || self.group.is_able.get(usize::from(path.0)).copied().unwrap_or_default();
+        let of_group = self.group.is_able.get(usize::from(path.0)).copied();
+        let is_able = path == self.current() || of_group.unwrap_or(self.facts.group.is_none());
         let is_able = is_able && !self.is_path_closed(world, path);
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {
@@ -343,7 +397,7 @@ impl Qp {
     pub fn arm(&mut self, world: &mut World, path: PathId, now: Micros) {
         // The path that it is on counts as armed with any other; by itself it protects nothing.
         // A peer that gave up since it said that the path is good would not follow.
-        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        let given_up = self.heard.as_ref().is_some_and(|offer| offer.standby.is_none());
         if self.refused.is_some() || given_up || path == self.current() || self.is_path_closed(world, path) {
             return;
         }
@@ -402,7 +456,7 @@ impl Qp {
 
     /// Paths are sought from now on: every one is probed at once.
     pub fn start_seek(&mut self, world: &mut World, now: Micros) {
-        self.seek = Some(now);
+        (self.seek, self.answers_due) = (Some(now), None);
         for path in &mut self.paths {
             (path.wanted, path.probe_due) = (false, now);
         }
@@ -411,8 +465,8 @@ impl Qp {
 
     /// What was sought is found, or not needed any more.
     pub fn stop_seek(&mut self, world: &mut World) {
-        self.seek = None;
-        let keys: Vec<_> = PATHS.into_iter().filter_map(|path| self.probe_key(path)).map(|(key, _)| key).collect();
+        (self.seek, self.answers_due) = (None, None);
+        let keys: Vec<_> = self.path_ids().filter_map(|path| self.probe_key(path)).map(|(key, _)| key).collect();
         world.probes.slow_down(DEAD_PACE_US, |key| keys.contains(key));
     }
 
@@ -444,7 +498,8 @@ impl Qp {
         if self.process.is_some() && now >= self.offer_due && !self.heard_here {
             self.send_offer(world, now);
         }
-        for path in PATHS {
+        self.tick_answers(world, now);
+        for path in self.path_ids() {
             let seeking = self.seek.is_some() || self.group.sought.is_some();
             let suspected = path == self.current() && self.is_suspected();
             let key = self.probe_key(path);
@@ -476,6 +531,6 @@ impl Qp {
         let offer = (self.process.is_some() && !self.heard_here).then_some(self.offer_due);
         let probes = self.paths.iter().filter(|s| s.ends.is_some() && !s.wanted).map(|s| s.probe_due);
         let confirms = self.paths.iter().filter(|s| s.own_ready && !s.peer_ready).map(|s| s.confirm_due);
-        offer.into_iter().chain(probes).chain(confirms).filter(|due| *due != Micros::MAX).min()
+        offer.into_iter().chain(probes).chain(confirms).chain(self.answers_due).filter(|due| *due != Micros::MAX).min()
     }
 }

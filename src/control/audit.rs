@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shift_proto::migrate::Stage;
 
 use crate::datapath::{DataPath, DeviceId};
-use crate::qp::{Qp, PATHS};
+use crate::qp::Qp;
 use crate::record::{Outcome, Record};
 use crate::status::{QueuePair, Totals};
 
@@ -82,8 +82,6 @@ impl Qp {
     /// How it stands.
     pub fn status(&self, data: &dyn DataPath) -> QueuePair {
         let name = |path| self.path(path).and_then(|state| state.device).map(|device| data.device_name(device));
-        let standby =
-            PATHS.into_iter().find(|path| *path != self.current() && self.path(*path).is_some_and(|p| p.armed));
         let device = data.device_name(self.facts.device);
         QueuePair {
             qpn: self.facts.qpn,
@@ -91,7 +89,8 @@ impl Qp {
             protected: self.masked,
             path: name(self.current()).unwrap_or_else(|| device.clone()),
             device,
-            standby: standby.and_then(name),
+            standby: self.next_path().and_then(name),
+            silent: self.silent_standbys(name),
             epoch: self.machine.as_ref().map_or(0, |machine| machine.epoch().0),
             moving: self
                 .machine

@@ -3,11 +3,12 @@
 //! Every variable stands in [`VARIABLES`], from which the pages for operators are made. A bad value never stops the
 //! program: the caller logs each [`ConfigError`] once and leaves the shim inert, so that the program runs as without it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shift_proto::frame::{Versions, SPOKEN};
-use shift_proto::id::Micros;
+use shift_proto::id::{Micros, MAX_STANDBYS};
 use shift_proto::migrate::Deadlines;
 use shift_proto::policy::{Policy, ProofCap};
 
@@ -17,6 +18,10 @@ use crate::variables::{self, VARIABLES};
 
 /// The well-known port of the control connection.
 pub const DEFAULT_PORT: u16 = 17_471;
+/// Standbys that are kept ready: one for each of two faults in turn.
+const DEFAULT_STANDBYS: u8 = 2;
+/// The most that there may be.
+const MOST_STANDBYS: u8 = MAX_STANDBYS as u8;
 /// Ports from here on belong to the kernel's ephemeral range; a well-known one is below.
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 /// How often an armed path is probed again.
@@ -39,8 +44,10 @@ pub struct Config {
     pub gray: GrayWish,
     /// A rail is judged by windows as long as this.
     pub gray_window: Micros,
-    /// Primary and standby device, by name; empty: the shim chooses.
-    pub standby: Vec<(String, String)>,
+    /// Each primary with its standbys, the best first, by name; empty: the shim chooses.
+    pub standby: Vec<(String, Vec<String>)>,
+    /// How many standbys of a device are kept ready where the shim chooses.
+    pub standbys: u8,
     /// How long the NIC of a protected queue pair retries at most.
     pub caps: Caps,
     /// What the decision table leaves to the operator.
@@ -110,6 +117,7 @@ impl Default for Config {
             gray: GrayWish::Report,
             gray_window: DEFAULT_GRAY_WINDOW,
             standby: Vec::new(),
+            standbys: DEFAULT_STANDBYS,
             caps: Caps::default(),
             policy: Policy::default(),
             proof: ProofCap::Psn,
@@ -179,6 +187,7 @@ impl Config {
             "SHIFT_GRAY" => self.gray = parse_gray(value)?,
             "SHIFT_GRAY_MS" => self.gray_window = Micros::from_millis(parse_ms(value)?),
             "SHIFT_STANDBY" => self.standby = parse_standby(value)?,
+            "SHIFT_STANDBYS" => self.standbys = parse_within(value, 1, MOST_STANDBYS)?,
             "SHIFT_QP_TIMEOUT" => self.caps.timeout = Some(parse_within(value, 1, 31)?),
             "SHIFT_RETRY_CNT" => self.caps.retries = Some(parse_within(value, 0, 6)?),
             "SHIFT_POLICY" => self.policy = Policy::parse(value).map_err(|e| e.to_string())?,
@@ -222,24 +231,33 @@ fn parse_gray(value: &str) -> Result<GrayWish, String> {
     }
 }
 
-fn parse_standby(value: &str) -> Result<Vec<(String, String)>, String> {
-    const WANTED: &str = "write PRIMARY=STANDBY for each device, separated by commas, such as rxe0=rxe1,rxe2=rxe3";
-    let mut pairs: Vec<(String, String)> = Vec::new();
+fn parse_standby(value: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    const WANTED: &str =
+        "write PRIMARY=STANDBY[:STANDBY...] for each device, separated by commas, such as rxe0=rxe1:rxe2,rxe3=rxe4";
+    let mut lists: Vec<(String, Vec<String>)> = Vec::new();
     for item in value.split(',') {
-        let (primary, standby) = item.split_once('=').ok_or(WANTED)?;
-        let (primary, standby) = (primary.trim(), standby.trim());
-        if !is_device_name(primary) || !is_device_name(standby) {
+        let (primary, standbys) = item.split_once('=').ok_or(WANTED)?;
+        let primary = primary.trim();
+        let standbys: Vec<String> = standbys.split(':').map(|name| name.trim().to_owned()).collect();
+        if !is_device_name(primary) || !standbys.iter().all(|name| is_device_name(name)) {
             return Err(WANTED.to_owned());
         }
-        if primary == standby {
+        if standbys.iter().any(|name| name == primary) {
             return Err(format!("{primary} cannot stand by for itself; {WANTED}"));
         }
-        if pairs.iter().any(|(p, _)| p == primary) {
-            return Err(format!("{primary} has two standbys; give it one"));
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = standbys.iter().find(|name| !seen.insert(*name)) {
+            return Err(format!("{twice} stands by for {primary} twice; {WANTED}"));
         }
-        pairs.push((primary.to_owned(), standby.to_owned()));
+        if standbys.len() > MAX_STANDBYS {
+            return Err(format!("{primary} has more than {MAX_STANDBYS} standbys; {WANTED}"));
+        }
+        if lists.iter().any(|(other, _)| other == primary) {
+            return Err(format!("{primary} comes twice; write its standbys in one list; {WANTED}"));
+        }
+        lists.push((primary.to_owned(), standbys));
     }
-    Ok(pairs)
+    Ok(lists)
 }
 
 fn is_device_name(name: &str) -> bool {
@@ -337,12 +355,18 @@ mod tests {
     fn standby_is_a_list_of_pairs() {
         let pairs = good("SHIFT_STANDBY", "rxe0=rxe1, mlx5_0=mlx5_1").standby;
         let expected = [("rxe0", "rxe1"), ("mlx5_0", "mlx5_1")];
-        assert!(pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).eq(expected));
+        assert!(pairs.iter().map(|(a, b)| (a.as_str(), b[0].as_str())).eq(expected));
+        let lists = good("SHIFT_STANDBY", "rxe0=rxe2:rxe1,rxe1=rxe2").standby;
+        assert_eq!(lists[0].1, ["rxe2", "rxe1"]);
+        assert!(bad("SHIFT_STANDBY", "a=b:c:b").contains("b stands by for a twice"));
+        assert!(bad("SHIFT_STANDBY", "a=b:c:d:e:f:g:h:i").contains("more than 7"));
+        assert_eq!((good("SHIFT_STANDBYS", "3").standbys, from(&[]).unwrap().standbys), (3, DEFAULT_STANDBYS));
+        assert!(bad("SHIFT_STANDBYS", "8").contains("from 1 to 7"));
         for wrong in ["rxe0", "rxe0=", "=rxe1", "rxe0=rxe1,", "rxe 0=rxe1", "rxe0=rxe1=rxe2"] {
             assert!(bad("SHIFT_STANDBY", wrong).contains("PRIMARY=STANDBY"), "{wrong}");
         }
         assert!(bad("SHIFT_STANDBY", "rxe0=rxe0").contains("stand by for itself"));
-        assert!(bad("SHIFT_STANDBY", "a=b,a=c").contains("two standbys"));
+        assert!(bad("SHIFT_STANDBY", "a=b,a=c").contains("comes twice"));
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Core {
         let mut keys = BTreeSet::new();
         let mut processes = BTreeSet::new();
         for qp in self.qps.values() {
-            keys.extend(crate::qp::PATHS.into_iter().filter_map(|p| qp.probe_key(p)).map(|(key, _)| key));
+            keys.extend(qp.path_ids().filter_map(|p| qp.probe_key(p)).map(|(key, _)| key));
             processes.extend(qp.process);
         }
         let data = self.world.data.clone();
@@ -337,10 +337,12 @@ impl Core {
             Event::ApplicationError { qp } => self.with(qp, |q, world| q.handle_application_error(world, now)),
             Event::Destroyed { qp } => self.handle_destroyed(qp, now),
             Event::Held { qp } => self.with(qp, |q, _| q.held = true),
-            Event::KeyAdded { device, rkey, standby_rkey } => {
-                let key = self.world.own_keys.add(device, rkey, standby_rkey);
-                self.own_peer_keys().handle_add(key, standby_rkey);
-                self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
+            Event::SlotLost { qp, slot } => self.with(qp, |q, world| q.handle_slot_lost(world, slot, now)),
+            Event::KeyAdded { device, rkey, standby_rkeys } => {
+                for (key, standby_rkey) in self.world.own_keys.add(device, rkey, standby_rkeys) {
+                    self.own_peer_keys().handle_add(key, standby_rkey);
+                    self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
+                }
             }
             Event::KeyUnprotected { device, rkey } => self.world.own_keys.add_unprotected(device, rkey),
             Event::KeyRemoved { device, rkey } => {
@@ -397,9 +399,9 @@ impl Core {
         self.directory.add(&mut self.world.links, Gid(own.gid), own.qpn);
         self.lives.insert(key_of(own), life);
         self.rendezvous.iter().for_each(|r| r.publish(key_of(own)));
-        match self.world.data.standby_of(qp.facts.device) {
-            Ok(standby) => {
-                self.world.tell_first(qp.facts.device, standby, now);
+        match self.world.data.standbys_of(qp.facts.device) {
+            Ok(standbys) => {
+                self.world.tell_first(qp.facts.device, &standbys, now);
                 self.seek_peer(&mut qp, now);
             }
             Err(reason) => qp.refuse(&mut self.world, &reason.to_string(), now),
@@ -417,6 +419,7 @@ impl Core {
         let Some(qp) = self.qps.remove(&life) else {
             return;
         };
+        qp.forget_choice(&mut self.world);
         let own = qp.own_address();
         self.directory.remove(&mut self.world.links, Gid(own.gid), own.qpn);
         if self.lives.get(&key_of(own)) == Some(&life) {

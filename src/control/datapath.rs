@@ -8,7 +8,7 @@
 //! or on the network, and after it failed the data path is as it was before the call unless its text says otherwise.
 
 use shift_proto::gray::{Counts, Sample};
-use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, WrSeq};
+use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, WrSeq, MAX_STANDBYS};
 use shift_proto::ledger::{IncarnationReport, Ledger, Plan};
 
 /// One life of one QP in this process, from RESET to RESET; never used again.
@@ -75,7 +75,7 @@ pub struct PathEnd {
     pub gid: Gid,
     /// Largest path MTU this end can use there, bytes.
     pub mtu: Mtu,
-    /// Base of the PSNs this end sends with on that path; the PSN of an epoch derives from it. Of the primary, `prepare_standby` gives what this end
+    /// Base of the PSNs this end sends with on that path; the PSN of an epoch derives from it. Of the primary, `prepare_standbys` gives what this end
     /// expects of the peer (rq_psn of its RTR): the application's own sq_psn is often not known before RTS.
     pub psn_base: Psn,
 }
@@ -98,6 +98,40 @@ impl Unprotected {
         self.0 == Self::DESTROYED
     }
 }
+
+/// A device that may stand by for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The device.
+    pub device: DeviceId,
+    /// The lower the better; those of one rank are as good as one another, and queue pairs are spread over them.
+    pub rank: u8,
+}
+
+/// A standby that is ready to be offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standby {
+    /// Its place in [`DataPath::standbys_of`].
+    pub slot: u8,
+    /// What it is.
+    pub choice: Choice,
+    /// This end of its path.
+    pub end: PathEnd,
+}
+
+/// The ends that a QP has to offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Of the application's own path.
+    pub primary: PathEnd,
+    /// Of the standbys, in the order of their slots; never empty.
+    pub standbys: Vec<Standby>,
+    /// Why others are none.
+    pub lacking: Vec<String>,
+}
+
+/// rkeys of one registration on the standbys of its device, by slot; `None`: it is not there.
+pub type StandbyKeys = [Option<u32>; MAX_STANDBYS];
 
 /// What a fence found so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,14 +226,15 @@ pub enum ReplayProgress {
 pub trait DataPath: Send + Sync {
     /// The calling thread is the agent's, and does nothing else from now on.
     fn agent_began(&self) {}
-    /// The standby device chosen for `primary`, or why there is none.
-    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected>;
+    /// The standbys of `primary`, in their slots, or why there is none.
+    fn standbys_of(&self, primary: DeviceId) -> Result<Vec<Choice>, Unprotected>;
     /// Name of a device ("rxe0").
     fn device_name(&self, device: DeviceId) -> String;
 
-    /// Makes the QP's standby objects (PD, CQs, QP in RESET) on the standby device. Idempotent.
-    /// Returns the two ends (primary, standby) to offer to the peer.
-    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected>;
+    /// Makes the QP's standby objects (PD, CQs, QP in RESET) on each of its standbys. Idempotent.
+    fn prepare_standbys(&self, qp: QpLife) -> Result<Prepared, Unprotected>;
+    /// Which slot is which path: the first one path 1, and so on. Once, before the first of them is connected.
+    fn arrange(&self, qp: QpLife, slots: &[u8]);
     /// Atomics that arrive at this end over one path exclude those of the other: both devices are atomic against the whole host.
     fn atomics_hold(&self, qp: QpLife) -> bool;
     /// At the peer they do not: the first atomic that was or will be posted makes the QP unprotected.
@@ -337,6 +372,13 @@ pub enum Event {
         /// The reason.
         reason: Unprotected,
     },
+    /// Memory that the QP may use is not on that standby: nothing of it may go there. It was reported already.
+    SlotLost {
+        /// The QP.
+        qp: QpLife,
+        /// The slot.
+        slot: u8,
+    },
     /// A QP was made that is not recorded at all; it was reported already.
     Unrecorded {
         /// Its device.
@@ -377,14 +419,14 @@ pub enum Event {
         /// The QP.
         qp: QpLife,
     },
-    /// A memory region exists on primary and standby.
+    /// A memory region exists on the primary and on standbys.
     KeyAdded {
         /// Device of the application's registration.
         device: DeviceId,
         /// rkey there.
         rkey: u32,
-        /// rkey on the standby.
-        standby_rkey: u32,
+        /// rkeys on the standbys, by slot.
+        standby_rkeys: StandbyKeys,
     },
     /// A memory region exists on the primary only: a peer that asks is told so, instead of that there is none.
     KeyUnprotected {

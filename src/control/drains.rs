@@ -9,7 +9,7 @@ use std::path::Path;
 use shift_proto::id::{Micros, PathId};
 
 use crate::datapath::DeviceId;
-use crate::qp::{Qp, PATHS};
+use crate::qp::Qp;
 use crate::world::World;
 
 /// Where root writes down what is drained. It lies in memory: a host that boots has no drained rail.
@@ -56,15 +56,31 @@ impl World {
 }
 
 impl Qp {
-    /// The rail of that path at this end is drained, or gone.
+    /// The rail of that path at this end is drained, or gone, or lacks memory.
     pub fn is_path_closed(&self, world: &World, path: PathId) -> bool {
-        self.path(path).and_then(|state| state.device).is_some_and(|device| world.why_closed(device).is_some())
+        self.why_path_closed(world, path).is_some()
+    }
+
+    /// Why nothing is to go to that path, if nothing is.
+    fn why_path_closed(&self, world: &World, path: PathId) -> Option<&'static str> {
+        let state = self.path(path)?;
+        let of_device = || state.device.and_then(|device| world.why_closed(device));
+        state.is_lost.then_some("lacks memory that it may use").or_else(of_device)
+    }
+
+    /// Memory that it may use is not on the standby of that slot.
+    pub fn handle_slot_lost(&mut self, world: &mut World, slot: u8, now: Micros) {
+        // It may be known before the peer's standbys are; what was offered stays offered, for both ends pair alike.
+        self.lost.push(slot);
+        let there = self.paths.iter_mut().skip(1).filter(|state| state.slots.0 == slot);
+        there.for_each(|state| state.is_lost = true);
+        self.handle_drains(world, now);
     }
 
     /// What is drained, or there, has changed: a path that may not be used any more is no target, one that may is again.
     pub fn handle_drains(&mut self, world: &mut World, now: Micros) {
         let current = self.current();
-        for path in PATHS.into_iter().filter(|path| *path != current) {
+        for path in self.path_ids().filter(|path| *path != current) {
             if self.is_path_closed(world, path) {
                 self.close_path(world, path, now);
             } else if self.path(path).is_some_and(|state| state.own_ready && !state.armed) {
@@ -89,10 +105,9 @@ impl Qp {
         self.send_confirm(world, path, now);
         self.disarm(world, path, now);
         if was_armed {
-            let device = self.path(path).and_then(|state| state.device);
-            let why = device.and_then(|device| world.why_closed(device)).unwrap_or("is closed");
+            let why = self.why_path_closed(world, path).unwrap_or("is closed");
             let reason = format!("{} {why}", self.path_name(world, path).device);
-            self.tell_unprotected(world, &reason, now);
+            self.tell_no_target(world, &reason, now);
         }
     }
 }

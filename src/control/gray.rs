@@ -11,7 +11,7 @@ use shift_proto::id::{Micros, PathId};
 
 use crate::config::GrayWish;
 use crate::datapath::{DeviceId, PortCounters, QpLife};
-use crate::qp::{Qp, PATHS};
+use crate::qp::Qp;
 use crate::status::Rail;
 use crate::world::World;
 
@@ -70,7 +70,7 @@ fn sample(qps: &BTreeMap<QpLife, Qp>, world: &mut World) {
 
 /// What the ports counted since the last time; nothing of those that began anew, or are gone.
 fn count(qps: &BTreeMap<QpLife, Qp>, world: &mut World) -> BTreeMap<u16, Counts> {
-    let paths = qps.values().filter(|qp| qp.masked).flat_map(|qp| PATHS.into_iter().filter_map(|path| qp.path(path)));
+    let paths = qps.values().filter(|qp| qp.masked).flat_map(|qp| qp.paths.iter());
     let devices: BTreeSet<DeviceId> = paths.filter_map(|path| path.device).collect();
     let mut counts = BTreeMap::new();
     let read = devices.iter().filter_map(|device| Some((*device, world.data.port_counters(*device)?))).collect();

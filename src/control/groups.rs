@@ -9,8 +9,11 @@ use shift_proto::id::{Micros, PathId};
 use shift_proto::migrate::{Group, Input, Machine, Member, Order, Readiness, Scope, Stage};
 
 use crate::datapath::{GroupId, QpLife, Round};
-use crate::qp::{Grouped, Qp, PATHS};
+use crate::qp::{Grouped, Qp};
 use crate::world::World;
+
+/// The paths of a queue pair that receives with others: they share one standby.
+const PATHS: [PathId; 2] = [PathId::PRIMARY, PathId::STANDBY];
 
 /// How often a group that is moving is looked at.
 const PACE_US: u64 = 1_000;
@@ -257,7 +260,7 @@ impl Qp {
             .machine
             .as_ref()
             .map_or_else(|| Member::without_machine(self.life), |machine| Member::of(self.life, machine));
-        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        let given_up = self.heard.as_ref().is_some_and(|offer| offer.standby.is_none());
         if self.has_ended {
             member.stage = Stage::Dead;
         }
@@ -267,14 +270,13 @@ impl Qp {
             member.readiness = Readiness::Unable;
         }
         (member.sought, member.asked) = (self.seek, self.machine.as_ref().and_then(|machine| machine.asked(now)));
-        let [primary, standby] = &self.paths;
-        member.answered = [primary.answered, standby.answered];
+        member.answered = PATHS.map(|path| self.path(path).and_then(|state| state.answered));
         member
     }
 
     /// As far as this end can tell, it could be moved to a path other than that: it is not refused, the peer has offered, and a probe was answered.
     fn is_ready_beside(&self, home: PathId) -> bool {
-        let given_up = self.heard.is_some_and(|offer| offer.standby.is_none());
+        let given_up = self.heard.as_ref().is_some_and(|offer| offer.standby.is_none());
         let has_other = PATHS.into_iter().any(|path| path != home && self.path(path).is_some_and(|s| s.own_ready));
         self.refused.is_none() && !given_up && self.machine.is_some() && has_other
     }
@@ -306,9 +308,7 @@ impl Qp {
         self.hear_answers_again(world, before.scope, now);
         let is_armed = self.machine.as_ref().is_some_and(Machine::is_armed);
         if group.readiness == Readiness::Ready && !self.masked && is_armed && self.refused.is_none() {
-            let other =
-                PATHS.into_iter().find(|path| *path != self.current() && self.path(*path).is_some_and(|s| s.armed));
-            if let Some(path) = other {
+            if let Some(path) = self.next_path() {
                 self.protect(world, path, now);
             }
         }
@@ -319,7 +319,7 @@ impl Qp {
 
     /// What answered while the group did not allow it is a target now.
     fn hear_answers_again(&mut self, world: &mut World, before: Scope, now: Micros) {
-        for path in PATHS {
+        for path in self.path_ids() {
             let Some(since) = self.seek else { return };
             let is_answered = self.path(path).and_then(|state| state.answered).is_some_and(|sent| sent >= since);
             if is_answered && self.group.scope.allows(path) && !before.allows(path) {

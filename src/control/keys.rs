@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shift_proto::frame::{Frame, Key, KeyState};
-use shift_proto::id::{Micros, ProcessId};
+use shift_proto::id::{Micros, ProcessId, MAX_STANDBYS};
 
-use crate::datapath::{DeviceId, RemoteKey, RemoteKeys};
+use crate::datapath::{DeviceId, RemoteKey, RemoteKeys, StandbyKeys};
 
 /// Keys of one peer process that are kept; further ones are asked for when they are used.
 const MAX_KEYS: usize = 1 << 20;
@@ -17,30 +17,41 @@ const MAX_WITHDRAWN: usize = 4096;
 /// How long an answer may take until the question is sent again.
 const REASK_US: u64 = 50_000;
 
+/// How key frames name one standby of a device: see [`Key::device`].
+pub const fn place_of(device: u16, slot: u8) -> u16 {
+    device | (slot as u16) << 8
+}
+
+/// The device and the slot of such a name.
+const fn device_and_slot(place: u16) -> (u16, usize) {
+    (place & 0xff, (place >> 8) as usize)
+}
+
 /// The registrations of this process.
 #[derive(Debug, Default)]
 pub struct OwnKeys {
-    /// Generation, and rkey on the standby; without one there is none.
-    keys: BTreeMap<(u16, u32), (u32, Option<u32>)>,
+    /// Generation, and rkeys on the standbys; there may be none.
+    keys: BTreeMap<(u16, u32), (u32, StandbyKeys)>,
     generation: u32,
     unconfirmed: BTreeMap<(u16, u32, u32), BTreeSet<ProcessId>>,
 }
 
 impl OwnKeys {
-    /// A registration; its name, which the peers have to be told.
-    pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkey: u32) -> Key {
-        self.enter(device, rkey, Some(standby_rkey));
-        Key { device: device.0, rkey, generation: self.generation }
+    /// A registration; what the peers have to be told.
+    pub fn add(&mut self, device: DeviceId, rkey: u32, standby_rkeys: StandbyKeys) -> Vec<(Key, u32)> {
+        self.enter(device, rkey, standby_rkeys);
+        let key = Key { device: device.0, rkey, generation: self.generation };
+        by_place(key, &standby_rkeys).collect()
     }
 
     /// A registration that the standby does not have. Nobody needs to know before he asks.
     pub fn add_unprotected(&mut self, device: DeviceId, rkey: u32) {
-        self.enter(device, rkey, None);
+        self.enter(device, rkey, StandbyKeys::default());
     }
 
-    fn enter(&mut self, device: DeviceId, rkey: u32, standby_rkey: Option<u32>) {
+    fn enter(&mut self, device: DeviceId, rkey: u32, standby_rkeys: StandbyKeys) {
         self.generation = self.generation.saturating_add(1);
-        self.keys.insert((device.0, rkey), (self.generation, standby_rkey));
+        self.keys.insert((device.0, rkey), (self.generation, standby_rkeys));
     }
 
     /// A registration is gone; its name, which `peers` have to be told and to confirm.
@@ -84,9 +95,9 @@ impl OwnKeys {
 
     /// Everything, as a peer that is met has to be told.
     pub fn frames(&self) -> impl Iterator<Item = Frame> + '_ {
-        let added = self.keys.iter().filter_map(|((device, rkey), (generation, standby_rkey))| {
+        let added = self.keys.iter().flat_map(|((device, rkey), (generation, standby_rkeys))| {
             let key = Key { device: *device, rkey: *rkey, generation: *generation };
-            standby_rkey.map(|standby_rkey| Frame::KeyAdd { key, standby_rkey })
+            by_place(key, standby_rkeys).map(|(key, standby_rkey)| Frame::KeyAdd { key, standby_rkey })
         });
         let withdrawn = self.unconfirmed.keys().map(|(device, rkey, generation)| {
             Frame::KeyDel(Key { device: *device, rkey: *rkey, generation: *generation })
@@ -94,16 +105,21 @@ impl OwnKeys {
         added.chain(withdrawn)
     }
 
-    /// What a key is, for a peer that asks.
-    pub fn state(&self, device: u16, rkey: u32) -> KeyState {
-        match self.keys.get(&(device, rkey)) {
-            Some((generation, Some(standby_rkey))) => {
-                KeyState::Known { generation: *generation, standby_rkey: *standby_rkey }
-            }
-            Some((_, None)) => KeyState::Unprotected,
-            None => KeyState::Absent,
+    /// What a key is on a standby, for a peer that asks.
+    pub fn state(&self, place: u16, rkey: u32) -> KeyState {
+        let (device, slot) = device_and_slot(place);
+        let Some((generation, standby_rkeys)) = self.keys.get(&(device, rkey)) else { return KeyState::Absent };
+        match standby_rkeys.get(slot).copied().flatten() {
+            Some(standby_rkey) => KeyState::Known { generation: *generation, standby_rkey },
+            None => KeyState::Unprotected,
         }
     }
+}
+
+/// The names under which the peers know a registration, and what they know.
+fn by_place(key: Key, standby_rkeys: &StandbyKeys) -> impl Iterator<Item = (Key, u32)> + '_ {
+    let slots = (0_u8..).zip(standby_rkeys);
+    slots.filter_map(move |(slot, rkey)| rkey.map(|rkey| (Key { device: place_of(key.device, slot), ..key }, rkey)))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,13 +150,27 @@ pub struct PeerKeys {
 impl PeerKeys {
     /// The peer told a registration.
     pub fn handle_add(&mut self, key: Key, standby_rkey: u32) {
-        if key.generation > self.forgotten_through {
+        // What is said of the device counts for its standbys: a key that is withdrawn is withdrawn everywhere.
+        let (device, _) = device_and_slot(key.device);
+        let is_past = match self.keys.get(&(device, key.rkey)) {
+            Some((generation, Known::Withdrawn)) => *generation >= key.generation,
+            Some((generation, _)) => *generation > key.generation,
+            None => false,
+        };
+        if !is_past && key.generation > self.forgotten_through {
             self.enter(key, Known::Registered(standby_rkey));
         }
     }
 
-    /// The peer told that a registration is gone.
+    /// The peer told that a registration is gone, from whatever device.
     pub fn handle_del(&mut self, key: Key) {
+        let slots = 1..u8::try_from(MAX_STANDBYS).unwrap_or(u8::MAX);
+        for place in slots.map(|slot| place_of(key.device, slot)) {
+            // Of the first standby the withdrawal is remembered also if it came before the key.
+            if self.keys.contains_key(&(place, key.rkey)) {
+                self.enter(Key { device: place, ..key }, Known::Withdrawn);
+            }
+        }
         self.enter(key, Known::Withdrawn);
         if self.withdrawn > MAX_WITHDRAWN {
             let gone = |known: &Known| matches!(known, Known::Withdrawn);
@@ -225,12 +255,22 @@ impl RemoteKeys for KeysOf<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails should say where")]
 mod tests {
     use super::*;
 
     fn key(rkey: u32, generation: u32) -> Key {
         Key { device: 0, rkey, generation }
+    }
+
+    fn on_first(rkey: u32) -> StandbyKeys {
+        let mut rkeys = StandbyKeys::default();
+        rkeys[0] = Some(rkey);
+        rkeys
+    }
+
+    fn told(peer: &mut PeerKeys, added: Vec<(Key, u32)>) {
+        added.into_iter().for_each(|(key, standby_rkey)| peer.handle_add(key, standby_rkey));
     }
 
     fn remote(keys: &PeerKeys, rkey: u32) -> RemoteKey {
@@ -240,10 +280,41 @@ mod tests {
     #[test]
     fn a_registration_is_found_by_the_peer() {
         let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
-        let key = own.add(DeviceId(0), 7, 70);
-        peer.handle_add(key, 70);
+        told(&mut peer, own.add(DeviceId(0), 7, on_first(70)));
         assert_eq!(remote(&peer, 7), RemoteKey::Known(70));
         assert_eq!(remote(&peer, 8), RemoteKey::Unknown);
+    }
+
+    #[test]
+    fn each_standby_has_keys_of_its_own_and_a_withdrawal_is_of_all() {
+        let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
+        let on = |keys: &PeerKeys, slot| KeysOf { keys: Some(keys), device: place_of(3, slot) }.remote(7);
+        let mut rkeys = on_first(70);
+        rkeys[2] = Some(72);
+        let added = own.add(DeviceId(3), 7, rkeys);
+        told(&mut peer, added.clone());
+        assert_eq!(
+            [0, 1, 2].map(|slot| on(&peer, slot)),
+            [RemoteKey::Known(70), RemoteKey::Unknown, RemoteKey::Known(72)]
+        );
+        assert_eq!(own.state(place_of(3, 1), 7), KeyState::Unprotected);
+        assert!(matches!(own.state(place_of(3, 2), 7), KeyState::Known { standby_rkey: 72, .. }));
+        peer.handle_del(own.remove(DeviceId(3), 7, BTreeSet::new()).unwrap());
+        // They come again over another network, late.
+        told(&mut peer, added);
+        assert_eq!([0, 1, 2].map(|slot| on(&peer, slot)), [RemoteKey::Unknown; 3]);
+        assert_eq!(own.state(place_of(3, 2), 7), KeyState::Absent);
+    }
+
+    #[test]
+    fn a_withdrawal_that_overtakes_the_key_of_a_further_standby_counts() {
+        let (mut own, mut peer) = (OwnKeys::default(), PeerKeys::default());
+        let mut rkeys = StandbyKeys::default();
+        rkeys[1] = Some(71);
+        let added = own.add(DeviceId(0), 7, rkeys);
+        peer.handle_del(own.remove(DeviceId(0), 7, BTreeSet::new()).unwrap());
+        told(&mut peer, added);
+        assert_eq!(KeysOf { keys: Some(&peer), device: place_of(0, 1) }.remote(7), RemoteKey::Unknown);
     }
 
     #[test]
@@ -315,7 +386,7 @@ mod tests {
         assert_eq!(asked(&own, &mut peer, 1), (RemoteKey::Unknown, false));
         peer.handle_del(own.remove(DeviceId(0), 7, BTreeSet::new()).unwrap());
         assert_eq!(asked(&own, &mut peer, 2).0, RemoteKey::Absent, "it is gone, and asked for anew");
-        peer.handle_add(own.add(DeviceId(0), 7, 70), 70);
+        told(&mut peer, own.add(DeviceId(0), 7, on_first(70)));
         assert_eq!(remote(&peer, 7), RemoteKey::Known(70));
     }
 
@@ -323,7 +394,7 @@ mod tests {
     fn a_withdrawal_waits_for_every_peer() {
         let (a, b) = (ProcessId(1), ProcessId(2));
         let mut own = OwnKeys::default();
-        own.add(DeviceId(0), 7, 70);
+        own.add(DeviceId(0), 7, on_first(70));
         let deleted = own.remove(DeviceId(0), 7, BTreeSet::from([a, b])).unwrap();
         own.handle_confirmed(a, deleted);
         assert_eq!(own.frames().count(), 1);

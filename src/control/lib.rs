@@ -12,6 +12,7 @@ pub mod agent;
 mod arming;
 mod audit;
 pub mod channel;
+mod choice;
 mod clock;
 pub mod config;
 mod core;

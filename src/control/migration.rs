@@ -252,8 +252,8 @@ impl Qp {
         if self.refusal.is_some() {
             return self.poll_refusal(world, now);
         }
-        let (remote, process) = (self.remote?, self.process?);
-        let keys = world.keys_of(process, remote.device);
+        let (process, place) = self.place(tuple.target)?;
+        let keys = world.keys_of(process, place);
         let progress = world.data.replay(self.life, tuple.target, tuple.epoch, plan, &mut self.ledger, &keys);
         match progress {
             ReplayProgress::Done => self.finish_replay(world),
@@ -308,14 +308,14 @@ impl Qp {
 
     /// `Err`: the status with which the request that needs the key ends.
     fn ask_key(&self, world: &mut World, rkey: u32, now: Micros) -> Result<(), Option<u32>> {
-        let (Some(process), Some(remote)) = (self.process, self.remote) else {
+        let Some((process, place)) = self.place(self.at) else {
             return Err(None);
         };
-        if world.keys_of(process, remote.device).remote(rkey) == RemoteKey::Absent {
+        if world.keys_of(process, place).remote(rkey) == RemoteKey::Absent {
             return Err(Some(WC_REM_ACCESS_ERR));
         }
         let limit = world.config.deadlines.key_lookup;
-        let question = world.peer_keys.entry(process).or_default().ask(remote.device, rkey, now, limit);
+        let question = world.peer_keys.entry(process).or_default().ask(place, rkey, now, limit);
         match question {
             Ok(Some(frame)) => {
                 world.send(process, frame);
@@ -402,11 +402,11 @@ impl Qp {
         if !self.held || self.excluded || !matches!(self.job, Job::Idle | Job::Retiring { .. }) {
             return;
         }
-        let Some((remote, process)) = self.remote.zip(self.process) else {
+        let Some((process, place)) = self.place(self.at) else {
             self.held = false;
             return;
         };
-        let keys = world.keys_of(process, remote.device);
+        let keys = world.keys_of(process, place);
         let failure = if self.refusal.is_some() {
             self.poll_refusal(world, now)
         } else {

@@ -7,7 +7,7 @@ use shift_proto::health::HoldDown;
 use shift_proto::id::{Micros, PathId};
 use shift_proto::migrate::{Attempt, Input, Machine, Stage};
 
-use crate::qp::{Qp, PATHS};
+use crate::qp::Qp;
 use crate::world::World;
 
 /// First pause after a move that was put off; it doubles up to [`LAST_PAUSE_US`].
@@ -85,15 +85,17 @@ impl Qp {
         if !is_able || self.facts.group.is_some() || self.is_suspected() {
             return None;
         }
-        let other = PATHS.into_iter().find(|path| *path != self.current())?;
-        // No path on a rail that is drained or gone is armed.
-        let is_armed = self.path(other).is_some_and(|state| state.armed);
-        let is_wanted_back = !self.plans.led_away && !self.is_path_avoided(world, PathId::PRIMARY, now);
-        let may_go_back = other == PathId::PRIMARY && world.config.failback && is_wanted_back;
+        // No path on a rail that is drained or gone is armed; the first one comes first.
+        let current = self.current();
+        let is_avoided = |path: &PathId| self.is_path_avoided(world, *path, now);
+        let first = self.next_path()?;
+        let is_wanted_back = !self.plans.led_away && !is_avoided(&PathId::PRIMARY);
+        let may_go_back = first == PathId::PRIMARY && world.config.failback && is_wanted_back;
         let goes_back = may_go_back && self.plans.hold_down.is_over(now);
-        let is_better = self.is_path_gray(world, self.current()) && !self.is_path_avoided(world, other, now);
-        let leaves = self.is_path_closed(world, self.current()) || is_better;
-        (is_armed && (goes_back || leaves)).then_some(other)
+        let better = self.next_paths().find(|path| !is_avoided(path));
+        let leaves = self.is_path_closed(world, current).then_some(better.unwrap_or(first));
+        let is_gray = self.is_path_gray(world, current);
+        goes_back.then_some(first).or(leaves).or(better.filter(|_| is_gray))
     }
 
     /// What is wished for has changed: what was put off is tried at once, and a rail that is not drained any more has to be good first.
@@ -129,8 +131,8 @@ impl Qp {
 
     /// Nothing that a NIC has is outstanding, with posters kept out.
     pub fn is_drained(&self, world: &World) -> bool {
-        let end = self.remote.zip(self.process);
-        end.is_some_and(|(remote, process)| world.data.drain(self.life, &world.keys_of(process, remote.device)))
+        let place = self.place(self.at);
+        place.is_some_and(|(process, place)| world.data.drain(self.life, &world.keys_of(process, place)))
     }
 
     /// The connection has left a path for another one, past return.

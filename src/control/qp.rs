@@ -10,16 +10,14 @@ use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq
 use shift_proto::ledger::{Ledger, Plan};
 use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness, Scope, Stage};
 
-use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, QpLife, Round};
+use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, Prepared, QpLife, Round};
+use crate::keys::place_of;
 use crate::mirror::Mirror;
 use crate::plans::Plans;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
 use crate::stall::Stall;
 use crate::world::World;
-
-/// Paths of one queue pair: the application's own and the standby.
-pub const PATHS: [PathId; 2] = [PathId::PRIMARY, PathId::STANDBY];
 
 /// Status of a completion: `IBV_WC_WR_FLUSH_ERR`.
 pub const WC_WR_FLUSH_ERR: u32 = 5;
@@ -31,6 +29,14 @@ pub(crate) struct PathState {
     pub ends: Option<(PathEnd, PathEnd)>,
     /// Device at this end.
     pub device: Option<DeviceId>,
+    /// This end's slot of it, and the peer's; of the first path nothing.
+    pub slots: (u8, u8),
+    /// How much this end would rather have another: see [`crate::datapath::Choice`].
+    pub rank: u8,
+    /// Memory that it may use is not there.
+    pub is_lost: bool,
+    /// It was tried several times, and has not answered since.
+    pub is_silent: bool,
     /// A probe of this end was answered.
     pub own_ready: bool,
     /// The peer said the same.
@@ -106,9 +112,15 @@ pub(crate) struct Qp {
     pub remote: Option<Remote>,
     /// The peer's last offer, as it came.
     pub heard: Option<Offer>,
-    /// Primary and standby end as offered.
-    pub own: Option<(PathEnd, PathEnd)>,
-    pub paths: [PathState; 2],
+    /// Its own ends as offered.
+    pub own: Option<Prepared>,
+    pub paths: Vec<PathState>,
+    /// The paths in the order in which it would rather have them.
+    pub order: Vec<PathId>,
+    /// Slots in which memory that it may use is not.
+    pub lost: Vec<u8>,
+    /// What answered while a better path was waited for is taken then.
+    pub answers_due: Option<Micros>,
     pub machine: Option<Machine>,
     /// The other side of one that is connected to itself.
     pub mirror: Option<Mirror>,
@@ -162,7 +174,7 @@ pub(crate) struct Qp {
 /// What a queue pair may do for the sake of the others that receive with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grouped {
-    /// By path: all others could be moved there, as far as this end knows. The peer may be told that this one can.
+    /// By path: all others could be moved there, as far as this end knows. The peer may be told that this one can. A group has one standby.
     pub is_able: [bool; 2],
     /// Whether faults may be masked.
     pub readiness: Readiness,
@@ -203,7 +215,10 @@ impl Qp {
             remote: None,
             heard: None,
             own: None,
-            paths: [PathState::default(), PathState::default()],
+            paths: vec![PathState::default()],
+            order: Vec::new(),
+            lost: Vec::new(),
+            answers_due: None,
             machine: None,
             mirror: None,
             inputs: VecDeque::new(),
@@ -264,6 +279,13 @@ impl Qp {
     /// The path that it is on, or moves to.
     pub fn current(&self) -> PathId {
         self.machine.as_ref().map_or(PathId::PRIMARY, Machine::path)
+    }
+
+    /// By which process, and by what name there, the peer's memory is known on a path.
+    pub fn place(&self, path: PathId) -> Option<(ProcessId, u16)> {
+        let (remote, process) = self.remote.zip(self.process)?;
+        let (_, slot) = self.path(path)?.slots;
+        Some((process, place_of(remote.device, slot)))
     }
 
     /// What has to be probed to try a path.
@@ -345,7 +367,7 @@ impl Qp {
         if self.peer_gone {
             return;
         }
-        for path in PATHS {
+        for path in self.path_ids() {
             if let Some(state) = self.path_mut(path).filter(|s| s.device == Some(device)) {
                 (state.probe_due, state.wanted) = (now, false);
                 if !up && path == PathId::PRIMARY {
@@ -376,7 +398,7 @@ impl Qp {
             (path.own_ready, path.peer_ready, path.armed, path.wanted) = (false, false, false, false);
             path.probe_due = Micros::MAX;
         }
-        (self.seek, self.stall) = (None, None);
+        (self.seek, self.stall, self.answers_due) = (None, None, None);
         (self.peer_gone, self.heard_here) = (true, true);
     }
 

@@ -85,6 +85,9 @@ pub struct QueuePair {
     pub path: String,
     /// The device that it would move to.
     pub standby: Option<String>,
+    /// Devices that stand by for it and do not answer.
+    #[serde(default)]
+    pub silent: Vec<String>,
     /// Migrations that both ends have agreed on, the last one included.
     pub epoch: u32,
     /// A migration is under way.

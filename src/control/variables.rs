@@ -33,8 +33,14 @@ static SETTINGS: &[(&str, &str, &str, &str)] = &[
     (
         "SHIFT_STANDBY",
         "the shim chooses among the usable devices",
-        "PRIMARY=STANDBY[,...]",
-        "The standby device of each device, by name: rxe0=rxe1,mlx5_0=mlx5_1.",
+        "PRIMARY=STANDBY[:STANDBY...][,...]",
+        "The standbys of each device, the best first, by name: rxe0=rxe1:rxe2,mlx5_0=mlx5_1. All of them are kept ready.",
+    ),
+    (
+        "SHIFT_STANDBYS",
+        "2",
+        "1 to 7",
+        "How many standbys of a device are kept ready where SHIFT_STANDBY names none: each has a registration of all memory.",
     ),
     (
         "SHIFT_FAILBACK",

@@ -11,7 +11,7 @@ use shift_proto::id::{Micros, PathId, ProcessId};
 use crate::address::Network;
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::datapath::{DataPath, DeviceId, Gid, GroupId, QpLife};
+use crate::datapath::{Choice, DataPath, DeviceId, Gid, GroupId, QpLife};
 use crate::drains::Drains;
 use crate::gray::Gray;
 use crate::interfaces::Interfaces;
@@ -73,6 +73,8 @@ pub struct World {
     pub removals: Removals,
     /// Rails that fail without an error.
     pub(crate) gray: Gray,
+    /// Queue pairs that would go to that device first.
+    pub loads: BTreeMap<DeviceId, usize>,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
@@ -110,6 +112,7 @@ impl World {
             drains: Drains::default(),
             removals: Removals::default(),
             gray: Gray::default(),
+            loads: BTreeMap::new(),
             posted: Vec::new(),
             tallies: BTreeMap::new(),
         }
@@ -136,11 +139,27 @@ impl World {
     }
 
     /// The first queue pair of a device is connected: what is going to happen, and where to look.
-    pub fn tell_first(&mut self, device: DeviceId, standby: DeviceId, now: Micros) {
-        let (from, to) = (self.data.device_name(device), self.data.device_name(standby));
+    pub fn tell_first(&mut self, device: DeviceId, standbys: &[Choice], now: Micros) {
+        let names: Vec<String> = standbys.iter().map(|choice| self.data.device_name(choice.device)).collect();
+        let (from, to) = (self.data.device_name(device), names.join(", then "));
         if self.told.is_new(&format!("first on {from}"), now) {
             let (port, pid) = (self.config.port, std::process::id());
             log::info!("QPs of {from} are to fail over to {to}; peers are found on TCP port {port}; shiftctl status {pid} shows each QP");
+        }
+    }
+
+    /// A device cannot stand by for another one, though others can.
+    pub fn tell_lacking(&mut self, device: DeviceId, reason: &str, now: Micros) {
+        let name = self.data.device_name(device);
+        if self.told.is_new(&format!("lacking {name}: {reason}"), now) {
+            log::warn!("a standby of {name} is not used: {reason}");
+        }
+    }
+
+    /// A standby does not do, and another one is there.
+    pub fn tell_instead(&mut self, words: &str, now: Micros) {
+        if self.told.is_due(words, now, REPEAT_US) {
+            log::warn!("{words}");
         }
     }
 

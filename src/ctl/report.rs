@@ -59,6 +59,7 @@ fn words_of(qp: &QueuePair) -> String {
         _ if qp.protected => format!("protected: on {}{moved}, no other path at this moment", qp.path),
         _ => format!("not protected: on {}{moved}: {}", qp.path, qp.reason.as_deref().unwrap_or("no reason known")),
     };
+    let way = if qp.silent.is_empty() { way } else { format!("{way}; no answer on {}", qp.silent.join(", ")) };
     if qp.moving {
         format!("{way} (a migration is under way)")
     } else {
@@ -96,15 +97,17 @@ mod tests {
             qp(0x12, Some("rxe1"), None),
             qp(0x13, None, Some("its type is UD; only RC is")),
             QueuePair { path: "rxe1".to_owned(), ..qp(0x14, None, None) },
+            QueuePair { silent: vec!["rxe1".to_owned()], ..qp(0x15, Some("rxe2"), None) },
         ];
         let status = Status { pid: 9, program: "job".to_owned(), queue_pairs, ..Status::default() };
         let mut text = Vec::new();
         write(&status, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         let expected = [
-            "9 job: 4 QPs, 3 protected, 1 not (open, shift-verbs )",
+            "9 job: 5 QPs, 4 protected, 1 not (open, shift-verbs )",
             "      1 not protected: on rxe0: its type is UD; only RC is [0x13]",
             "      2 protected: on rxe0, would move to rxe1 [0x11, 0x12]",
+            "      1 protected: on rxe0, would move to rxe2; no answer on rxe1 [0x15]",
             "      1 protected: on rxe1, moved there from rxe0, no other path at this moment [0x14]",
             "        so far: 0 QPs, 0 protected; 0 migrations, 0 requests replayed, 0 surfaced",
         ];

@@ -80,6 +80,11 @@ impl PathId {
     pub const STANDBY: Self = Self(1);
 }
 
+/// Standbys that a queue pair may have at most: the other NICs of a host that has eight.
+pub const MAX_STANDBYS: usize = 7;
+/// Paths that it may have at most.
+pub const MAX_PATHS: usize = 1 + MAX_STANDBYS;
+
 impl fmt::Display for PathId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "path {}", self.0)

@@ -1,6 +1,6 @@
 //! Completion channels: what the application sleeps on, though completions come from two devices and from this library itself.
 //!
-//! The application gets an `ibv_comp_channel` of ours. Its descriptor is an epoll set of the real channel's, that of the twins' channel on the standby, and,
+//! The application gets an `ibv_comp_channel` of ours. Its descriptor is an epoll set of the real channel's, those of the twins' channels on the standbys, and,
 //! while an event of our own making waits, one that is always readable. Whoever takes an event takes it in that order: ours, the real
 //! channel's, the twins'. So nothing stands between the NIC and a thread that sleeps: no thread of ours has to run first.
 //!
@@ -45,8 +45,8 @@ struct State {
     ready: VecDeque<Raw<ibv_cq>>,
     /// The always readable descriptor is in the set.
     is_shown: bool,
-    /// The channel of the twins, on the standby. Non-blocking.
-    twin: Option<Raw<ibv_comp_channel>>,
+    /// The channels of the twins, one on each standby. Non-blocking.
+    twins: Vec<(u16, Raw<ibv_comp_channel>)>,
 }
 
 /// What [`take`] found.
@@ -123,7 +123,7 @@ impl ChannelShadow {
     /// The channel for the twins of its CQs, made at first need.
     pub fn twin_on(&self, standby: &Rail) -> Result<*mut ibv_comp_channel, String> {
         let mut state = self.state();
-        if let Some(twin) = state.twin {
+        if let Some((_, twin)) = state.twins.iter().find(|(device, _)| *device == standby.id) {
             return Ok(twin.0);
         }
         // SAFETY: a rail's context is open for ever.
@@ -141,7 +141,7 @@ impl ChannelShadow {
             reaper::destroy_channel(Raw(twin));
             return Err(format!("a completion channel on {} cannot be waited for (errno {errno})", standby.name));
         }
-        state.twin = Some(Raw(twin));
+        state.twins.push((standby.id, Raw(twin)));
         Ok(twin)
     }
 
@@ -196,7 +196,12 @@ impl State {
     }
 
     fn pop_twin(&mut self) -> Option<*mut ibv_cq> {
-        let channel = self.twin?.0;
+        (0..self.twins.len()).find_map(|at| self.pop_twin_at(at))
+    }
+
+    fn pop_twin_at(&mut self, at: usize) -> Option<*mut ibv_cq> {
+        let (_, channel) = *self.twins.get(at)?;
+        let channel = channel.0;
         loop {
             let (mut twin, mut context) = (core::ptr::null_mut(), core::ptr::null_mut());
             // SAFETY: the twins' channel lives until this state lets go of it; it does not block; both places are writable.
@@ -221,7 +226,7 @@ impl State {
     /// The primary device is gone. Where there are twins the queue pairs go on there, or end in errors of this library's own: a program that
     /// sleeps for these is not woken by an error of the channel.
     fn lose_real(&mut self, channel: Raw<ibv_comp_channel>, errno: c_int) -> Result<Option<*mut ibv_cq>, c_int> {
-        if self.twin.is_none() {
+        if self.twins.is_empty() {
             return Err(errno);
         }
         // SAFETY: the real channel is live as long as ours is.
@@ -287,7 +292,7 @@ pub unsafe fn create(context: *mut ibv_context) -> *mut ibv_comp_channel {
     let real = unsafe { real::ibv_create_comp_channel(context) };
     let Some(shadow) = device::device_of(context).filter(|_| !real.is_null()) else { return real };
     // Without a standby no QP is protected: the channel is left as it is.
-    if rail::by_id(shadow.device).is_none_or(|rail| rail::standby_of(&rail).is_err()) {
+    if rail::by_id(shadow.device).is_none_or(|rail| rail::standbys_of(&rail).is_err()) {
         return real;
     }
     wrap(context, Raw(real)).unwrap_or_else(|errno| {
@@ -307,7 +312,8 @@ fn wrap(context: *mut ibv_context, real: Raw<ibv_comp_channel>) -> Result<*mut i
     }
     // SAFETY: the descriptor was just made and nobody else has it.
     let owned = unsafe { OwnedFd::from_raw_fd(epoll) };
-    let state = State { epoll: Some(owned), cqs: BTreeSet::new(), ready: VecDeque::new(), is_shown: false, twin: None };
+    let state =
+        State { epoll: Some(owned), cqs: BTreeSet::new(), ready: VecDeque::new(), is_shown: false, twins: Vec::new() };
     // SAFETY: the real channel was just made.
     let fd = unsafe { (*real.0).fd };
     state.set(libc::EPOLL_CTL_ADD, fd)?;
@@ -344,14 +350,12 @@ pub unsafe fn destroy(channel: *mut ibv_comp_channel) -> c_int {
         return libc::EBUSY;
     }
     CHANNELS.remove(channel);
-    let (epoll, twin) = {
+    let (epoll, twins) = {
         let mut state = shadow.state();
-        (state.epoll.take(), state.twin.take())
+        (state.epoll.take(), core::mem::take(&mut state.twins))
     };
     drop(epoll);
-    if let Some(twin) = twin {
-        reaper::destroy_channel(twin);
-    }
+    twins.into_iter().for_each(|(_, twin)| reaper::destroy_channel(twin));
     // It counted the CQs that were made; those that were destroyed were counted on ours.
     // SAFETY: no CQ is on the channel any more, so nobody else touches the field.
     unsafe { (*shadow.real.0).refcnt = 0 };
@@ -416,7 +420,7 @@ impl ChannelShadow {
     /// Of these CQs, and of no library: only events of our own come out of it.
     pub fn of(cqs: &[*mut ibv_cq]) -> Arc<Self> {
         let cqs = cqs.iter().map(|cq| *cq as usize).collect();
-        let state = State { epoll: None, cqs, ready: VecDeque::new(), is_shown: false, twin: None };
+        let state = State { epoll: None, cqs, ready: VecDeque::new(), is_shown: false, twins: Vec::new() };
         Arc::new(Self { ours: Raw(core::ptr::null_mut()), real: Raw(core::ptr::null_mut()), state: Mutex::new(state) })
     }
 

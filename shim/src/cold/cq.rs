@@ -5,7 +5,7 @@ use crate::cold::rail::Rail;
 use crate::cold::{device, pd, reaper};
 use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
-use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, IN_CALL, MAPPED, TAGGED, UNLOCKED};
+use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TwinCq, IN_CALL, MAPPED, TAGGED, UNLOCKED};
 use crate::spin::SpinCell;
 use crate::tables::PtrTable;
 use core::cell::Cell;
@@ -203,17 +203,15 @@ pub fn note_extended(queue: *mut ibv_cq_ex, context: *mut ibv_context, asked: &A
 /// Completions that wait at first need: more than a poll takes at once.
 const STASHED: usize = 64;
 
-/// `ibv_modify_cq` succeeded: the twin does as the CQ, now and when it is made.
+/// `ibv_modify_cq` succeeded: the twins do as the CQ, now and when they are made.
 pub fn moderate(queue: *mut ibv_cq, attr: ibv_modify_cq_attr) {
     let Some(cq) = CQS.get(queue) else { return };
-    let twin = {
+    let twins = {
         let mut inner = cq.inner.lock();
         inner.moderation = Some(attr);
-        inner.twin
+        inner.twins.clone()
     };
-    if let Some((twin, _)) = twin {
-        moderate_twin(twin, attr);
-    }
+    twins.iter().for_each(|twin| moderate_twin(twin.cq, attr));
 }
 
 fn moderate_twin(twin: Raw<ibv_cq>, mut attr: ibv_modify_cq_attr) {
@@ -361,14 +359,14 @@ pub fn shrink(cq: &CqShadow, depth: u32) {
     inner.depth = inner.depth.saturating_sub(depth);
 }
 
-/// The twin of a CQ on the standby, with the same room; made at first need.
-pub fn twin(cq: &CqShadow, standby: &Rail) -> Result<Raw<ibv_cq>, String> {
+/// The twin of a CQ on the standby in that slot, with the same room; made at first need.
+pub fn twin(cq: &CqShadow, standby: &Rail, slot: u8) -> Result<Raw<ibv_cq>, String> {
     let (known, entries) = {
         let inner = cq.inner.lock();
-        (inner.twin, inner.depth.max(inner.entries))
+        (inner.twins.iter().find(|twin| twin.slot == slot).map(|twin| twin.cq), inner.depth.max(inner.entries))
     };
     let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
-    if let Some((twin, _)) = known {
+    if let Some(twin) = known {
         // SAFETY: the twin is this library's own.
         let has = unsafe { (*twin.0).cqe };
         // SAFETY: as above.
@@ -392,7 +390,7 @@ pub fn twin(cq: &CqShadow, standby: &Rail) -> Result<Raw<ibv_cq>, String> {
     }
     let moderation = {
         let mut inner = cq.inner.lock();
-        (inner.twin, inner.twin_reads) = (Some((Raw(twin), standby.ops.poll_cq)), reads);
+        inner.twins.push(TwinCq { slot, cq: Raw(twin), poll: standby.ops.poll_cq, reads });
         inner.moderation
     };
     if let Some(attr) = moderation {
@@ -474,9 +472,7 @@ pub unsafe fn destroy(cq: *mut ibv_cq) -> c_int {
         return errno;
     }
     CQS.remove_this(cq, &shadow);
-    let twin = shadow.inner.lock().twin.take();
-    if let Some((twin, _)) = twin {
-        reaper::destroy_cq(twin);
-    }
+    let twins = core::mem::take(&mut shadow.inner.lock().twins);
+    twins.iter().for_each(|twin| reaper::destroy_cq(twin.cq));
     0
 }

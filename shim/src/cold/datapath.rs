@@ -50,10 +50,11 @@ impl DataPath for Shim {
         slice::shorten();
     }
 
-    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
+    fn standbys_of(&self, primary: DeviceId) -> Result<Vec<Choice>, Unprotected> {
         as_agent(|| {
             let rail = rail::by_id(primary.0).ok_or_else(|| Unprotected("its device is unknown".to_owned()))?;
-            rail::standby_of(&rail).map(|standby| DeviceId(standby.id)).map_err(Unprotected)
+            let standbys = rail::standbys_of(&rail).map_err(Unprotected)?;
+            Ok(standbys.iter().map(|one| Choice { device: DeviceId(one.rail.id), rank: one.rank }).collect())
         })
     }
 
@@ -61,13 +62,17 @@ impl DataPath for Shim {
         rail::by_id(device.0).map(|rail| rail.name.clone()).unwrap_or_default()
     }
 
-    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected> {
+    fn prepare_standbys(&self, qp: QpLife) -> Result<Prepared, Unprotected> {
         Self::with(qp, Err(Unprotected::destroyed()), |qp| {
             if let Some(reason) = qp.unprotected.get() {
                 return Err(Unprotected(reason.clone()));
             }
             twin::prepare(qp)
         })
+    }
+
+    fn arrange(&self, qp: QpLife, slots: &[u8]) {
+        Self::with(qp, (), |qp| twin::arrange(qp, slots));
     }
 
     fn atomics_hold(&self, qp: QpLife) -> bool {

@@ -144,6 +144,7 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
     if let Some(connected) = cold.connected.get_mut(usize::from(path)) {
         *connected = None;
     }
+    let device = twin::device(qp, cold, path);
     let frozen = freeze(qp);
     let received = qp.rq.received.load(Relaxed);
     let Some(incarnation) = cold.incarnations.last_mut() else { return };
@@ -166,7 +167,7 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
         incarnation.posted_receives = frozen.posted_receives;
     }
     let epoch = incarnation.epoch;
-    let proof = sample.map_or(Proof::None, |psn| proof_of(qp, path, psn, receives_back));
+    let proof = sample.map_or(Proof::None, |psn| proof_of(qp, device, psn, receives_back));
     let receives = received;
     let report =
         IncarnationReport { epoch: Epoch(epoch), path: PathId(path), proof, receives, fenced: sample.is_some() };
@@ -175,8 +176,7 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
 }
 
 /// The best proof that the provider allows. A missing receive voids the count, and a PSN says what the count says too.
-fn proof_of(qp: &QpShadow, path: u8, psn: Psn, receives_back: bool) -> Proof {
-    let device = if path == 0 { Some(qp.device) } else { qp.pd.standby.as_ref().ok().map(|standby| standby.device) };
+fn proof_of(qp: &QpShadow, device: Option<u16>, psn: Psn, receives_back: bool) -> Proof {
     let tabled = device.and_then(rail::by_id).is_some_and(|rail| rail.psn_is_proof);
     // Where RESET may take completions out of the CQ, or is not known to end the responder, the count of an SRQ's receives proves nothing.
     match (receives_back && (tabled || qp.srq.is_none()), tabled) {

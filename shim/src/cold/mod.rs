@@ -24,5 +24,6 @@ pub mod settle;
 pub mod slice;
 pub mod srq;
 pub mod tell;
+pub mod topology;
 pub mod twin;
 pub mod withdraw;

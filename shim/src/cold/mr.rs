@@ -1,18 +1,17 @@
 //! Registrations and their twins; the keys that a post has to translate.
 
-use crate::cold::{pd, tell};
+use crate::cold::{pd, rail, tell};
 use crate::hot::keys::LocalKey;
 use crate::lives;
 use crate::process;
 use crate::real;
-use crate::shadow::{MrShadow, PdShadow, Raw};
+use crate::shadow::{MrShadow, PdShadow, QpShadow, Raw, StandbyPd, TwinMr};
 use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use shift_abi::*;
-use shift_control::datapath::DeviceId;
-use shift_control::datapath::Event;
+use shift_control::datapath::{DeviceId, Event, QpLife, StandbyKeys};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -45,20 +44,21 @@ pub fn void_caches() {
     GENERATION.fetch_add(1, Ordering::AcqRel);
 }
 
-/// What is known of an lkey; waits for who writes its place in the table.
-pub fn local_key_waiting(device: u16, lkey: u32) -> Option<LocalKey> {
-    BY_LKEY.get()?.get(&(device, lkey)).map(|found| known_of(&found))
+/// What is known of an lkey, and of its twin in that slot; waits for who writes its place in the table.
+pub fn local_key_waiting(device: u16, lkey: u32, slot: u8) -> Option<LocalKey> {
+    BY_LKEY.get()?.get(&(device, lkey)).map(|found| known_of(&found, slot))
 }
 
 /// What is known of an lkey; `None` if it is unknown or its place in the table is being written (never waits).
-pub fn local_key(device: u16, lkey: u32) -> Option<LocalKey> {
-    BY_LKEY.get()?.try_get(&(device, lkey)).try_unwrap().map(|found| known_of(&found))
+pub fn local_key(device: u16, lkey: u32, slot: u8) -> Option<LocalKey> {
+    BY_LKEY.get()?.try_get(&(device, lkey)).try_unwrap().map(|found| known_of(&found, slot))
 }
 
-fn known_of(found: &MrShadow) -> LocalKey {
+fn known_of(found: &MrShadow, slot: u8) -> LocalKey {
     let lkey = found.lkey;
     let readable = if found.readable { (found.iova, found.length) } else { (0, 0) };
-    LocalKey { lkey, twin: found.twin_lkey, readable }
+    let twin = found.twins.iter().find(|twin| twin.slot == slot).map_or(0, |twin| twin.lkey);
+    LocalKey { lkey, twin, is_alone: found.twins.is_empty(), readable }
 }
 
 /// rkeys of ours that were withdrawn and that some peer may still translate: how often each.
@@ -160,19 +160,20 @@ pub fn registered(request: &Request, mr: *mut ibv_mr) {
 }
 
 /// The same, and `register` makes such a registration in another PD.
-pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl FnOnce(*mut ibv_pd) -> *mut ibv_mr) {
+pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl Fn(*mut ibv_pd) -> *mut ibv_mr) {
     let Some(pd) = pd::PDS.get(request.pd).filter(|_| !mr.is_null()) else { return };
     // SAFETY: the registration was just made.
     let ibv_mr { lkey, rkey, .. } = unsafe { mr.read() };
-    let twin = twin_of(pd, request, register);
-    if twin.is_none() && pd.standby.is_ok() {
+    let twins = twins_of(pd, request, register);
+    if twins.is_empty() && pd.standbys.is_ok() {
         note_lack(pd, request.access);
     }
-    let (twin_lkey, twin_rkey) = twin.map_or((0, 0), |twin| {
-        // SAFETY: the twin was just made.
-        let made = unsafe { twin.0.read() };
-        (made.lkey, made.rkey)
-    });
+    let mut standby_rkeys = StandbyKeys::default();
+    for twin in &twins {
+        if let Some(place) = standby_rkeys.get_mut(usize::from(twin.slot)) {
+            *place = Some(twin.rkey);
+        }
+    }
     let is_host = request.dmabuf.is_none() && request.iova == request.addr as u64;
     let readable = is_host && may_be_read(request.addr as usize, request.length);
     let shadow = Arc::new(MrShadow {
@@ -182,8 +183,7 @@ pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl FnOnce(*
         iova: request.iova,
         length: request.length as u64,
         readable,
-        twin,
-        twin_lkey,
+        twins,
         addr: request.addr as usize,
         access: request.access,
         pd: Raw(request.pd),
@@ -192,39 +192,52 @@ pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl FnOnce(*
     if !MRS.insert(mr, Arc::clone(&shadow)) {
         // Its end would not be noticed.
         note_lack(pd, request.access);
-        if let Some(twin) = twin {
-            crate::cold::reaper::dereg_mr(twin);
-        }
+        shadow.twins.iter().for_each(|twin| crate::cold::reaper::dereg_mr(twin.mr));
         return;
     }
+    let is_alone = shadow.twins.is_empty();
     by_lkey().insert((pd.device, lkey), shadow);
     let device = DeviceId(pd.device);
-    process::tell(match twin {
-        Some(_) => Event::KeyAdded { device, rkey, standby_rkey: twin_rkey },
-        None => Event::KeyUnprotected { device, rkey },
+    process::tell(match is_alone {
+        false => Event::KeyAdded { device, rkey, standby_rkeys },
+        true => Event::KeyUnprotected { device, rkey },
     });
 }
 
-fn twin_of(pd: &PdShadow, request: &Request, register: impl FnOnce(*mut ibv_pd) -> *mut ibv_mr) -> Option<Raw<ibv_mr>> {
-    let standby = pd.standby.as_ref().ok()?;
-    let twin = register(standby.pd.0);
-    if twin.is_null() {
-        let errno = std::io::Error::last_os_error();
-        let advice = if errno.raw_os_error() == Some(libc::ENOMEM) {
-            "; raise the limit of locked memory (ulimit -l) to twice what the program registers"
-        } else {
-            ""
-        };
-        tell::once(
-            &format!(
-                "the standby refused a registration of {} bytes ({errno}): queue pairs that use it are not protected{advice}",
-                request.length
-            ),
-            REFUSED,
-        );
-        return None;
+/// On each standby that has all other registrations of the PD. One that refuses this one is no standby of the PD's queue pairs any more, if another takes it.
+fn twins_of(pd: &PdShadow, request: &Request, register: impl Fn(*mut ibv_pd) -> *mut ibv_mr) -> Vec<TwinMr> {
+    let (mut twins, mut refused) = (Vec::new(), Vec::new());
+    for standby in pd.twins().iter().filter(|standby| pd.is_whole(standby.slot)) {
+        let twin = register(standby.pd.0);
+        if twin.is_null() {
+            refused.push((standby, std::io::Error::last_os_error()));
+            continue;
+        }
+        // SAFETY: the twin was just made.
+        let ibv_mr { lkey, rkey, .. } = unsafe { twin.read() };
+        twins.push(TwinMr { slot: standby.slot, mr: Raw(twin), lkey, rkey });
     }
-    Some(Raw(twin))
+    for (standby, error) in refused {
+        say_refused(standby, request.length, &error, twins.is_empty());
+        if !twins.is_empty() && pd.lose(standby.slot) {
+            let slot = standby.slot;
+            let told = |qp: &Arc<QpShadow>| process::tell(Event::SlotLost { qp: QpLife(qp.life), slot });
+            lives::all().iter().filter(|qp| core::ptr::eq(&*qp.pd, pd)).for_each(told);
+        }
+    }
+    twins
+}
+
+fn say_refused(standby: &StandbyPd, length: usize, error: &std::io::Error, is_last: bool) {
+    let advice = if error.raw_os_error() == Some(libc::ENOMEM) {
+        "; raise the limit of locked memory (ulimit -l): each standby takes as much as the program registers"
+    } else {
+        ""
+    };
+    let name = rail::by_id(standby.device).map_or_else(String::new, |rail| rail.name.clone());
+    let effect = if is_last { "queue pairs that use it are not protected" } else { "it does not stand by for them" };
+    let words = format!("{name} refused a registration of {length} bytes ({error}): {effect}{advice}");
+    tell::once(&words, if is_last { REFUSED } else { &name });
 }
 
 /// What the QPs of the PD can use from now on is not all on the standby: a QP is unprotected from its first use of such memory. Of use
@@ -289,7 +302,7 @@ pub unsafe fn rereg(
     if let Some(shadow) = &known {
         by_lkey().remove(&(shadow.device, shadow.lkey));
         void_caches();
-        withdraw_twin(shadow);
+        withdraw_twins(shadow);
     }
     // SAFETY: passed on.
     let status = unsafe { real::ibv_rereg_mr(region, flags, domain, addr, length, access) };
@@ -315,7 +328,7 @@ pub unsafe fn rereg(
     // Who still takes the key for the twin that is gone would reach nothing with it, or other memory: the program may tell its peer of the change by
     // a message that is faster than ours.
     // SAFETY: the registration is live: it was just changed.
-    let keeps_key = unsafe { (*region).rkey } == shadow.rkey && shadow.twin.is_some();
+    let keeps_key = unsafe { (*region).rkey } == shadow.rkey && !shadow.twins.is_empty();
     if status == 0 && keeps_key && !await_confirmation(shadow.device, shadow.rkey) {
         if let Some(pd) = pd::PDS.get(request.pd) {
             unprotect_all(
@@ -375,7 +388,7 @@ fn forget(region: *mut ibv_mr) {
     if let Some(shadow) = MRS.remove(region) {
         by_lkey().remove(&(shadow.device, shadow.lkey));
         void_caches();
-        withdraw_twin(&shadow);
+        withdraw_twins(&shadow);
     }
 }
 
@@ -399,8 +412,7 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
         iova: 0,
         length,
         readable: false,
-        twin: None,
-        twin_lkey: 0,
+        twins: Vec::new(),
         addr: 0,
         access,
         pd: Raw(core::ptr::null_mut()),
@@ -422,18 +434,18 @@ pub unsafe fn dereg(mr: *mut ibv_mr) -> c_int {
     unsafe { real::ibv_dereg_mr(mr) }
 }
 
-/// Withdraws the registration on the standby, if there is one, and tells the peers. The shadow was taken out of the tables before.
-fn withdraw_twin(shadow: &MrShadow) {
+/// Withdraws the registrations on the standbys, if there are any, and tells the peers. The shadow was taken out of the tables before.
+fn withdraw_twins(shadow: &MrShadow) {
     if process::get().is_some() {
         *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
     }
     process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
-    if let Some(twin) = shadow.twin {
+    for twin in &shadow.twins {
         // SAFETY: the twin is this library's own and was taken out of the tables above.
-        let errno = unsafe { real::ibv_dereg_mr(twin.0) };
+        let errno = unsafe { real::ibv_dereg_mr(twin.mr.0) };
         if errno != 0 {
             log::debug!("the twin of a registration is still in use (errno {errno}); it is withdrawn later");
-            crate::cold::reaper::dereg_mr(twin);
+            crate::cold::reaper::dereg_mr(twin.mr);
         }
     }
 }

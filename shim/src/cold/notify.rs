@@ -9,7 +9,7 @@
 
 use crate::cold::channel::ChannelShadow;
 use crate::hot::poll;
-use crate::shadow::{CqInner, CqShadow, QpShadow, StashedWc, TWIN};
+use crate::shadow::{CqInner, CqShadow, QpShadow, Raw, StashedWc, TWIN};
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::SeqCst;
 use shift_abi::*;
@@ -67,13 +67,13 @@ pub unsafe fn request(cq: &CqShadow, solicited_only: c_int) -> c_int {
     // SAFETY: passed on.
     let errno = unsafe { arm(cq.cq.0, solicited_only) };
     // The primary may be gone; what has a twin goes on there, and is armed there by whoever sets TWIN.
-    if errno != 0 && cq.inner.lock().twin.is_none() {
+    if errno != 0 && cq.inner.lock().twins.is_empty() {
         cq.armed.store(before, SeqCst);
         return errno;
     }
     // The agent sets TWIN, then looks at `armed`; this one the other way round: one of both arms the twin.
     if cq.attention.load(SeqCst) & TWIN != 0 {
-        arm_twin(cq, kind);
+        arm_twins_of(cq, kind);
     }
     let inner = cq.inner.lock();
     if is_due(&inner, kind, true) {
@@ -118,14 +118,22 @@ pub fn arm_twins(qp: &QpShadow) {
     for cq in [&qp.send_cq, &qp.recv_cq] {
         let kind = asked_for(cq);
         if cq.channel.is_some() && kind != 0 {
-            arm_twin(cq, kind);
+            arm_twins_of(cq, kind);
             poll::sweep(cq);
         }
     }
 }
 
-fn arm_twin(cq: &CqShadow, kind: u8) {
-    let Some((twin, _)) = cq.inner.lock().twin else { return };
+fn arm_twins_of(cq: &CqShadow, kind: u8) {
+    // By number: the lock is not held across a call of the provider's. A twin that is made meanwhile belongs to nobody who has moved.
+    let mut at = 0;
+    while let Some(twin) = { cq.inner.lock().twins.get(at).copied() } {
+        arm_twin(twin.cq, kind);
+        at += 1;
+    }
+}
+
+fn arm_twin(twin: Raw<ibv_cq>, kind: u8) {
     // SAFETY: the twin is this library's own, made on a rail's context, which is open for ever.
     let context = unsafe { (*twin.0).context };
     // SAFETY: as above.

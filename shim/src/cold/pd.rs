@@ -1,14 +1,13 @@
 //! Protection domains and their twins.
 
-use crate::cold::{device, rail, reaper};
+use crate::cold::{device, rail, reaper, tell};
 use crate::real;
 use crate::shadow::{PdShadow, Raw, StandbyPd};
 use crate::tables::PtrTable;
 use core::ffi::c_int;
-use core::sync::atomic::AtomicBool;
 use shift_abi::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// PDs of the application.
 pub static PDS: PtrTable<PdShadow> = PtrTable::new();
@@ -24,9 +23,7 @@ pub unsafe fn alloc(context: *mut ibv_context) -> *mut ibv_pd {
         return pd;
     }
     if let Some(shadow) = device::device_of(context) {
-        let standby = twin_of(shadow.device);
-        let (lacks_twins, unprotected) = (AtomicBool::new(false), OnceLock::new());
-        PDS.insert(pd, Arc::new(PdShadow { device: shadow.device, standby, lacks_twins, unprotected }));
+        PDS.insert(pd, Arc::new(PdShadow::new(shadow.device, twins_of(shadow.device))));
     }
     pd
 }
@@ -50,15 +47,25 @@ pub fn has_thread_domain(domain: *mut ibv_pd) -> bool {
     !domain.is_null() && parents().get(&(domain as usize)).copied().unwrap_or(false)
 }
 
-fn twin_of(device: u16) -> Result<StandbyPd, String> {
+/// One on each standby that grants one.
+fn twins_of(device: u16) -> Result<Vec<StandbyPd>, String> {
     let primary = rail::by_id(device).ok_or("its device is unknown")?;
-    let standby = rail::standby_of(&primary)?;
-    // SAFETY: a rail's context is open for ever.
-    let pd = unsafe { real::ibv_alloc_pd(standby.context.0) };
-    if pd.is_null() {
-        return Err(format!("{} refused a protection domain", standby.name));
+    let standbys = rail::standbys_of(&primary)?;
+    let (mut twins, mut refused) = (Vec::new(), String::new());
+    for standing in &standbys {
+        // SAFETY: a rail's context is open for ever.
+        let pd = unsafe { real::ibv_alloc_pd(standing.rail.context.0) };
+        if pd.is_null() {
+            refused = format!("{} refused a protection domain", standing.rail.name);
+            tell::once(&refused, &refused);
+        } else {
+            twins.push(StandbyPd { slot: standing.slot, device: standing.rail.id, pd: Raw(pd) });
+        }
     }
-    Ok(StandbyPd { device: standby.id, pd: Raw(pd) })
+    if twins.is_empty() {
+        return Err(refused);
+    }
+    Ok(twins)
 }
 
 /// `ibv_dealloc_pd`.
@@ -76,8 +83,8 @@ pub unsafe fn dealloc(pd: *mut ibv_pd) -> c_int {
         parents().extend(as_parent.map(|has_thread| (pd as usize, has_thread)));
     } else if as_parent.is_some() {
         // The twin is that of the PD it leads to.
-    } else if let Ok(twin) = &shadow.standby {
-        reaper::dealloc_pd(twin.pd);
+    } else {
+        shadow.twins().iter().for_each(|twin| reaper::dealloc_pd(twin.pd));
     }
     errno
 }

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::Event;
 use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, GroupId, QpLife};
-use shift_proto::id::Mtu;
+use shift_proto::id::{Mtu, MAX_PATHS};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ fn shadows_of(pd: *mut ibv_pd, init: &ibv_qp_init_attr) -> Result<Shadows, Strin
         return Err(format!("its type is {:?}; only RC is", init.qp_type));
     }
     let pd = pd::PDS.get_arc(pd).ok_or("its PD was not made through ibv_alloc_pd")?;
-    if let Err(why) = &pd.standby {
+    if let Err(why) = &pd.standbys {
         return Err(why.clone());
     }
     if let Some(why) = pd.unprotected.get() {
@@ -394,10 +394,8 @@ fn end_by_application(qp: &QpShadow) {
         Stance::Armed | Stance::Masking => replay::surface(qp, Some(IBV_WC_WR_FLUSH_ERR.0)),
     }
     tell::application_error(qp);
-    let twin = qp.cold().twin;
-    if let Some(twin) = twin {
-        twin::to_error(twin);
-    }
+    let twins = qp.cold().twins;
+    twins.into_iter().flatten().for_each(|twin| twin::to_error(twin.qp));
 }
 
 fn is_direct(qp: &QpShadow) -> bool {
@@ -464,7 +462,11 @@ fn connected(qp: &Arc<QpShadow>) {
         posted_receives: 0,
         closed: false,
     }];
-    cold.connected = [Some(Connected { epoch: 0, own_psn: cold.attr.sq_psn, mtu: mtu.bytes() }), None];
+    let own_psn = cold.attr.sq_psn;
+    cold.connected = Default::default();
+    if let Some(first) = cold.connected.first_mut() {
+        *first = Some(Connected { epoch: 0, own_psn, mtu: mtu.bytes() });
+    }
     qp.sq.poster.lock().mtu_shift = mtu.bytes().trailing_zeros();
     let facts = facts_of(qp, &cold.attr, mtu);
     drop(cold);
@@ -613,7 +615,7 @@ fn forget_foreign(qp: *mut ibv_qp) {
 
 /// Ends a life: nobody posts in it any more when this returns, and no completion leads to it. Only who calls verbs on the QP still finds it.
 fn end(shadow: &Arc<QpShadow>) {
-    let twin = {
+    let twins = {
         let mut cold = shadow.cold();
         cold.alive = false;
         shadow.sq.poster.lock().mode = PostMode::Gone;
@@ -623,17 +625,18 @@ fn end(shadow: &Arc<QpShadow>) {
             poll::sweep(&shadow.recv_cq);
             settle::leave(shadow, &mut cold);
         }
-        let twin = cold.twin.take();
-        if let Some(twin) = twin {
+        let twins: Vec<Raw<ibv_qp>> =
+            core::mem::take(&mut cold.twins).into_iter().flatten().map(|twin| twin.qp).collect();
+        for twin in &twins {
             // Destroying it may take long; from here on it touches no memory any more, as after any destroy.
-            if twin::to_state(twin, IBV_QPS_RESET) != 0 {
-                twin::to_error(twin);
+            if twin::to_state(*twin, IBV_QPS_RESET) != 0 {
+                twin::to_error(*twin);
             }
         }
-        twin
+        twins
     };
     if shadow.srq.is_some() {
-        leave_srq(shadow, twin);
+        leave_srq(shadow, twins.first().copied());
     }
     {
         let (mut send, mut recv) = lock_cqs(shadow);
@@ -644,12 +647,8 @@ fn end(shadow: &Arc<QpShadow>) {
         }
     }
     shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &flushable(&shadow.cold().init, shadow.srq.is_some()));
-    if let Some(twin) = twin {
-        reaper::destroy_twin(twin, Arc::clone(shadow));
-    }
-    if let Some(mr) = take_registration(shadow, 1) {
-        reaper::dereg_mr(mr);
-    }
+    twins.into_iter().for_each(|twin| reaper::destroy_twin(twin, Arc::clone(shadow)));
+    (1..MAX_PATHS).filter_map(|place| take_registration(shadow, place)).for_each(reaper::dereg_mr);
 }
 
 /// Completions lead to it no more.
@@ -660,7 +659,7 @@ fn leave_srq(shadow: &QpShadow, twin: Option<Raw<ibv_qp>>) {
     if let Some(twin) = twin {
         // SAFETY: the twin is this library's own and was taken out of its place; the reaper has not got it yet.
         let number = unsafe { (*twin.0).qp_num };
-        inner.receivers.remove(&(Source::Twin, number));
+        inner.receivers.remove(&(Source::Twin(shadow.pd.first_slot()), number));
     }
 }
 
@@ -673,9 +672,9 @@ fn withdraw_copies(shadow: &QpShadow) {
     }
 }
 
-/// The registration of the QP's copies on a path, to be withdrawn.
-fn take_registration(shadow: &QpShadow, path: usize) -> Option<Raw<ibv_mr>> {
-    let mr = shadow.sq.copies.get()?.registrations.get(path)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
+/// The registration of the QP's copies on the primary (0) or in a slot (1 more), to be withdrawn.
+fn take_registration(shadow: &QpShadow, place: usize) -> Option<Raw<ibv_mr>> {
+    let mr = shadow.sq.copies.get()?.registrations.get(place)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
     (!mr.is_null()).then_some(Raw(mr))
 }
 

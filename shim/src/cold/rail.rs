@@ -4,6 +4,7 @@
 //! without taking an event from the application. It stays open as long as the process lives, or its device does ([`presence`]).
 
 use crate::cold::presence::Presence;
+use crate::cold::topology::{self, Candidate, Seat};
 use crate::process;
 use crate::real;
 use crate::shadow::{ProviderOps, Raw};
@@ -11,7 +12,10 @@ use crate::wait::errno;
 use shift_abi::*;
 use shift_control::datapath::DeviceId;
 use shift_control::datapath::Event;
+use shift_control::Config;
+use shift_proto::id::MAX_STANDBYS;
 use std::ffi::CStr;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,12 +54,21 @@ pub struct Rail {
     pub presence: Presence,
 }
 
-/// The standby of a device, or why there is none, and when that was found.
-type Choice = (u16, Result<u16, String>, Instant);
+/// The standbys that a device was given.
+struct Chosen {
+    primary: u16,
+    /// By slot, those that are gone too: a slot is one device's for ever, for objects are made by it.
+    slots: Vec<Standing>,
+    /// Why there is none.
+    why: String,
+    since: Instant,
+}
 
 static RAILS: Mutex<Vec<Arc<Rail>>> = Mutex::new(Vec::new());
-static CHOICES: Mutex<Vec<Choice>> = Mutex::new(Vec::new());
-/// How long there being no standby is believed: a device may come, or come back.
+static CHOICES: Mutex<Vec<Chosen>> = Mutex::new(Vec::new());
+/// The slots that there are.
+const MOST: u8 = MAX_STANDBYS as u8;
+/// How long there being no further standby is believed: a device may come, or come back.
 const NONE_FOR: Duration = Duration::from_secs(1);
 
 /// The table.
@@ -123,7 +136,8 @@ pub fn named(name: &str) -> Result<Arc<Rail>, String> {
     if let Some(known) = table.iter().find(|rail| rail.name == name && !rail.presence.is_gone()) {
         return Ok(Arc::clone(known));
     }
-    let id = u16::try_from(table.len()).map_err(|_| "too many devices".to_owned())?;
+    // Key frames have eight bits for it.
+    let id = u8::try_from(table.len()).map(u16::from).map_err(|_| "too many devices".to_owned())?;
     let context = visit_devices(|device, found| {
         // SAFETY: the device is of the list that is being visited.
         (found == name).then(|| unsafe { real::ibv_open_device(device) })
@@ -295,37 +309,84 @@ fn family_of(gid: &ibv_gid) -> Family {
     }
 }
 
-/// The standby of a device, chosen once per process, and again when its device is gone.
-pub fn standby_of(primary: &Rail) -> Result<Arc<Rail>, String> {
+/// A device that stands by for another one.
+#[derive(Clone)]
+pub struct Standing {
+    /// Its number among the standbys of that one.
+    pub slot: u8,
+    /// Which.
+    pub rail: Arc<Rail>,
+    /// As the agent has it in `Choice`.
+    pub rank: u8,
+}
+
+/// The standbys of a device, the best first. They are chosen once per process; where one is gone, or there are fewer than wanted, others are looked for.
+pub fn standbys_of(primary: &Rail) -> Result<Vec<Standing>, String> {
+    let config = &process::get().ok_or("the shim is inert")?.config;
     let mut choices = CHOICES.lock().unwrap_or_else(PoisonError::into_inner);
-    choices.retain(|(_, choice, since)| match choice {
-        Ok(id) => by_id(*id).is_some_and(|rail| !rail.presence.is_gone()),
-        Err(_) => since.elapsed() < NONE_FOR,
-    });
-    let known = choices.iter().find(|(id, ..)| *id == primary.id).map(|(_, choice, _)| choice.clone());
-    let choice = known.unwrap_or_else(|| {
-        let choice = choose(primary).and_then(|rail| engage(&rail));
-        choices.push((primary.id, choice.clone(), Instant::now()));
-        choice
-    })?;
-    by_id(choice).ok_or_else(|| "its standby vanished".to_owned())
+    let at = choices.iter().position(|chosen| chosen.primary == primary.id).unwrap_or(choices.len());
+    if at == choices.len() {
+        let slots = Vec::new();
+        let mut chosen = Chosen { primary: primary.id, slots, why: String::new(), since: Instant::now() };
+        chosen.fill(primary, config);
+        choices.push(chosen);
+    }
+    let chosen = choices.get_mut(at).ok_or("its standby vanished")?;
+    if chosen.present().count() < chosen.wanted(primary, config) && chosen.since.elapsed() >= NONE_FOR {
+        chosen.fill(primary, config);
+    }
+    let mut standbys: Vec<Standing> = chosen.present().cloned().collect();
+    if standbys.is_empty() {
+        return Err(chosen.why.clone());
+    }
+    standbys.sort_by_key(|standing| standing.rank);
+    Ok(standbys)
+}
+
+impl Chosen {
+    fn present(&self) -> impl Iterator<Item = &Standing> {
+        self.slots.iter().filter(|standing| !standing.rail.presence.is_gone())
+    }
+
+    fn wanted(&self, primary: &Rail, config: &Config) -> usize {
+        let list = config.standby.iter().find(|(from, _)| *from == primary.name);
+        list.map_or(usize::from(config.standbys), |(_, list)| list.len())
+    }
+
+    /// Gives slots to devices that have none.
+    fn fill(&mut self, primary: &Rail, config: &Config) {
+        self.since = Instant::now();
+        let room = self.wanted(primary, config).saturating_sub(self.present().count());
+        let known: Vec<u16> = self.present().map(|standing| standing.rail.id).collect();
+        match choose(primary, config) {
+            Ok(found) => {
+                for (rail, rank) in found.into_iter().filter(|(rail, _)| !known.contains(&rail.id)).take(room) {
+                    let Some(slot) = u8::try_from(self.slots.len()).ok().filter(|slot| *slot < MOST) else { return };
+                    match engage(&rail) {
+                        Ok(()) => self.slots.push(Standing { slot, rail, rank }),
+                        Err(why) => self.why = why,
+                    }
+                }
+            }
+            Err(why) => self.why = why,
+        }
+    }
 }
 
 /// From here on objects of queue pairs may be on it.
-fn engage(rail: &Rail) -> Result<u16, String> {
+fn engage(rail: &Rail) -> Result<(), String> {
     let _table = rails();
     rail.presence.is_standby.store(true, Ordering::Relaxed);
     if rail.presence.keep_open().is_none() {
         return Err(format!("device {} was removed", rail.name));
     }
-    Ok(rail.id)
+    Ok(())
 }
 
-fn choose(primary: &Rail) -> Result<Arc<Rail>, String> {
-    let config = &process::get().ok_or("the shim is inert")?.config;
+/// Devices that may stand by, the best first, with their ranks.
+fn choose(primary: &Rail, config: &Config) -> Result<Vec<(Arc<Rail>, u8)>, String> {
     if let Some((_, wanted)) = config.standby.iter().find(|(from, _)| *from == primary.name) {
-        return named(wanted)
-            .map_err(|why| format!("SHIFT_STANDBY names {wanted} as the standby of {}: {why}", primary.name));
+        return as_wanted(primary, wanted);
     }
     if !config.standby.is_empty() {
         return Err(format!("SHIFT_STANDBY names no standby for {}", primary.name));
@@ -333,14 +394,39 @@ fn choose(primary: &Rail) -> Result<Arc<Rail>, String> {
     let names = names();
     let own = names.iter().position(|name| *name == primary.name).unwrap_or(0);
     let link_layer = primary.port_attr().map(|attr| attr.link_layer);
-    let mut fallback = None;
-    for step in 1..names.len() {
-        let Some(rail) = names.get((own + step) % names.len()).and_then(|name| named(name).ok()) else { continue };
-        let Some(port) = rail.port_attr().filter(|port| Some(port.link_layer) == link_layer) else { continue };
-        if port.state == IBV_PORT_ACTIVE {
-            return Ok(rail);
-        }
-        fallback.get_or_insert(rail);
+    let sysfs = Path::new(topology::SYSFS);
+    let candidate = |step: usize| {
+        let rail = names.get((own + step) % names.len()).and_then(|name| named(name).ok())?;
+        let port = rail.port_attr().filter(|port| Some(port.link_layer) == link_layer)?;
+        let is_active = port.state == IBV_PORT_ACTIVE;
+        Some(Candidate { name: rail.name.clone(), is_active, seat: Seat::read(sysfs, &rail.name) })
+    };
+    let ranked = topology::ordered(&Seat::read(sysfs, &primary.name), (1..names.len()).filter_map(candidate).collect());
+    let of = |(name, rank): (String, u8)| named(&name).ok().map(|rail| (rail, rank));
+    let found: Vec<(Arc<Rail>, u8)> = ranked.into_iter().filter_map(of).collect();
+    if found.is_empty() {
+        return Err(format!("this host has no second RDMA device beside {}", primary.name));
     }
-    fallback.ok_or_else(|| format!("this host has no second RDMA device beside {}", primary.name))
+    Ok(found)
+}
+
+/// As the operator has ordered them. A device that is not there is named; without any of them there is no protection.
+fn as_wanted(primary: &Rail, wanted: &[String]) -> Result<Vec<(Arc<Rail>, u8)>, String> {
+    let of = |name: &String| {
+        named(name).map_err(|why| format!("SHIFT_STANDBY names {name} as the standby of {}: {why}", primary.name))
+    };
+    let (mut chosen, mut missing) = (Vec::new(), None);
+    for (rank, name) in (0..).zip(wanted) {
+        match of(name) {
+            Ok(rail) => chosen.push((rail, rank)),
+            Err(why) => {
+                crate::cold::tell::once(&why, &why);
+                missing.get_or_insert(why);
+            }
+        }
+    }
+    match missing {
+        Some(why) if chosen.is_empty() => Err(why),
+        _ => Ok(chosen),
+    }
 }

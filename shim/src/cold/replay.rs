@@ -154,9 +154,12 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
         notify::arm_twins(qp);
         return Ok(count);
     }
-    poster.target =
-        RecvTarget { qp: object, post_recv: ops_of(qp, path).map_or(poster.target.post_recv, |ops| ops.post_recv) };
+    poster.target = RecvTarget {
+        qp: object,
+        post_recv: ops_of(qp, &cold, path).map_or(poster.target.post_recv, |ops| ops.post_recv),
+    };
     poster.translate = path != 0;
+    cold.slot(path).into_iter().for_each(|slot| poster.keys.go_to(slot));
     poster.epoch = epoch;
     poster.sges.reserve(post::batch_sges(qp));
     let ring = &qp.rq.ring;
@@ -206,12 +209,11 @@ fn enter_incarnation(cold: &mut QpCold, path: u8, epoch: u32) -> Option<()> {
     Some(())
 }
 
-fn ops_of(qp: &QpShadow, path: u8) -> Option<ProviderOps> {
+fn ops_of(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<ProviderOps> {
     if path == 0 {
         return Some(qp.send_cq.ops);
     }
-    let standby = qp.pd.standby.as_ref().ok()?;
-    rail::by_id(standby.device).map(|rail| rail.ops)
+    twin::device(qp, cold, path).and_then(rail::by_id).map(|rail| rail.ops)
 }
 
 /// From now on polls look at the twins as well.
@@ -286,7 +288,7 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
         return true;
     }
     let Some(object) = twin::object(qp, &cold, path).filter(|_| cold.alive && qp.may_move()) else { return false };
-    let Some(ops) = ops_of(qp, path) else { return false };
+    let Some(ops) = ops_of(qp, &cold, path) else { return false };
     let connected = cold.connected.get(usize::from(path)).copied().flatten();
     let Some(connected) = connected.filter(|connected| connected.epoch == epoch) else { return false };
     if enter_incarnation(&mut cold, path, epoch).is_none() {
@@ -298,6 +300,7 @@ fn begin_incarnation(qp: &QpShadow, path: u8, epoch: u32) -> bool {
     let mut poster = qp.sq.poster.lock();
     poster.target = Target { qp: object, post_send: ops.post_send };
     poster.translate = path != 0;
+    cold.slot(path).into_iter().for_each(|slot| poster.keys.go_to(slot));
     poster.epoch = epoch;
     poster.psn_next = first;
     poster.consuming = 0;
@@ -457,7 +460,7 @@ fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result
         return Ok(vec![ibv_sge { addr, length: bytes, lkey: 0 }]);
     }
     if slot.has(COPIED) {
-        if let Some((addr, lkey)) = copied(qp, seq, poster.translate) {
+        if let Some((addr, lkey)) = copied(qp, seq, poster.translate.then(|| poster.keys.slot())) {
             return Ok(vec![ibv_sge { addr: addr + u64::from(offset), length: bytes, lkey }]);
         }
         // As the NIC's own retransmission would be.
@@ -482,13 +485,13 @@ fn elements(qp: &QpShadow, poster: &mut Poster, seq: u64, offset: u32) -> Result
 }
 
 /// Address and key of a copied payload on the current path; the copies are registered there at first need.
-fn copied(qp: &QpShadow, seq: u64, on_twin: bool) -> Option<(u64, u32)> {
+fn copied(qp: &QpShadow, seq: u64, slot: Option<u8>) -> Option<(u64, u32)> {
     let copies = qp.sq.copies.get()?;
-    let place = copies.registrations.get(usize::from(on_twin))?;
+    let place = copies.registrations.get(slot.map_or(0, |slot| 1 + usize::from(slot)))?;
     let mut mr = place.load(Acquire);
     if mr.is_null() {
-        let pd = if on_twin {
-            qp.pd.standby.as_ref().ok()?.pd.0
+        let pd = if let Some(slot) = slot {
+            qp.pd.twin(slot)?.pd.0
         } else {
             // SAFETY: the application's QP is live while its shadow is being replayed (the agent holds its life).
             unsafe { (*qp.qp.0).pd }
@@ -568,9 +571,7 @@ pub fn surface(qp: &QpShadow, status: Option<u32>) {
         }
         qp.stand(Stance::Surfaced);
         twin::to_error(qp.qp);
-        if let Some(twin) = cold.twin {
-            twin::to_error(twin);
-        }
+        cold.twins.into_iter().flatten().for_each(|twin| twin::to_error(twin.qp));
         if qp.srq.is_some() {
             settle::leave(qp, &mut cold);
         }

@@ -43,7 +43,7 @@ pub fn settle(srq: &SrqShadow, own: &QpShadow, own_cold: &mut QpCold, to: (u8, R
         return Err(Errno(libc::EOPNOTSUPP));
     }
     keep_off(srq, &mut cold, Some((own, own_cold)), path)?;
-    let gid = own_cold.gids.get(usize::from(path)).copied().flatten();
+    let gid = own_cold.gid_of(path);
     move_to(srq, &mut cold, to, gid.as_ref())
 }
 
@@ -141,14 +141,14 @@ fn object_of(srq: &SrqShadow, cold: &SrqCold, path: u8) -> Option<(Raw<ibv_srq>,
         let rail = rail::by_id(srq.device)?;
         return Some((srq.srq, rail.ops.post_srq_recv?));
     }
-    let rail = rail::by_id(srq.pd.standby.as_ref().ok()?.device)?;
+    let rail = rail::by_id(srq.pd.twins().first()?.device)?;
     Some((cold.twin?, rail.ops.post_srq_recv?))
 }
 
 /// Takes out of the object of a path what is posted on another by now.
 fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
     let (object, _) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
-    let device = if path == 0 { Some(srq.device) } else { srq.pd.standby.as_ref().ok().map(|standby| standby.device) };
+    let device = if path == 0 { Some(srq.device) } else { srq.pd.twins().first().map(|standby| standby.device) };
     let rail = device.and_then(rail::by_id).ok_or(Errno(libc::ENODEV))?;
     let gid = gid.ok_or(Errno(libc::ENODEV))?;
     set_limit(object, 0);

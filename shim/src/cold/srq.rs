@@ -106,8 +106,8 @@ pub unsafe fn create(domain: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut 
 
 /// Why no queue pair of that PD can be protected if it shares its receives: a count of those that came back says nothing of an SRQ, from which none comes back.
 pub fn lack_of(domain: &PdShadow) -> Option<String> {
-    let standby = match &domain.standby {
-        Ok(standby) => standby.device,
+    let standby = match &domain.standbys {
+        Ok(standbys) => standbys.first()?.device,
         Err(why) => return Some(why.clone()),
     };
     let blind = [domain.device, standby].into_iter().filter_map(rail::by_id).find(|rail| !rail.psn_is_proof)?;
@@ -117,13 +117,15 @@ pub fn lack_of(domain: &PdShadow) -> Option<String> {
 fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post: post_srq_recv_fn) {
     let life = lives::next();
     lives::reserve(life, true);
+    let mut keys = KeyCache::new();
+    keys.go_to(domain.first_slot());
     let poster = SrqPoster {
         target: Raw(srq),
         post,
         translate: false,
         generation: 0,
         held: false,
-        keys: KeyCache::new(),
+        keys,
         sges: Vec::with_capacity((granted.max_sge as usize).max(1)),
     };
     let shadow = Arc::new(SrqShadow {
@@ -324,7 +326,7 @@ pub fn unprotect(srq: &SrqShadow, reason: String) {
 /// Is all of this memory on the standby?
 #[cold]
 pub fn check_twins(srq: &SrqShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) {
-    if sges.any(|sge| sge.length != 0 && keys.twin_of(srq.device, sge.lkey).is_none()) {
+    if sges.any(|sge| sge.length != 0 && !keys.has_twin(srq.device, sge.lkey)) {
         unprotect(srq, crate::cold::mr::REFUSED.to_owned());
     }
 }
@@ -353,7 +355,7 @@ pub fn twin(srq: &SrqShadow, standby: &rail::Rail) -> Result<Raw<ibv_srq>, Strin
     if cold.destroyed {
         return Err("its SRQ was destroyed".to_owned());
     }
-    let pd = srq.pd.standby.as_ref().map_err(Clone::clone)?.pd;
+    let pd = srq.pd.twins().first().ok_or("it has no standby")?.pd;
     let wanted = srq.slots.lock().capacity();
     let mut init = ibv_srq_init_attr {
         srq_context: core::ptr::null_mut(),

@@ -2,63 +2,106 @@
 
 use crate::cold::{caps, cq, rail, srq};
 use crate::real;
-use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance};
+use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance, TwinQp};
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use shift_abi::*;
-use shift_control::datapath::{Errno, Gid, PathEnd, Unprotected};
-use shift_proto::id::{Micros, Mtu, Psn};
-use std::sync::Arc;
+use shift_control::datapath::{Choice, DeviceId, Errno, Gid, PathEnd, Prepared, Standby, Unprotected};
+use shift_proto::id::{Micros, Mtu, Psn, MAX_PATHS};
 use std::time::Duration;
 
-/// Makes the standby's QP, if it is not made, and says what the peer has to know of both paths.
-pub fn prepare(qp: &QpShadow) -> Result<(PathEnd, PathEnd), Unprotected> {
+/// Makes the QPs on the standbys, if they are not made, and says what the peer has to know of all paths.
+pub fn prepare(qp: &QpShadow) -> Result<Prepared, Unprotected> {
     prepare_or_say(qp).map_err(Unprotected)
 }
 
-fn prepare_or_say(qp: &QpShadow) -> Result<(PathEnd, PathEnd), String> {
-    let standby = standby_rail(qp)?;
+fn prepare_or_say(qp: &QpShadow) -> Result<Prepared, String> {
+    qp.pd.standbys.as_ref().map_err(Clone::clone)?;
+    let primary = rail::by_id(qp.device).ok_or("its device is unknown")?;
+    let standings = rail::standbys_of(&primary)?;
     let mut cold = qp.cold();
     if !cold.alive {
-        return Err(shift_control::datapath::Unprotected::destroyed().0);
+        return Err(Unprotected::destroyed().0);
     }
-    if cold.twin.is_none() {
-        cold.twin = Some(create(qp, &cold, &standby)?);
+    let gid = primary_gid(qp, &cold)?;
+    let mtu = cold.attr.path_mtu.bytes().and_then(Mtu::new).ok_or("its path MTU is unknown")?;
+    (cold.gid, cold.mtu) = (Some(gid), Some(mtu));
+    let psn_base = Psn::new(cold.attr.rq_psn);
+    let (mut standbys, mut lacking) = (Vec::new(), Vec::new());
+    // Queue pairs that share their receives share one standby. One that came later than the PD is none of its queue pairs'.
+    let is_used = |slot| qp.pd.twin(slot).is_some() && (qp.srq.is_none() || qp.pd.first_slot() == slot);
+    for standing in standings.iter().filter(|standing| is_used(standing.slot)) {
+        let slot = standing.slot;
+        match offer(qp, &mut cold, slot, &standing.rail) {
+            Ok(twin) => {
+                let choice = Choice { device: DeviceId(standing.rail.id), rank: standing.rank };
+                standbys.push(Standby { slot, choice, end: PathEnd { psn_base, ..twin } });
+            }
+            Err(reason) => lacking.push(reason),
+        }
     }
-    let Some(twin) = cold.twin else { return Err(shift_control::datapath::Unprotected::destroyed().0) };
-    let gid = standby_gid(qp, &cold, &standby)?;
-    let primary_gid = primary_gid(qp, &cold)?;
-    cold.gids = [Some(primary_gid), Some(gid)];
-    let primary_mtu = cold.attr.path_mtu.bytes().and_then(Mtu::new).ok_or("its path MTU is unknown")?;
+    if standbys.is_empty() {
+        return Err(lacking.into_iter().next().unwrap_or_else(|| "it has no standby".to_owned()));
+    }
+    let primary = PathEnd { qpn: qp.qpn, gid: Gid(gid.gid.raw), mtu, psn_base };
+    Ok(Prepared { primary, standbys, lacking })
+}
+
+/// What is offered in one slot, but for the packet numbers.
+fn offer(qp: &QpShadow, cold: &mut QpCold, slot: u8, standby: &rail::Rail) -> Result<PathEnd, String> {
+    if !qp.pd.is_whole(slot) {
+        return Err(format!("memory is not registered on {}", standby.name));
+    }
+    let known = cold.twins.get(usize::from(slot)).copied().flatten();
+    let object = match known {
+        Some(twin) => twin.qp,
+        None => create(qp, cold, slot, standby)?,
+    };
+    // It is kept whatever is lacking: it goes with the QP.
+    let mut twin = TwinQp { qp: object, gid: None, mtu: None };
+    if let Some(place) = cold.twins.get_mut(usize::from(slot)) {
+        *place = Some(twin);
+    }
+    let gid = standby_gid(qp, cold, standby)?;
     let port = standby.port_attr().ok_or_else(|| format!("{} does not say what its port is", standby.name))?;
     let active =
         port.active_mtu.bytes().and_then(Mtu::new).ok_or_else(|| format!("the MTU of {} is unknown", standby.name))?;
     // Never more than the program asked for: it may know of a fabric that carries less than the ports say, and a probe has no payload.
-    let standby_mtu = active.min(primary_mtu);
-    cold.mtus = [Some(primary_mtu), Some(standby_mtu)];
-    // SAFETY: the twin is this library's own and lives as long as the cold part names it.
-    let twin_qpn = unsafe { (*twin.0).qp_num };
+    let mtu = cold.mtu.map_or(active, |primary| active.min(primary));
     let started = (cold.attr.max_rd_atomic, standby.attr.max_qp_init_rd_atom);
     let answered = (cold.attr.max_dest_rd_atomic, standby.attr.max_qp_rd_atom);
     if let Some((depth, limit)) = [started, answered].into_iter().find(|(depth, limit)| *limit < i32::from(*depth)) {
         return Err(format!("{} allows {limit} READs and atomics at once where the QP has {depth}", standby.name));
     }
-    let expected = Psn::new(cold.attr.rq_psn);
-    Ok((
-        PathEnd { qpn: qp.qpn, gid: Gid(primary_gid.gid.raw), mtu: primary_mtu, psn_base: expected },
-        PathEnd { qpn: twin_qpn, gid: Gid(gid.gid.raw), mtu: standby_mtu, psn_base: expected },
-    ))
+    (twin.gid, twin.mtu) = (Some(gid), Some(mtu));
+    if let Some(place) = cold.twins.get_mut(usize::from(slot)) {
+        *place = Some(twin);
+    }
+    // SAFETY: the twin is this library's own and lives as long as the cold part names it.
+    let qpn = unsafe { (*object.0).qp_num };
+    Ok(PathEnd { qpn, gid: Gid(gid.gid.raw), mtu, psn_base: Psn::new(0) })
 }
 
-fn standby_rail(qp: &QpShadow) -> Result<Arc<rail::Rail>, String> {
-    let standby = qp.pd.standby.as_ref().map_err(Clone::clone)?;
-    rail::by_id(standby.device).ok_or_else(|| "its standby device is unknown".to_owned())
+/// From now on paths have these slots, the first of this library's own the first one.
+pub fn arrange(qp: &QpShadow, slots: &[u8]) {
+    let mut cold = qp.cold();
+    for (place, slot) in cold.slots.iter_mut().zip(slots) {
+        *place = *slot;
+    }
 }
 
-fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_qp>, String> {
-    let pd = qp.pd.standby.as_ref().map_err(Clone::clone)?.pd;
-    let send_cq = cq::twin(&qp.send_cq, standby)?;
-    let recv_cq = cq::twin(&qp.recv_cq, standby)?;
+/// The device of a path.
+pub fn device(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<u16> {
+    match cold.slot(path) {
+        None => Some(qp.device),
+        Some(slot) => qp.pd.twin(slot).map(|standby| standby.device),
+    }
+}
+
+fn create(qp: &QpShadow, cold: &QpCold, slot: u8, standby: &rail::Rail) -> Result<Raw<ibv_qp>, String> {
+    let domain = qp.pd.twin(slot).ok_or_else(|| format!("{} refused a protection domain", standby.name))?;
+    let send_cq = cq::twin(&qp.send_cq, standby, slot)?;
+    let recv_cq = cq::twin(&qp.recv_cq, standby, slot)?;
     let mut init = cold.init;
     init.send_cq = send_cq.0;
     init.recv_cq = recv_cq.0;
@@ -69,7 +112,7 @@ fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_
     // By which an event of it finds the QP; nobody else looks there.
     init.qp_context = qp.life as usize as *mut core::ffi::c_void;
     // SAFETY: PD and CQs are this library's own and live; `init` is writable.
-    let twin = unsafe { real::ibv_create_qp(pd.0, &mut init) };
+    let twin = unsafe { real::ibv_create_qp(domain.pd.0, &mut init) };
     if twin.is_null() {
         return Err(format!("{} refused a queue pair like it ({})", standby.name, std::io::Error::last_os_error()));
     }
@@ -80,7 +123,7 @@ fn create(qp: &QpShadow, cold: &QpCold, standby: &rail::Rail) -> Result<Raw<ibv_
     if qp.srq.is_some() {
         // SAFETY: the QP was just made.
         let number = unsafe { (*twin).qp_num };
-        qp.recv_cq.inner.lock().receivers.insert((Source::Twin, number), qp.life);
+        qp.recv_cq.inner.lock().receivers.insert((Source::Twin(slot), number), qp.life);
     }
     Ok(Raw(twin))
 }
@@ -118,7 +161,7 @@ pub fn object(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Raw<ibv_qp>> {
     if path == 0 {
         Some(qp.qp)
     } else {
-        cold.twin
+        cold.twin(path).map(|twin| twin.qp)
     }
 }
 
@@ -131,15 +174,14 @@ struct Local {
 }
 
 fn local_of(qp: &QpShadow, cold: &QpCold, path: u8) -> Option<Local> {
-    let (rail, port) = if path == 0 {
-        (rail::by_id(qp.device)?, cold.attr.ah_attr.port_num)
-    } else {
-        let standby = standby_rail(qp).ok()?;
-        (Arc::clone(&standby), standby.port)
-    };
+    let rail = device(qp, cold, path).and_then(rail::by_id)?;
     // As offered, whatever the port says by now: both ends count packets by it.
-    let mtu = cold.mtus.get(usize::from(path)).copied().flatten()?;
-    let chosen = cold.gids.get(usize::from(path)).copied().flatten()?;
+    let (chosen, mtu, port) = if path == 0 {
+        (cold.gid?, cold.mtu?, cold.attr.ah_attr.port_num)
+    } else {
+        let twin = cold.twin(path)?;
+        (twin.gid?, twin.mtu?, rail.port)
+    };
     let gid = rail.gid_again(&chosen, port)?;
     Some(Local { gid_index: u8::try_from(gid.gid_index).ok()?, port, mtu })
 }
@@ -198,10 +240,11 @@ pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
     Some(Micros(one_try_ns / 1000 * (u64::from(attr.retry_cnt) + 1)))
 }
 
-/// Whether an atomic that arrives over the standby excludes one that arrives over the primary at the same time, from whatever peer.
+/// Whether an atomic that arrives over one path excludes one that arrives over another at the same time, from whatever peer.
 pub fn atomics_hold(qp: &QpShadow) -> bool {
-    let primary = rail::by_id(qp.device).is_some_and(|rail| rail.is_atomic_host_wide());
-    primary && standby_rail(qp).is_ok_and(|rail| rail.is_atomic_host_wide())
+    let standbys = qp.pd.twins().iter().map(|standby| standby.device);
+    let mut devices = std::iter::once(qp.device).chain(standbys);
+    devices.all(|device| rail::by_id(device).is_some_and(|rail| rail.is_atomic_host_wide()))
 }
 
 /// The application's RTR to RTS: the QPs that were brought to RTR for it follow. So they do with what it changes later. Returns errno.
@@ -210,7 +253,7 @@ pub fn send_as_well(qp: &QpShadow, given: &ibv_qp_attr, mask: u32) -> c_int {
     let is_first = cold.attr.qp_state == IBV_QPS_RTR;
     crate::cold::qp::merge(&mut cold.attr, given, mask);
     let bits = if is_first { TO_RTS } else { IBV_QP_STATE | mask & (IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER) };
-    for path in [0, 1] {
+    for path in 0..MAX_PATHS as u8 {
         // The application's own object is its own as long as it was never fenced.
         let ours = path != 0 || qp.sq.epoch.load(Relaxed) != 0;
         let connected = cold.connected.get(usize::from(path)).copied().flatten();

@@ -10,6 +10,8 @@ const KEYS: usize = 16;
 /// Valid as long as `generation` is the process's: any withdrawal of a key anywhere empties it.
 pub struct KeyCache {
     generation: u64,
+    /// Of the standby whose keys these are.
+    slot: u8,
     local: [LocalKey; KEYS],
     remote: [(u32, u32); KEYS],
 }
@@ -19,18 +21,33 @@ pub struct KeyCache {
 pub struct LocalKey {
     /// The application's key; 0 = no entry (no provider gives out key 0).
     pub lkey: u32,
-    /// The twin's key; 0 = no twin.
+    /// The twin's key in the slot that was asked for; 0 = no twin there.
     pub twin: u32,
+    /// It has no twin anywhere.
+    pub is_alone: bool,
     /// Memory that may be read: first address and bytes (0 bytes: none).
     pub readable: (u64, u64),
 }
 
-const NO_KEY: LocalKey = LocalKey { lkey: 0, twin: 0, readable: (0, 0) };
+const NO_KEY: LocalKey = LocalKey { lkey: 0, twin: 0, is_alone: true, readable: (0, 0) };
 
 impl KeyCache {
     /// An empty one.
     pub const fn new() -> Self {
-        Self { generation: 0, local: [NO_KEY; KEYS], remote: [(0, 0); KEYS] }
+        Self { generation: 0, slot: 0, local: [NO_KEY; KEYS], remote: [(0, 0); KEYS] }
+    }
+
+    /// From now on the keys of the standby in that slot are wanted.
+    pub fn go_to(&mut self, slot: u8) {
+        if self.slot != slot {
+            // No generation of the process's: at the next look everything is forgotten.
+            (self.slot, self.generation) = (slot, 0);
+        }
+    }
+
+    /// The slot whose keys these are.
+    pub const fn slot(&self) -> u8 {
+        self.slot
     }
 
     #[inline]
@@ -48,7 +65,7 @@ impl KeyCache {
     pub fn local(&mut self, device: u16, lkey: u32) -> Option<LocalKey> {
         let place = self.local.get_mut(key_index(lkey))?;
         if place.lkey != lkey {
-            *place = mr::local_key(device, lkey)?;
+            *place = mr::local_key(device, lkey, self.slot)?;
         }
         Some(*place)
     }
@@ -85,9 +102,18 @@ impl KeyCache {
 
     /// The twin's key for `lkey`. May wait for a writer of the table, who is never out of the processor for long: a wrong "unknown" would be an error.
     pub fn twin_of(&mut self, device: u16, lkey: u32) -> Option<u32> {
-        self.refresh();
-        let known = self.local(device, lkey).or_else(|| mr::local_key_waiting(device, lkey))?;
+        let known = self.known(device, lkey)?;
         (known.twin != 0).then_some(known.twin)
+    }
+
+    /// Whether any standby has it. May wait, as [`KeyCache::twin_of`].
+    pub fn has_twin(&mut self, device: u16, lkey: u32) -> bool {
+        self.known(device, lkey).is_some_and(|known| !known.is_alone)
+    }
+
+    fn known(&mut self, device: u16, lkey: u32) -> Option<LocalKey> {
+        self.refresh();
+        self.local(device, lkey).or_else(|| mr::local_key_waiting(device, lkey, self.slot))
     }
 }
 

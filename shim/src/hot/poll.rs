@@ -303,6 +303,10 @@ enum Fetch {
 }
 
 impl Fetch {
+    fn of(twin: &TwinCq) -> Self {
+        twin.reads.map_or(Self::Poll(twin.cq, twin.poll), Self::Read)
+    }
+
     /// Takes a batch at most; gives each to `each` and says how many they were, and why they were no more if that is an error.
     fn batch(&self, mut each: impl FnMut(ibv_wc, MoreWc)) -> (usize, c_int) {
         match self {
@@ -336,12 +340,14 @@ fn drain_from(cq: &CqShadow, inner: &mut CqInner, wanted: usize, own: Option<Fet
     let mut failure = 0;
     let own = own.filter(|_| cq.attention.load(Relaxed) & IN_CALL == 0);
     let is_seen = own.is_some();
-    let by_reads = inner.twin_reads.map(Fetch::Read);
-    let twin = by_reads.or(inner.twin.map(|(raw_cq, poll)| Fetch::Poll(raw_cq, poll)));
     let mut stash = core::mem::take(&mut inner.stash);
     let mut sink = Sink::into_stash(&mut stash);
-    for (fetch, source) in [(own, Source::Own), (twin, Source::Twin)] {
-        let Some(fetch) = fetch else { continue };
+    // The application's first, then the twins.
+    for at in 0..=inner.twins.len() {
+        let twin =
+            at.checked_sub(1).and_then(|at| inner.twins.get(at)).map(|twin| (Fetch::of(twin), Source::Twin(twin.slot)));
+        let found = if at == 0 { own.map(|own| (own, Source::Own)) } else { twin };
+        let Some((fetch, source)) = found else { continue };
         loop {
             let (taken, errno) = fetch.batch(|wc, more| {
                 sink.more = more;

@@ -337,7 +337,7 @@ fn record_operands(qp: &QpShadow, wr: &ibv_send_wr, seq: u64) {
 /// Is all of this memory on the standby? If not, the QP is unprotected from here on.
 #[cold]
 fn check_twins(qp: &QpShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) {
-    if sges.any(|sge| sge.length != 0 && keys.twin_of(qp.device, sge.lkey).is_none()) {
+    if sges.any(|sge| sge.length != 0 && !keys.has_twin(qp.device, sge.lkey)) {
         tell::unprotect(qp, mr::REFUSED.to_owned());
     }
 }

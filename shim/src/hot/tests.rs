@@ -121,12 +121,7 @@ impl Bench {
         channel: Option<Arc<crate::cold::channel::ChannelShadow>>,
     ) -> Self {
         PROVIDER.with_borrow_mut(|provider| *provider = Provider::default());
-        let pd = PdShadow {
-            device: 0,
-            standby: Err("none".into()),
-            lacks_twins: AtomicBool::new(false),
-            unprotected: std::sync::OnceLock::new(),
-        };
+        let pd = PdShadow::new(0, Err("none".into()));
         let cq = Arc::new(CqShadow {
             cq: Raw(queue.0),
             ops: OPS,
@@ -367,7 +362,7 @@ fn small_payloads_are_snapshotted_but_not_behind_a_fence_that_they_wait_for() {
     let at = buffer.as_ptr() as u64;
     let mut sge = ibv_sge { addr: at, length: 64, lkey: 0x30 };
     let bench = Bench::new();
-    let key = super::keys::LocalKey { lkey: 0x30, twin: 0x31, readable: (at, 64) };
+    let key = super::keys::LocalKey { lkey: 0x30, twin: 0x31, is_alone: false, readable: (at, 64) };
     bench.qp.sq.poster.lock().keys.learn_local(key);
     for (flags, copied) in [(0, true), (IBV_SEND_FENCE, false), (IBV_SEND_FENCE | IBV_SEND_INLINE, true)] {
         let seq = bench.qp.sq.ring.tail();

@@ -34,9 +34,12 @@ const ROWS: &[Row] = &[
             ("rxe0=rxe1=rxe2", "PRIMARY=STANDBY"),
             ("rxe0=/dev/null", "PRIMARY=STANDBY"),
             ("rxe0=rxe0", "cannot stand by for itself"),
-            ("rxe0=rxe1,rxe0=rxe2", "give it one"),
+            ("rxe0=rxe1,rxe0=rxe2", "in one list"),
+            ("rxe0=rxe1:", "PRIMARY=STANDBY"),
+            ("rxe0=rxe1:rxe1", "twice"),
         ],
     ),
+    ("SHIFT_STANDBYS", &[("0", "from 1 to 7"), ("8", "from 1 to 7"), ("two", "from 1 to 7")]),
     (
         "SHIFT_POLICY",
         &[

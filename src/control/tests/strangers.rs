@@ -208,7 +208,7 @@ fn the_older_wire_version_is_agreed_and_where_there_is_none_both_say_which_they_
 #[test]
 fn a_stranger_who_greets_is_told_nothing_and_heard_in_nothing() {
     let (fabric, a, b) = pair(67, &config());
-    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkey: 70 });
+    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkeys: fabric::on_first(70) });
     let mut stranger = speaker(&fabric, ELSEWHERE, 2, &Terms::default());
     let (process, _) = process_behind(&mut stranger);
     for frame in attacks(process, STRANGER) {
@@ -347,7 +347,7 @@ fn played_peer(fabric: &Fabric, terms: &Terms) -> (Speaker<TcpStream>, [u8; 16])
 fn keys_are_told_to_the_peer_of_a_queue_pair_and_later_connections_need_token_and_address() {
     let fabric = listened_to(70);
     let b = fabric.process(2, config());
-    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkey: 70 });
+    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkeys: fabric::on_first(70) });
     connect_to(&b, 1, 9, 1);
     let (mut peer, token) = played_peer(&fabric, &Terms::default());
     let told_key = |speaker: &mut Speaker<TcpStream>| {

@@ -295,7 +295,7 @@ fn two_queue_pairs_of_one_process_survive_too() {
 #[test]
 fn remote_keys_are_translated_and_unknown_ones_asked_for() {
     let (fabric, a, b) = armed_pair(14);
-    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkey: 70 });
+    b.events.send(Event::KeyAdded { device: DeviceId(0), rkey: 7, standby_rkeys: fabric::on_first(70) });
     fabric.set_rail(0, false);
     a.post(1, 1, Kind::Write { rkey: 7 });
     a.fail(1);

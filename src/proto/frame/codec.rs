@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress, StandbyOffer,
-    MAX_ADDRESSES, MAX_FRAME, MAX_VERSION, WIRE_VERSION,
+    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress, SlotOffer,
+    StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_VERSION, WIRE_VERSION,
 };
-use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn};
+use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn, MAX_STANDBYS};
 
 const HELLO: u8 = 1;
 const ASK: u8 = 2;
@@ -167,18 +167,23 @@ impl Writer {
         Ok(())
     }
 
-    fn offer(&mut self, offer: &Offer) {
+    fn offer(&mut self, offer: &Offer) -> Result<(), FrameError> {
         self.endpoint(offer.from);
         self.u16(offer.device);
         self.address(offer.own);
         self.address(offer.peer);
         self.flag(offer.standby.is_some());
         if let Some(standby) = &offer.standby {
-            self.path_offer(standby.standby);
+            self.count(standby.standbys.len(), MAX_STANDBYS)?;
+            for slot in &standby.standbys {
+                self.u8(slot.slot);
+                self.path_offer(slot.end);
+            }
             self.u32(standby.primary_mtu.bytes());
             self.psn(standby.primary_psn_base);
             self.u32(standby.access);
         }
+        Ok(())
     }
 
     fn arm_confirm(&mut self, confirm: ArmConfirm) {
@@ -224,7 +229,7 @@ impl Writer {
                 self.flag(port.is_some());
                 self.u16(port.unwrap_or(0));
             }
-            Frame::Offer(offer) => self.offer(offer),
+            Frame::Offer(offer) => self.offer(offer)?,
             Frame::ArmConfirm(confirm) => self.arm_confirm(*confirm),
             Frame::KeyAdd { key, standby_rkey } => {
                 self.key(*key);
@@ -353,13 +358,21 @@ impl Reader<'_> {
         Ok(Offer { from, device, own, peer, standby })
     }
 
+    fn slot_offer(&mut self) -> Result<SlotOffer, FrameError> {
+        let slot = self.u8()?;
+        if usize::from(slot) >= MAX_STANDBYS {
+            return Err(FrameError::Value("slot"));
+        }
+        Ok(SlotOffer { slot, end: self.path_offer()? })
+    }
+
     fn standby_offer(&mut self) -> Result<StandbyOffer, FrameError> {
-        Ok(StandbyOffer {
-            standby: self.path_offer()?,
-            primary_mtu: self.mtu()?,
-            primary_psn_base: self.psn()?,
-            access: self.u32()?,
-        })
+        let count = self.count(MAX_STANDBYS)?;
+        let standbys = (0..count).map(|_| self.slot_offer()).collect::<Result<Vec<_>, _>>()?;
+        if standbys.is_empty() {
+            return Err(FrameError::Value("standbys"));
+        }
+        Ok(StandbyOffer { standbys, primary_mtu: self.mtu()?, primary_psn_base: self.psn()?, access: self.u32()? })
     }
 
     fn arm_confirm(&mut self) -> Result<ArmConfirm, FrameError> {

@@ -69,22 +69,31 @@ pub struct PathOffer {
     pub psn_base: Psn,
 }
 
-/// What an end has to offer beside the application's own path.
+/// A standby: its end of a path, to be paired with one of the other end's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotOffer {
+    /// The sender's number of it, below [`MAX_STANDBYS`](crate::id::MAX_STANDBYS), by which its key frames name it too.
+    pub slot: u8,
+    /// The end.
+    pub end: PathOffer,
+}
+
+/// What an end has to offer beside the application's own path.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandbyOffer {
-    /// The standby path.
-    pub standby: PathOffer,
+    /// The standbys, the one that the sender would rather have first. At least one, at most [`MAX_STANDBYS`](crate::id::MAX_STANDBYS).
+    pub standbys: Vec<SlotOffer>,
     /// MTU of the primary path.
     pub primary_mtu: Mtu,
     /// The PSN that the sender expects first of the receiver on the primary path: the base of the receiver's PSNs there, for epochs after the first.
     pub primary_psn_base: Psn,
-    /// What the sender's standby permits as its primary does, in the bits of `qp_access_flags`: so far only IBV_ACCESS_REMOTE_ATOMIC, if
-    /// atomics that arrive over the two paths exclude one another.
+    /// What the sender's standbys permit as its primary does, in the bits of `qp_access_flags`: so far only IBV_ACCESS_REMOTE_ATOMIC, if
+    /// atomics that arrive over different paths exclude one another.
     pub access: u32,
 }
 
 /// What an end says when its QP reaches RTS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// The sender's end.
     pub from: EndpointId,
@@ -114,7 +123,7 @@ pub struct ArmConfirm {
 /// A memory region of the sender's: its rkeys recur, so they carry a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The device of the application's registration, as the sender numbers them.
+    /// The device of the application's registration, as the sender numbers them, below 256; of what is said of one standby, 256 times its slot more.
     pub device: u16,
     /// The rkey there.
     pub rkey: u32,

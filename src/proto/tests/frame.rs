@@ -15,10 +15,10 @@ use proptest::prelude::*;
 
 use shift_proto::frame::{
     split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, Opening, PathOffer, Probe,
-    ProbeStep, QpAddress, StandbyOffer, Versions, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION, OPENING,
-    WIRE_VERSION,
+    ProbeStep, QpAddress, SlotOffer, StandbyOffer, Versions, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION,
+    OPENING, WIRE_VERSION,
 };
-use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple};
+use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple, MAX_STANDBYS};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::Cause;
 
@@ -117,9 +117,11 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn offer() -> impl Strategy<Value = Offer> {
+    let slot = (0..MAX_STANDBYS as u8, path_offer()).prop_map(|(slot, end)| SlotOffer { slot, end });
+    let standbys = vec(slot, 1..=MAX_STANDBYS);
     let standby =
-        (path_offer(), mtu(), psn(), any::<u32>()).prop_map(|(standby, primary_mtu, primary_psn_base, access)| {
-            StandbyOffer { standby, primary_mtu, primary_psn_base, access }
+        (standbys, mtu(), psn(), any::<u32>()).prop_map(|(standbys, primary_mtu, primary_psn_base, access)| {
+            StandbyOffer { standbys, primary_mtu, primary_psn_base, access }
         });
     (endpoint(), any::<u16>(), address(), address(), option::of(standby))
         .prop_map(|(from, device, own, peer, standby)| Offer { from, device, own, peer, standby })

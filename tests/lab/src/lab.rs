@@ -147,6 +147,31 @@ impl Lab {
         self.wait_ready()
     }
 
+    /// Brings the third rail up on both hosts, until the next [`Lab::reset`].
+    ///
+    /// # Errors
+    /// A guest is lost, or the rail carries nothing within a minute.
+    pub fn raise(&self) -> Result<()> {
+        let (link, device) = (Rail::Two.link(), Rail::Two.device());
+        let interface = link.interface();
+        for host in Host::ALL {
+            let address = link.address(host);
+            self.guest(host).shell(&format!(
+                "/sbin/ip link set {interface} mtu {} up && /sbin/ip addr replace {address}/24 dev {interface} && \
+                 rdma link add {device} type rxe netdev {interface} && /bin/busybox chmod 666 /dev/infiniband/*",
+                link.mtu()
+            ))?;
+        }
+        for host in Host::ALL {
+            let line = format!("/bin/busybox ping -c 1 -W 2 {}", link.address(host.peer()));
+            until("the third rail to be up", READY_LIMIT, || {
+                let ended = self.guest(host).run(&Program::shell(&line), READY_LIMIT)?;
+                Ok(ended.succeeded().then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Takes the carrier of `rail` away from `host` alone, or gives it back: a fault that this host sees.
     ///
     /// # Errors
@@ -297,7 +322,7 @@ impl Lab {
     pub fn reset(&mut self) -> Result<()> {
         self.wire().clear()?;
         for host in Host::ALL {
-            for rail in Rail::ALL {
+            for rail in Rail::THREE {
                 self.set_carrier(host, rail, true)?;
             }
             self.guest(host).kill_all()?;
@@ -343,12 +368,14 @@ pub fn make_device(device: &str, interface: &str) -> String {
 const ACTIVE: &str =
     "for d in rxe0 rxe1; do read s < /sys/class/infiniband/$d/ports/1/state; [ \"$s\" = '4: ACTIVE' ] || exit 1; done";
 
-/// Interfaces up with their addresses; a missing RDMA device is made again.
+/// Interfaces up with their addresses; a missing RDMA device is made again, the third rail goes.
 const RESTORE: &str = "for n in 1 2; do
     /sbin/ip link set eth$n up
     d=rxe$((n - 1))
     [ -e /sys/class/infiniband/$d ] || rdma link add $d type rxe netdev eth$n
-done";
+done
+[ ! -e /sys/class/infiniband/rxe2 ] || rdma link delete rxe2
+/sbin/ip link set eth3 down";
 
 /// /proc/net/tcp: a socket in state LISTEN (0A) on that local port.
 fn has_listener(table: &str, port: u16) -> bool {

@@ -1,4 +1,4 @@
-//! Where things are: the two hosts, the three links between them, and their names and addresses.
+//! Where things are: the two hosts, the links between them, and their names and addresses.
 //!
 //! Every other module takes these types; a bare index of a link or a host is never passed around.
 
@@ -43,7 +43,7 @@ impl Host {
     }
 }
 
-/// One of the two rails, each an RDMA device on a network interface of its own.
+/// One of the rails, each an RDMA device on a network interface of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rail {
@@ -51,17 +51,22 @@ pub enum Rail {
     Zero,
     /// rxe1 on eth2: the standby.
     One,
+    /// rxe2 on eth3: there only in scenarios that raise it ([`crate::lab::Lab::raise`]).
+    Two,
 }
 
 impl Rail {
-    /// Both rails.
+    /// Both rails that are always there.
     pub const ALL: [Rail; 2] = [Rail::Zero, Rail::One];
+    /// The third one too.
+    pub const THREE: [Rail; 3] = [Rail::Zero, Rail::One, Rail::Two];
 
     /// The link that carries this rail.
     pub fn link(self) -> Link {
         match self {
             Rail::Zero => Link::Rail0,
             Rail::One => Link::Rail1,
+            Rail::Two => Link::Rail2,
         }
     }
 
@@ -70,19 +75,12 @@ impl Rail {
         match self {
             Rail::Zero => "rxe0",
             Rail::One => "rxe1",
-        }
-    }
-
-    /// The other rail.
-    pub fn other(self) -> Rail {
-        match self {
-            Rail::Zero => Rail::One,
-            Rail::One => Rail::Zero,
+            Rail::Two => "rxe2",
         }
     }
 }
 
-/// One of the three cables between the hosts.
+/// One of the cables between the hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
@@ -92,11 +90,15 @@ pub enum Link {
     Rail0,
     /// eth2, rail 1.
     Rail1,
+    /// eth3, rail 2: down, and without an address, unless a scenario raises it.
+    Rail2,
 }
 
 impl Link {
-    /// All links, in the order of the guests' interfaces.
+    /// The links that are up after the boot, in the order of the guests' interfaces.
     pub const ALL: [Link; 3] = [Link::Management, Link::Rail0, Link::Rail1];
+    /// All cables, in the same order.
+    pub const CABLES: [Link; 4] = [Link::Management, Link::Rail0, Link::Rail1, Link::Rail2];
 
     /// Number of the interface (`eth<n>`) and of the third octet of its addresses.
     pub fn number(self) -> u8 {
@@ -104,6 +106,7 @@ impl Link {
             Link::Management => 0,
             Link::Rail0 => 1,
             Link::Rail1 => 2,
+            Link::Rail2 => 3,
         }
     }
 
@@ -126,12 +129,12 @@ impl Link {
     pub fn mtu(self) -> u32 {
         match self {
             Link::Management => 1500,
-            Link::Rail0 | Link::Rail1 => 4200,
+            Link::Rail0 | Link::Rail1 | Link::Rail2 => 4200,
         }
     }
 
     /// The link of that number.
     pub fn from_number(number: u8) -> Option<Link> {
-        Link::ALL.into_iter().find(|link| link.number() == number)
+        Link::CABLES.into_iter().find(|link| link.number() == number)
     }
 }

@@ -96,7 +96,8 @@ impl Fault {
             Fault::Cut(host, rail) => Some((*host, *rail)),
             Fault::AllCut { host, back: Rail::One, .. } => Some((*host, Rail::Zero)),
             Fault::AllCut { host, back: Rail::Zero, .. } => Some((*host, Rail::One)),
-            Fault::None
+            Fault::AllCut { back: Rail::Two, .. }
+            | Fault::None
             | Fault::Carrier(..)
             | Fault::TornOut(..)
             | Fault::Silence(..)

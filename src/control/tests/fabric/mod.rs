@@ -1,4 +1,4 @@
-//! A fabric of two rails in memory, and data paths on it that do what the shim does: enough to judge the control side by what
+//! A fabric of two rails or more in memory, and data paths on it that do what the shim does: enough to judge the control side by what
 //! arrives, without a device.
 //!
 //! Every message is one packet. A rail that is down delivers nothing; a rail that loses acknowledgements delivers and does not say so.
@@ -20,6 +20,7 @@ mod network;
 mod process;
 mod receives;
 pub mod speaker;
+mod standbys;
 mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +29,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use shift_control::datapath::{
-    ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, PortCounters, ProbeId, ProbeState,
-    QpLife, RemoteKey, RemoteKeys, ReplayProgress, Round, Unprotected,
+    Choice, ConnectionFacts, DataPath, DeviceId, Errno, Event, FenceProgress, Gid, PathEnd, PortCounters, Prepared,
+    ProbeId, ProbeState, QpLife, RemoteKey, RemoteKeys, ReplayProgress, Round, Unprotected,
 };
 use shift_control::{Agent, Config, EventSender};
 use shift_proto::id::{Epoch, Micros, Mtu, PathId, Psn, Psn64, WrSeq};
@@ -40,7 +41,11 @@ pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_u
 pub use network::own_port;
 use network::{Reach, TestNetwork};
 pub use process::are_on;
+pub use standbys::on_first;
 pub use wait::{config, eventually, stays};
+
+/// The most rails that a test has.
+pub const RAILS: usize = 4;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +86,8 @@ pub struct Qp {
     incarnations: BTreeMap<u32, Incarnation>,
     epoch: u32,
     pub path: u8,
+    /// The rails of the paths of the shim's own.
+    rails: Vec<usize>,
     excluded: bool,
     fenced: bool,
     /// The NIC gave up in that epoch.
@@ -113,8 +120,10 @@ struct Probe {
 
 #[derive(Default)]
 pub struct State {
-    pub rail_up: [bool; 2],
-    pub acks_lost: [bool; 2],
+    pub rail_up: [bool; RAILS],
+    pub acks_lost: [bool; RAILS],
+    /// The standbys of a process, the best first; the rail after the first where it is not here.
+    pub standbys: BTreeMap<usize, Vec<usize>>,
     qps: BTreeMap<(usize, QpLife), Qp>,
     probes: BTreeMap<u32, Probe>,
     standby_keys: BTreeMap<(usize, u32), u32>,
@@ -188,7 +197,7 @@ impl Fabric {
     /// The hosts of a test that runs in the process `owner`, seen by another process of that test.
     pub fn of(net: u8, owner: u32) -> Self {
         let _ = env_logger::builder().is_test(true).format_timestamp_micros().parse_env("SHIFT_TEST_LOG").try_init();
-        let state = State { rail_up: [true, true], ..State::default() };
+        let state = State { rail_up: [true; RAILS], ..State::default() };
         Self { state: Arc::new(Mutex::new(state)), net, owner }
     }
 
@@ -289,12 +298,12 @@ impl State {
     }
 
     fn pump_queue(&mut self, key: (usize, QpLife)) {
-        let (epoch, path, peer, count) = {
+        let (epoch, path, rail, peer, count) = {
             let qp = &self.qps[&key];
             if qp.fenced || qp.surfaced || qp.error_in == Some(qp.epoch) {
                 return;
             }
-            (qp.epoch, qp.path, qp.peer, qp.sent.len())
+            (qp.epoch, qp.path, qp.rail(), qp.peer, qp.sent.len())
         };
         let Some(peer) = peer else { return };
         for at in 0..count {
@@ -302,7 +311,7 @@ impl State {
             if entry.done || entry.posted.map(|(e, _)| e.0) != Some(epoch) {
                 continue;
             }
-            let up = self.carries(usize::from(path), [key.0, peer.0]);
+            let up = self.carries(rail, [key.0, peer.0]);
             let open =
                 self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
             if !up || !open {
@@ -311,7 +320,7 @@ impl State {
             if !entry.delivered {
                 self.deliver(key, at, peer, entry);
             }
-            if self.acks_lost[usize::from(path)] {
+            if self.acks_lost[rail] {
                 continue;
             }
             let qp = self.qps.get_mut(&key).unwrap();
@@ -348,7 +357,7 @@ impl Path {
     }
 
     fn end(&self, qp: QpLife, rail: usize) -> PathEnd {
-        let (ip_host, standby) = (self.ip_host, if rail == 0 { 0x100 } else { 0x9000 });
+        let (ip_host, standby) = (self.ip_host, if rail == 0 { 0x100 } else { 0x9000 * u32::try_from(rail).unwrap() });
         // Of the primary each end tells what it expects of the other; here both expect the same.
         let base = if rail == 0 { 0x70_0000 } else { u32::try_from(ip_host * 0x1000).unwrap() + qp.0 };
         PathEnd { qpn: standby + qp.0, gid: gid(ip_host, rail), mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(base) }
@@ -356,16 +365,20 @@ impl Path {
 }
 
 impl DataPath for Path {
-    fn standby_of(&self, primary: DeviceId) -> Result<DeviceId, Unprotected> {
-        self.standby.clone().map(|()| DeviceId(1 - primary.0))
+    fn standbys_of(&self, _primary: DeviceId) -> Result<Vec<Choice>, Unprotected> {
+        self.standby.clone().map(|()| self.choices())
     }
 
     fn device_name(&self, device: DeviceId) -> String {
         format!("fake{}", device.0)
     }
 
-    fn prepare_standby(&self, qp: QpLife) -> Result<(PathEnd, PathEnd), Unprotected> {
-        Ok((self.end(qp, 0), self.end(qp, 1)))
+    fn prepare_standbys(&self, qp: QpLife) -> Result<Prepared, Unprotected> {
+        Ok(self.prepared(qp))
+    }
+
+    fn arrange(&self, qp: QpLife, slots: &[u8]) {
+        self.arranged(qp, slots);
     }
 
     fn atomics_hold(&self, _qp: QpLife) -> bool {
@@ -384,7 +397,7 @@ impl DataPath for Path {
         peer_psn: Psn,
     ) -> Result<(), Errno> {
         let (_, rail) = host_and_rail(&peer.gid);
-        assert_eq!(rail, usize::from(path.0), "a path connects the same rail at both ends");
+        assert_eq!(rail, self.rail_of(qp, path), "a path connects the same rail at both ends");
         assert_eq!(own, self.end(qp, rail).psn_base.in_epoch(epoch));
         assert_eq!(peer_psn, peer.psn_base.in_epoch(epoch));
         self.with(qp, |q| {

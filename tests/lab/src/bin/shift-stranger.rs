@@ -19,8 +19,8 @@ use shift_control::channel::{Channel, Terms};
 use shift_control::job_key::JobKey;
 use shift_lab::seed::Seed;
 use shift_proto::frame::{
-    Frame, Handshake, Hello, Key, Offer, Opening, PathOffer, Probe, ProbeStep, QpAddress, StandbyOffer, Versions,
-    MAX_FRAME, SPOKEN,
+    Frame, Handshake, Hello, Key, Offer, Opening, PathOffer, Probe, ProbeStep, QpAddress, SlotOffer, StandbyOffer,
+    Versions, MAX_FRAME, SPOKEN,
 };
 use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple};
 use shift_proto::migrate::Cause;
@@ -228,11 +228,18 @@ impl Stranger {
         let own = PathOffer { address: QpAddress { gid: gid(0), qpn: 1 }, mtu, psn_base: Psn::new(1) };
         frames.push(Frame::Probe(Probe { pair: 1, generation: 1, step: ProbeStep::Offer, own, peer_gid: gid(1) }));
         frames.push(Frame::KeyAsk { device: 0, rkey: 1 });
-        let standby = StandbyOffer { standby: own, primary_mtu: mtu, primary_psn_base: Psn::new(1), access: 0 };
+        let standbys = vec![SlotOffer { slot: 0, end: own }];
+        let standby = StandbyOffer { standbys, primary_mtu: mtu, primary_psn_base: Psn::new(1), access: 0 };
         let numbers = &self.arguments.qpns;
         for (qpn, peer) in numbers.iter().flat_map(|own| numbers.iter().map(move |peer| (*own, *peer))) {
             let (own, peer) = (QpAddress { gid: gid(0), qpn }, QpAddress { gid: gid(1), qpn: peer });
-            frames.push(Frame::Offer(Offer { from: end(name, 1), device: 0, own, peer, standby: Some(standby) }));
+            frames.push(Frame::Offer(Offer {
+                from: end(name, 1),
+                device: 0,
+                own,
+                peer,
+                standby: Some(standby.clone()),
+            }));
         }
         frames
     }

@@ -143,7 +143,7 @@ fn cable(arg: &mut impl FnMut(&str, String), link: Link, host: Host, port: u16) 
     arg("-netdev", format!("socket,id=net-{id},connect=127.0.0.1:{port}"));
     let bus = match link {
         Link::Management => String::new(),
-        Link::Rail0 | Link::Rail1 => {
+        Link::Rail0 | Link::Rail1 | Link::Rail2 => {
             let slot = link.number();
             arg("-device", format!("pcie-root-port,id=slot-{id},bus=pcie.0,chassis={slot},slot={slot}"));
             format!(",bus=slot-{id}")

@@ -39,6 +39,7 @@ impl Ink {
             Ink::Green => "32",
             Ink::Rail(Rail::Zero) => "36",
             Ink::Rail(Rail::One) => "33",
+            Ink::Rail(Rail::Two) => "35",
         }
     }
 }
@@ -325,6 +326,7 @@ fn rail_name(rail: Rail) -> &'static str {
     match rail {
         Rail::Zero => "rail 0",
         Rail::One => "rail 1",
+        Rail::Two => "rail 2",
     }
 }
 

@@ -74,7 +74,7 @@ const LACKS: [Lack; 6] = [
         name: "registration-refused",
         about: "a standby that refuses registrations",
         device_fault: Some("no-mr=rxe1"),
-        names: &["the standby refused"],
+        names: &["rxe1 refused a registration"],
         ..PLAIN
     },
     Lack { name: "disabled", about: "SHIFT_DISABLE=1: silent and inert", env: &[("SHIFT_DISABLE", "1")], ..PLAIN },

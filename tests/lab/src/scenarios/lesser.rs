@@ -28,7 +28,7 @@ const LACKS: [(&str, &str, &str); 6] = [
     ("sge=rxe1:1", "--sges 3", "rxe1 refused a queue pair like it"),
     ("rd-atom=rxe1:2", "--mode read", "rxe1 allows 2 READs and atomics at once where the QP has"),
     ("no-rc=rxe1", "", "rxe1 refused a queue pair like it"),
-    ("no-mr=rxe1", "", "the standby refused"),
+    ("no-mr=rxe1", "", "rxe1 refused a registration"),
     ("no-vendor=rxe1", "--mode fadd --size 8", "atomic"),
 ];
 /// An error after about a second.

@@ -38,6 +38,7 @@ mod second_fault;
 mod shared_port;
 mod shared_receives;
 mod shiftctl;
+mod standbys;
 mod status;
 mod strangers;
 mod survive;
@@ -126,6 +127,7 @@ pub fn all() -> Vec<Scenario> {
         second_fault::scenarios(),
         failback::scenarios(),
         gray::scenarios(),
+        standbys::scenarios(),
         drain::scenarios(),
         lesser::scenarios(),
         fail_open::scenarios(),

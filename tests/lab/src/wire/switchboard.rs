@@ -57,13 +57,13 @@ pub struct Switchboard {
 }
 
 impl Switchboard {
-    /// Opens the six ports, the control socket and the log.
+    /// Opens a port for each end of each cable, the control socket and the log.
     ///
     /// # Errors
     /// A port, socket or file cannot be had.
     pub fn open(control: &Path, log: &Path) -> io::Result<Switchboard> {
         let mut ports = Vec::new();
-        for link in Link::ALL {
+        for link in Link::CABLES {
             for host in Host::ALL {
                 ports.push(Port::listen(link, host)?);
             }
