@@ -125,6 +125,22 @@ fn a_bad_network_never_splits_a_connection_and_every_run_ends() {
     expect(&seen, &marks);
 }
 
+/// A fault on the standby, in mid-migration too, at one end or both, and claims that cross: each is one more epoch.
+#[test]
+fn three_paths_that_die_in_turn_surface_nothing_and_split_nothing() {
+    let name = "three_paths_that_die_in_turn_surface_nothing_and_split_nothing";
+    let seen = explore(name, Profile::three_in_turn());
+    expect(&seen, &["both running", "migrated", "migrated twice", "crossing claims"]);
+    assert!(!seen.contains_key("both ended"), "a path was there all the time, and an error surfaced: {seen:?}");
+}
+
+#[test]
+fn a_bad_network_of_three_paths_never_splits_a_connection_and_every_run_ends() {
+    let name = "a_bad_network_of_three_paths_never_splits_a_connection_and_every_run_ends";
+    let seen = explore_first(FEWER_SEEDS, name, Profile::rough_on_three());
+    expect(&seen, &["both running", "migrated twice", "both ended", "crossing claims", "cancelled", "waited"]);
+}
+
 #[test]
 fn planned_moves_never_surface_anything_and_never_leave_posts_held() {
     let seen = explore_first(

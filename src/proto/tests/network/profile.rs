@@ -23,6 +23,10 @@ pub struct Profile {
     pub slow_drain: u64,
     /// The first path flaps, and both ends go back to it by the hold-down.
     pub flaps: bool,
+    /// Paths that there are.
+    pub paths: u8,
+    /// They die in turn, and one of them is there at any time.
+    pub in_turn: bool,
     /// The faults end then, microseconds.
     pub span: u64,
 }
@@ -47,6 +51,8 @@ impl Profile {
             plans: 0,
             slow_drain: 0,
             flaps: false,
+            paths: 2,
+            in_turn: false,
             span: 25_000_000,
         }
     }
@@ -85,8 +91,20 @@ impl Profile {
             plans: 6,
             slow_drain: 200,
             flaps: false,
+            paths: 2,
+            in_turn: false,
             span: 25_000_000,
         }
+    }
+
+    /// Three paths of which two die for good, and the first to die is back before the last does.
+    pub const fn three_in_turn() -> Self {
+        Self { paths: 3, in_turn: true, drop: 50, max_delay_us: 20_000, stuck_poster: 50, ..Self::calm() }
+    }
+
+    /// Everything goes wrong, on three paths.
+    pub const fn rough_on_three() -> Self {
+        Self { paths: 3, outages: 6, ..Self::rough() }
     }
 
     pub const fn weak_fences() -> Self {

@@ -60,7 +60,9 @@ impl Schedule {
             let sides = (0..2).filter(|side| which == *side || which == 2);
             items.extend(sides.map(|side| Item::Cut { side, from, until: from + length }));
         }
-        if profile.flaps {
+        if profile.in_turn {
+            in_turn(&mut items, &mut dice, &profile);
+        } else if profile.flaps {
             flapping(&mut items, &mut dice, &profile);
         } else {
             outages(&mut items, &mut dice, &profile);
@@ -114,7 +116,7 @@ fn items_of_end(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile, side:
     }
     for _ in 0..dice.below(profile.plans + 1) {
         let at = dice.below(profile.span);
-        notice(at, Input::Move(PathId(dice.below(2) as u8)));
+        notice(at, Input::Move(PathId(dice.below(profile.paths.into()) as u8)));
     }
     if dice.chance(profile.destroy) {
         notice(dice.below(4_000_000), Input::Destroyed);
@@ -132,11 +134,24 @@ fn outages(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile) {
     let only = profile.outages == 1;
     let count = if only { 1 } else { dice.below(profile.outages + 1) };
     for _ in 0..count {
-        let path = if only { 0 } else { dice.below(2) as u8 };
+        let path = if only { 0 } else { dice.below(profile.paths.into()) as u8 };
         let from = 1000 + dice.below(if only { 1_000_000 } else { 12_000_000 });
         let length = if dice.chance(300) { dice.below(400_000) } else { dice.below(12_000_000) };
         items.push(Item::Outage { path, from, until: (from + length).min(profile.span) });
     }
+}
+
+/// Each path dies, in an order of chance but the first one first, often in the middle of the migration that the one before began. Only the first comes back.
+fn in_turn(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile) {
+    let first = 1000 + dice.below(1_000_000);
+    let back = first + 200_000 + dice.below(4_000_000);
+    let second = if dice.chance(500) { 1 } else { 2 };
+    let mut soon = |often| if dice.chance(often) { dice.below(400_000) } else { dice.below(3_000_000) };
+    let next = first + soon(700);
+    let last = next.max(back) + soon(500);
+    items.push(Item::Outage { path: 0, from: first, until: back });
+    items.push(Item::Outage { path: second, from: next, until: profile.span });
+    items.push(Item::Outage { path: 3 - second, from: last, until: profile.span });
 }
 
 /// The first path goes and comes all the time: for moments, seconds or minutes, by phases.

@@ -118,7 +118,7 @@ pub struct World {
     order: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     ends: [End; 2],
-    path_up: [bool; 2],
+    path_up: Vec<bool>,
     /// By direction: intervals in which nothing gets through.
     cuts: [Vec<(u64, u64)>; 2],
     adopted: BTreeMap<Epoch, Tuple>,
@@ -181,7 +181,7 @@ impl World {
             order: 0,
             queue: BinaryHeap::new(),
             ends: [End::new(0, deadlines), End::new(1, deadlines)],
-            path_up: [true, true],
+            path_up: vec![true; usize::from(profile.paths)],
             cuts: [Vec::new(), Vec::new()],
             adopted: BTreeMap::new(),
             marks: BTreeSet::new(),
@@ -193,7 +193,7 @@ impl World {
     }
 
     fn set_the_stage(&mut self, items: &[Item]) {
-        for path in 0..2 {
+        for path in 0..self.profile.paths {
             (0..2).for_each(|side| self.notice(0, side, Input::PathArmed(PathId(path))));
         }
         for item in items.iter().cloned() {
@@ -387,7 +387,7 @@ impl World {
         if !self.ends[side].seek || generation != self.ends[side].seek_generation {
             return;
         }
-        for path in 0..2u8 {
+        for path in 0..self.profile.paths {
             if self.path_up[path as usize] && self.ends[side].seek {
                 self.ends[side].answered_since_seek.insert(PathId(path));
                 self.input(side, Input::PathAnswered(PathId(path)));
