@@ -352,6 +352,10 @@ pub struct Params {
     /// Post a quarter of the receives only, so that the receiver is often not ready.
     #[arg(long)]
     pub scarce_receives: bool,
+    /// Once, when 50 messages have come, the receiver does nothing for so long: its receives run out, and it is not ready.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    #[serde(default)]
+    pub receiver_naps: u64,
     /// All queue pairs of an end receive through one shared receive queue, which has the receives of all of them.
     #[arg(long)]
     #[serde(default)]

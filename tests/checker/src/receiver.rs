@@ -32,6 +32,8 @@ pub struct Receiver {
     slot: Vec<u8>,
 }
 
+/// When it naps, if it is to.
+const NAP_AT: u64 = 50;
 /// How far to look for the next message that takes a receive: half of the messages of such modes do.
 const REACH: u64 = 1000;
 
@@ -112,6 +114,10 @@ impl Receiver {
         self.took(ground, ground.layout.receive_slot(self.qp, counter), wc, verdict);
         if self.fell.is_some() {
             return Ok(());
+        }
+        if counter == NAP_AT && ground.params.receiver_naps > 0 {
+            // The length of the nap is what is tried.
+            std::thread::sleep(std::time::Duration::from_millis(ground.params.receiver_naps));
         }
         self.post_receive(ground, qp)
     }

@@ -15,6 +15,8 @@ use crate::place::{Host, Link, Rail};
 use crate::seed::Seed;
 use crate::trial::{Fault, Moment, Story};
 use crate::trouble::{require, Result, Trouble};
+use crate::wire::log::Record;
+use crate::wire::packet::opcode;
 use crate::wire::rule::{Action, Rule};
 
 use super::checker::{report, Checker};
@@ -35,6 +37,9 @@ const ROUND_TRIPS: f64 = 6.0;
 const PORT_MS: f64 = 50.0;
 /// All packets of a rail vanish: the shim has to wait for what does not come.
 const SILENT_MS: f64 = 500.0;
+
+/// What a record says of the requests that were out.
+const DECIDED: [&str; 3] = ["proven", "replayed", "surfaced"];
 
 /// A kind of fault.
 type Kind = (&'static str, fn() -> Fault);
@@ -61,6 +66,16 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         "a slow path that loses packets, a host and a process that stand still for 2 s: nothing is migrated",
         not_dead,
     ));
+    scenarios.push(Scenario::guests(
+        "detect-not-ready",
+        "a receiver that is not ready for 10 s: the path is not taken for dead, and nothing is lost",
+        not_ready,
+    ));
+    scenarios.push(Scenario::guests(
+        "detect-caps",
+        "answers to READs vanish and all else arrives, the application's retries are infinite: the operator's caps end them",
+        caps,
+    ));
     scenarios
 }
 
@@ -69,6 +84,8 @@ struct Cut {
     total: f64,
     round_trip: f64,
     drain: f64,
+    /// Requests of both ends: proven executed, replayed, surfaced.
+    decided: [u64; 3],
     /// Of the end that saw the fault, from its trigger on.
     phases: Value,
 }
@@ -127,6 +144,7 @@ fn cut(story: &Story, evidence: &Evidence) -> Result<Cut> {
         total: ms(standby.saturating_sub(fault)),
         round_trip: middle(round_trips),
         drain: ms(drains.max().unwrap_or_default()),
+        decided: DECIDED.map(|name| evidence.all().filter_map(|(_, record)| record.get(name)?.as_u64()).sum()),
         phases: told.collect(),
     })
 }
@@ -146,8 +164,10 @@ fn judge(is_silent: bool, load: &str, seen: &[Cut]) -> (Value, bool) {
     };
     let median = middle(totals.clone());
     let middling = seen.iter().min_by(|a, b| (a.total - median).abs().total_cmp(&(b.total - median).abs()));
+    let [proven, replayed, surfaced] =
+        [0, 1, 2].map(|at| seen.iter().filter_map(|cut| cut.decided.get(at)).sum::<u64>());
     let told = json!({
-        "cuts": seen.len(), "median_ms": median, "quartiles_ms": [quartile(1), quartile(3)], "all_ms": totals,
+        "proven": proven, "replayed": replayed, "surfaced": surfaced, "cuts": seen.len(), "median_ms": median, "quartiles_ms": [quartile(1), quartile(3)], "all_ms": totals,
         "control_round_trip_ms": round_trip, "drain_ms": drain, "goal_ms": goal,
         "middling": middling.map(|cut| cut.phases.clone()),
     });
@@ -192,4 +212,45 @@ fn not_dead(lab: &mut Lab, seed: u64) -> Result<Figures> {
         figures.note(name, json!(told));
     }
     Ok(figures)
+}
+
+/// The receiver's nap, and how often its NIC has to have said that it is not ready for that to have been one.
+const NAP_MS: u64 = 10_000;
+const LEAST_REFUSALS: usize = 20;
+
+/// Only the probe tells such a receiver from a dead path: nothing of the application's moves.
+fn not_ready(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let options = "--mode send --size 1000 --depth 8 --messages 200 --scarce-receives --timeout 18 --retry-cnt 7";
+    let checker = Checker::gated(format!("{options} --receiver-naps {NAP_MS} --seed {seed}"));
+    let nothing = Rule::on(Link::Rail0, Action::Pass).receiver_not_ready();
+    let (story, evidence) = run(lab, &checker.trial().fault(Fault::Rule(nothing), Moment::Idle { qps: 1 }))?;
+    for host in Host::ALL {
+        let report = report(&story, host)?;
+        require(report.get("pass") == Some(&json!(true)), || report.to_string())?;
+    }
+    story.require_success()?;
+    let refusals: Vec<u64> = story.records.iter().filter(|each| refuses(each)).map(|record| record.at_ns).collect();
+    let span_ms = refusals.first().zip(refusals.last()).map_or(0.0, |(first, last)| ms(last - first));
+    let was_long = refusals.len() >= LEAST_REFUSALS && span_ms >= NAP_MS as f64 * 0.9;
+    require(was_long, || format!("{} refusals within {span_ms} ms", refusals.len()))?;
+    require(evidence.migrations() == 0, || "it was taken for dead".to_owned())?;
+    Ok(Figures::new().with("refusals", refusals.len()).with("not_ready_ms", span_ms))
+}
+
+fn refuses(record: &Record) -> bool {
+    record.packet.roce.is_some_and(|bth| bth.is_receiver_not_ready())
+}
+
+/// Probes are answered, so only the NIC can say that something is wrong, and soft-RoCE retries for ever at retry_cnt 7.
+fn caps(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let lost = Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::READ_RESPONSES).from(Host::B);
+    let lost = lost.after(Seed::new(seed, "caps").within(10..60));
+    let options = format!("--mode read --size 8..9000 --depth 4 --messages 150 {PATIENT} --seed {seed}");
+    let mut checker = Checker::gated(options);
+    checker.env = vec![("SHIFT_QP_TIMEOUT", "16"), ("SHIFT_RETRY_CNT", "3")];
+    let (story, evidence) = run(lab, &checker.trial().fault(Fault::Rule(lost), Moment::Idle { qps: 1 }))?;
+    let told = judge_survival(&checker, &story, &evidence)?;
+    let by_retries = evidence.all().any(|(_, record)| record["cause"] == "retries exceeded");
+    require(by_retries, || format!("the NIC did not give up: {told:?}"))?;
+    Ok(told)
 }
