@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::datapath::{DataPath, Event};
 use crate::directory::Directory;
+use crate::job_key::KeyFile;
 use crate::links::{Draw, Links};
 use crate::peers::Peers;
 use crate::rendezvous::{Departure, Rendezvous};
@@ -155,8 +156,12 @@ struct Ground {
 /// The id comes first: a process without one of its own is nobody's peer, and opens nothing.
 fn prepare(config: &Config, network: &dyn Network, draw: Draw) -> io::Result<Ground> {
     let me = ProcessId(u128::from_ne_bytes(draw()?) as u64);
-    let terms = Terms { key: config.job_key.clone(), versions: config.versions };
+    let (key, older) = (config.job_key.clone(), config.older_job_key.clone());
+    let terms = Terms { key, older, versions: config.versions };
     let (mut links, waker) = Links::new(terms, drawn)?;
+    if let Some(path) = &config.job_key_file {
+        links.follow(KeyFile::new(path.clone()));
+    }
     let listener = listen(config, network)?;
     let port = listener.port();
     links.listen(listener)?;

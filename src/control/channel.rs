@@ -20,13 +20,15 @@ use crate::job_key::JobKey;
 pub struct Terms {
     /// The secret of the job, if it has one.
     pub key: Option<JobKey>,
+    /// The one before it, while both are valid.
+    pub older: Option<JobKey>,
     /// The wire versions that are spoken.
     pub versions: Versions,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { key: None, versions: SPOKEN }
+        Self { key: None, older: None, versions: SPOKEN }
     }
 }
 
@@ -59,6 +61,15 @@ impl Seal {
         Self { key: key.derive(&[direction, openings].concat()), frames: 0 }
     }
 
+    /// Whether this is the MAC of the first frame, the proof that an end has the key: then it was that.
+    fn takes_proof(&mut self, mac: &[u8; MAC]) -> bool {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&0_u64.to_le_bytes());
+        let is_it = hasher.finalize() == blake3::Hash::from_bytes(*mac);
+        self.frames += u64::from(is_it);
+        is_it
+    }
+
     /// The MAC of the next frame. Compared as [`blake3::Hash`], in constant time.
     fn next(&mut self, body: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
@@ -75,12 +86,32 @@ struct Seals {
     received: Seal,
 }
 
+/// What each end shows of its keys, before any frame.
+#[derive(Debug)]
+struct Proofs {
+    /// Of each own key, the newest first.
+    own: Vec<Seals>,
+    /// Proofs of the other end that are still to come.
+    to_come: u8,
+    /// For each that came, newest first: which own key it is of.
+    theirs: Vec<Option<usize>>,
+}
+
+impl Proofs {
+    /// The first of the dialing end's keys that the other one has too: both ends come to the same.
+    fn agreed(mut self, dialed: bool) -> Option<Seals> {
+        let mut common = self.theirs.into_iter().flatten();
+        let best = if dialed { common.min() } else { common.next() };
+        best.map(|best| self.own.swap_remove(best))
+    }
+}
+
 #[derive(Debug)]
 enum State {
     /// The other end's opening is not there yet.
     Opening,
-    /// Both openings are known; the other end has yet to show that it has the key.
-    Proving,
+    /// Both openings are known; the other end has yet to show which keys it has.
+    Proving(Proofs),
     Open,
 }
 
@@ -88,7 +119,8 @@ enum State {
 #[derive(Debug)]
 pub struct Channel {
     own: Opening,
-    key: Option<JobKey>,
+    /// The newest first.
+    keys: Vec<JobKey>,
     dialed: bool,
     state: State,
     seals: Option<Seals>,
@@ -99,8 +131,9 @@ pub struct Channel {
 impl Channel {
     /// A connection that was dialed, or came in. `nonce`: fresh random bytes.
     pub fn new(terms: &Terms, dialed: bool, nonce: [u8; 16]) -> Self {
-        let own = Opening { versions: terms.versions, keyed: terms.key.is_some(), nonce };
-        Self { own, key: terms.key.clone(), dialed, state: State::Opening, seals: None, waiting: Vec::new() }
+        let keys: Vec<JobKey> = terms.key.iter().chain(&terms.older).cloned().collect();
+        let own = Opening { versions: terms.versions, keyed: !keys.is_empty(), two_keys: keys.len() > 1, nonce };
+        Self { own, keys, dialed, state: State::Opening, seals: None, waiting: Vec::new() }
     }
 
     /// Says the first word, if it is this end's.
@@ -162,21 +195,19 @@ impl Channel {
             *used = OPENING;
             self.handle_opening(theirs, input.get(..OPENING).unwrap_or_default(), output)?;
         }
-        let trailer = if self.seals.is_some() { MAC } else { 0 };
+        let trailer = if self.keys.is_empty() { 0 } else { MAC };
         loop {
             let rest = input.get(*used..).unwrap_or_default();
             let Some((bytes, taken)) = split_prefixed(rest, bound + trailer).map_err(|_| Mismatch::Malformed)? else {
                 return Ok(());
             };
-            let body = self.verify(bytes)?;
-            *used += taken;
-            if matches!(self.state, State::Proving) {
-                if !body.is_empty() {
-                    return Err(Mismatch::Malformed);
-                }
-                self.open(output);
+            if matches!(self.state, State::Proving(_)) {
+                self.handle_proof(bytes, output)?;
+                *used += taken;
                 continue;
             }
+            let body = self.verify(bytes)?;
+            *used += taken;
             match Frame::decode(body) {
                 Ok(frame) => each(frame),
                 Err(error) => {
@@ -194,21 +225,46 @@ impl Channel {
         if self.own.versions.agreed(theirs.versions).is_none() {
             return Err(Mismatch::OtherVersions(theirs.versions));
         }
-        match (&self.key, theirs.keyed) {
-            (Some(_), false) => return Err(Mismatch::PeerHasNoKey),
-            (None, true) => return Err(Mismatch::PeerHasKey),
-            (None, false) => self.open(output),
-            (Some(key), true) => {
-                let own = self.own.encode();
-                let both = if self.dialed { [&own, bytes].concat() } else { [bytes, &own].concat() };
-                let (dialer, dialed) = (Seal::new(key, b"dialer", &both), Seal::new(key, b"dialed", &both));
-                let (sent, received) = if self.dialed { (dialer, dialed) } else { (dialed, dialer) };
-                self.seals = Some(Seals { sent, received });
-                self.state = State::Proving;
-                // Shows that this end has the key, whatever the other one turns out to have.
-                self.seal(&[], output);
-            }
+        match (self.keys.is_empty(), theirs.keyed) {
+            (false, false) => return Err(Mismatch::PeerHasNoKey),
+            (true, true) => return Err(Mismatch::PeerHasKey),
+            (true, false) => self.open(None, output),
+            (false, true) => self.prove(theirs, bytes, output),
         }
+        Ok(())
+    }
+
+    /// Shows which keys this end has, whatever the other one turns out to have.
+    fn prove(&mut self, theirs: Opening, bytes: &[u8], output: &mut VecDeque<u8>) {
+        let own = self.own.encode();
+        let both = if self.dialed { [&own, bytes].concat() } else { [bytes, &own].concat() };
+        let seals = |key: &JobKey| {
+            let (dialer, dialed) = (Seal::new(key, b"dialer", &both), Seal::new(key, b"dialed", &both));
+            let (sent, received) = if self.dialed { (dialer, dialed) } else { (dialed, dialer) };
+            Seals { sent, received }
+        };
+        let mut own: Vec<Seals> = self.keys.iter().map(seals).collect();
+        for seals in &mut own {
+            append(&[], Some(&mut seals.sent), output);
+        }
+        let to_come = 1 + u8::from(theirs.two_keys);
+        self.state = State::Proving(Proofs { own, to_come, theirs: Vec::new() });
+    }
+
+    fn handle_proof(&mut self, bytes: &[u8], output: &mut VecDeque<u8>) -> Result<(), Mismatch> {
+        let State::Proving(proofs) = &mut self.state else { return Err(Mismatch::Malformed) };
+        let mac: &[u8; MAC] = bytes.try_into().map_err(|_| Mismatch::Malformed)?;
+        let of = proofs.own.iter_mut().position(|seals| seals.received.takes_proof(mac));
+        proofs.theirs.push(of);
+        proofs.to_come -= 1;
+        if proofs.to_come > 0 {
+            return Ok(());
+        }
+        let State::Proving(proofs) = std::mem::replace(&mut self.state, State::Opening) else {
+            return Err(Mismatch::Malformed);
+        };
+        let seals = proofs.agreed(self.dialed).ok_or(Mismatch::OtherKey)?;
+        self.open(Some(seals), output);
         Ok(())
     }
 
@@ -220,11 +276,11 @@ impl Channel {
         if seals.received.next(body) == blake3::Hash::from_bytes(*mac) {
             return Ok(body);
         }
-        Err(if matches!(self.state, State::Proving) { Mismatch::OtherKey } else { Mismatch::Forged })
+        Err(Mismatch::Forged)
     }
 
-    fn open(&mut self, output: &mut VecDeque<u8>) {
-        self.state = State::Open;
+    fn open(&mut self, seals: Option<Seals>, output: &mut VecDeque<u8>) {
+        (self.state, self.seals) = (State::Open, seals);
         let waiting = std::mem::take(&mut self.waiting);
         let mut rest = waiting.as_slice();
         while let Ok(Some((body, taken))) = split_prefixed(rest, usize::MAX) {
@@ -234,12 +290,16 @@ impl Channel {
     }
 
     fn seal(&mut self, body: &[u8], output: &mut VecDeque<u8>) {
-        let mac = self.seals.as_mut().map(|seals| seals.sent.next(body));
-        let trailer = mac.as_ref().map_or(&[][..], |mac| mac.as_bytes());
-        output.extend(length_of(body, trailer.len()));
-        output.extend(body);
-        output.extend(trailer);
+        append(body, self.seals.as_mut().map(|seals| &mut seals.sent), output);
     }
+}
+
+fn append(body: &[u8], seal: Option<&mut Seal>, output: &mut VecDeque<u8>) {
+    let mac = seal.map(|seal| seal.next(body));
+    let trailer = mac.as_ref().map_or(&[][..], |mac| mac.as_bytes());
+    output.extend(length_of(body, trailer.len()));
+    output.extend(body);
+    output.extend(trailer);
 }
 
 /// A body has at most [`shift_proto::frame::MAX_FRAME`] bytes.
@@ -297,7 +357,39 @@ mod tests {
     }
 
     fn versions(oldest: u8, newest: u8) -> Terms {
-        Terms { key: None, versions: Versions { oldest, newest } }
+        Terms { versions: Versions { oldest, newest }, ..Terms::default() }
+    }
+
+    /// Two keys at once, the newest first.
+    fn rotating(newest: &[u8], older: &[u8]) -> Terms {
+        Terms { older: Some(JobKey::new(older)), ..keyed(newest) }
+    }
+
+    #[test]
+    fn while_keys_are_rotated_everybody_with_one_in_common_is_heard() {
+        let [first, both, second] = [keyed(b"one"), rotating(b"two", b"one"), keyed(b"two")];
+        let swapped = rotating(b"one", b"two");
+        for (a, b) in [(&first, &both), (&both, &both), (&both, &second), (&both, &swapped), (&swapped, &swapped)] {
+            for (a, b) in [(a, b), (b, a)] {
+                assert_eq!(met(a, b), (Ok(()), Ok(())));
+            }
+        }
+        assert_eq!(met(&first, &second), (Err(Mismatch::OtherKey), Err(Mismatch::OtherKey)));
+        let others = rotating(b"three", b"four");
+        assert_eq!(met(&both, &others), (Err(Mismatch::OtherKey), Err(Mismatch::OtherKey)));
+        assert_eq!(met(&both, &Terms::default()), (Err(Mismatch::PeerHasNoKey), Err(Mismatch::PeerHasKey)));
+    }
+
+    #[test]
+    fn of_two_keys_the_newest_that_both_have_is_used() {
+        let (mut a, mut b) = pair(&rotating(b"two", b"one"), &rotating(b"two", b"one"));
+        talk(&mut a, &mut b);
+        let key = |end: &End| end.channel.seals.as_ref().map(|seals| seals.sent.key).unwrap();
+        let seal =
+            |channel: &Channel, direction: &[u8], both: &[u8]| channel.keys[0].derive(&[direction, both].concat());
+        let both = [a.channel.own.encode(), b.channel.own.encode()].concat();
+        assert_eq!(key(&a), seal(&a.channel, b"dialer", &both));
+        assert_eq!(key(&b), seal(&b.channel, b"dialed", &both));
     }
 
     fn pair(a: &Terms, b: &Terms) -> (End, End) {
@@ -366,7 +458,7 @@ mod tests {
         let (mut a, _) = pair(&keyed(b"one"), &keyed(b"one"));
         a.send(1);
         assert_eq!(a.said().len(), OPENING);
-        a.hear(&Opening { versions: SPOKEN, keyed: true, nonce: [9; 16] }.encode());
+        a.hear(&Opening { versions: SPOKEN, keyed: true, two_keys: false, nonce: [9; 16] }.encode());
         assert_eq!(a.said().len(), PREFIX + MAC);
         assert!(!a.channel.is_open() && a.channel.waiting() > 0);
     }
@@ -453,7 +545,7 @@ mod tests {
         let (mut a, mut b) = pair(&Terms::default(), &Terms::default());
         b.hear(b"G");
         assert_eq!(b.result, Err(Mismatch::Malformed));
-        a.hear(&Opening { versions: SPOKEN, keyed: false, nonce: [9; 16] }.encode());
+        a.hear(&Opening { versions: SPOKEN, keyed: false, two_keys: false, nonce: [9; 16] }.encode());
         a.hear(&u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes());
         assert_eq!(a.result, Err(Mismatch::Malformed));
         let (mut a, mut b, _) = recorded(&keyed(b"one"));

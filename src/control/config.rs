@@ -62,6 +62,10 @@ pub struct Config {
     pub port_range: Option<(u16, u16)>,
     /// The secret that the processes of the job share; `None`: the job runs open.
     pub job_key: Option<JobKey>,
+    /// The one before it, while keys are rotated.
+    pub older_job_key: Option<JobKey>,
+    /// Where they were read, and are read again when that changes.
+    pub job_key_file: Option<PathBuf>,
     /// Where the processes of the job find one another besides; `None`: by their GIDs only.
     pub directory: Option<Place>,
     /// Wire versions that this process speaks; no variable changes them.
@@ -125,6 +129,8 @@ impl Default for Config {
             port: DEFAULT_PORT,
             port_range: None,
             job_key: None,
+            older_job_key: None,
+            job_key_file: None,
             directory: None,
             versions: SPOKEN,
             deadlines: Deadlines::default(),
@@ -195,7 +201,11 @@ impl Config {
             "SHIFT_LOG" => self.log = parse_log(value)?,
             "SHIFT_PORT" => self.port = parse_port(value)?,
             "SHIFT_PORT_RANGE" => self.port_range = Some(parse_port_range(value)?),
-            "SHIFT_JOB_KEY_FILE" => self.job_key = Some(JobKey::read(Path::new(value))?),
+            "SHIFT_JOB_KEY_FILE" => {
+                let (newest, older) = JobKey::read_all(Path::new(value))?;
+                (self.job_key, self.older_job_key) = (Some(newest), older);
+                self.job_key_file = Some(PathBuf::from(value));
+            }
             "SHIFT_DIRECTORY" => self.directory = Some(Place::parse(value)?),
             "SHIFT_EVENT_FILE" => self.event_file = Some(PathBuf::from(value)),
             "SHIFT_PROBE_INTERVAL_MS" => self.probe_interval = Duration::from_millis(parse_ms(value)?),

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::unistd::geteuid;
@@ -32,6 +32,18 @@ impl JobKey {
     /// The key that these bytes are.
     pub fn new(bytes: &[u8]) -> Self {
         Self(blake3::derive_key(PURPOSE, bytes))
+    }
+
+    /// Reads the operator's file, and the one with the key before it, if there is one: the same name and `.old`.
+    ///
+    /// # Errors
+    /// As [`JobKey::read`], of either.
+    pub fn read_all(path: &Path) -> Result<(Self, Option<Self>), String> {
+        let newest = Self::read(path)?;
+        let before = older(path);
+        let is_there = before.symlink_metadata().is_ok();
+        let read = |path: &Path| Self::read(path).map_err(|why| format!("of {}: {why}", path.display()));
+        Ok((newest, is_there.then(|| read(&before)).transpose()?))
     }
 
     /// Reads the operator's file.
@@ -87,6 +99,59 @@ impl fmt::Debug for JobKey {
     }
 }
 
+fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".old");
+    PathBuf::from(name)
+}
+
+/// Inode, size and time of change of a file: what differs when there is another key in it.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+fn stamp_of(path: &Path) -> Stamp {
+    let found = path.metadata().ok()?;
+    Some((found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
+}
+
+/// The operator's file, to be read again when it changes: keys are rotated with the job running.
+#[derive(Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+    seen: [Stamp; 2],
+    was_told: bool,
+}
+
+impl KeyFile {
+    /// It was read a moment ago.
+    pub fn new(path: PathBuf) -> Self {
+        let seen = [stamp_of(&path), stamp_of(&older(&path))];
+        Self { path, seen, was_told: false }
+    }
+
+    /// The keys, if there are others since this was asked last. What cannot be read is told, and changes nothing.
+    pub fn changed(&mut self) -> Option<(JobKey, Option<JobKey>)> {
+        let seen = [stamp_of(&self.path), stamp_of(&older(&self.path))];
+        if std::mem::replace(&mut self.seen, seen) == seen {
+            return None;
+        }
+        match JobKey::read_all(&self.path) {
+            Ok(keys) => {
+                let both = if keys.1.is_some() { "two keys are valid" } else { "one key is valid" };
+                log::info!("SHIFT_JOB_KEY_FILE={} has changed: {both} for new connections", self.path.display());
+                self.was_told = false;
+                Some(keys)
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.was_told, true) {
+                    let path = self.path.display();
+                    log::warn!("SHIFT_JOB_KEY_FILE={path}: {why}; the keys that were read before stay valid");
+                }
+                None
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 mod tests {
@@ -109,6 +174,13 @@ mod tests {
             let path = self.0.join("key");
             fs::write(&path, bytes).unwrap();
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            path
+        }
+
+        fn file_named(&self, name: &str, bytes: &[u8]) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
             path
         }
     }
@@ -182,6 +254,36 @@ mod tests {
         } else {
             refused(&place.file(&[7; 32], 0o000), "cannot be opened (Permission denied");
         }
+    }
+
+    #[test]
+    fn a_rotated_key_is_read_again_and_the_older_one_beside_it() {
+        let place = Place::new("rotated");
+        let (one, two) = (JobKey::new(&[1; 32]), JobKey::new(&[2; 32]));
+        let path = place.file(&[1; 32], 0o600);
+        assert_eq!(JobKey::read_all(&path), Ok((one.clone(), None)));
+        let mut file = KeyFile::new(path.clone());
+        assert_eq!(file.changed(), None);
+        // As README says: a copy of what is valid, then the new one in its place.
+        fs::copy(&path, place.0.join("key.old")).unwrap();
+        assert_eq!(file.changed(), Some((one.clone(), Some(one.clone()))));
+        fs::rename(place.file_named("new", &[2; 32]), &path).unwrap();
+        assert_eq!(file.changed(), Some((two.clone(), Some(one))));
+        assert_eq!(file.changed(), None);
+        fs::remove_file(place.0.join("key.old")).unwrap();
+        assert_eq!(file.changed(), Some((two, None)));
+        fs::remove_file(&path).unwrap();
+        assert_eq!((file.changed(), file.changed()), (None, None), "what was read stays valid");
+    }
+
+    #[test]
+    fn an_older_key_that_others_may_read_is_refused_by_its_name() {
+        let place = Place::new("older");
+        let path = place.file(&[1; 32], 0o600);
+        fs::copy(&path, place.0.join("key.old")).unwrap();
+        fs::set_permissions(place.0.join("key.old"), Permissions::from_mode(0o644)).unwrap();
+        let why = JobKey::read_all(&path).unwrap_err();
+        assert!(why.contains("key.old: others than its owner"), "{why}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use shift_proto::id::Micros;
 
 use crate::channel::{Channel, Mismatch, Terms};
 use crate::clock;
+use crate::job_key::KeyFile;
 use crate::sockets::{Listener, Stream};
 use crate::strangers::{Refusal, Strangers};
 
@@ -120,6 +121,7 @@ struct Link {
 /// All sockets of the agent.
 pub struct Links {
     terms: Terms,
+    key_file: Option<KeyFile>,
     draw_nonce: Draw,
     /// Who was turned away.
     pub strangers: Strangers,
@@ -140,6 +142,7 @@ impl Links {
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let links = Self {
             terms,
+            key_file: None,
             draw_nonce,
             strangers: Strangers::default(),
             poll,
@@ -152,6 +155,11 @@ impl Links {
             next: 1,
         };
         Ok((links, waker))
+    }
+
+    /// The job's keys are read again when that file changes; connections that stand keep the key that they began with.
+    pub fn follow(&mut self, file: KeyFile) {
+        self.key_file = Some(file);
     }
 
     /// Takes a listener into the set.
@@ -399,6 +407,9 @@ impl Links {
 
     fn adopt(&mut self, mut stream: Stream, remote: Option<SocketAddr>, dialed: bool) -> io::Result<LinkId> {
         let nonce = (self.draw_nonce)()?;
+        if let Some((newest, older)) = self.key_file.as_mut().and_then(KeyFile::changed) {
+            (self.terms.key, self.terms.older) = (Some(newest), older);
+        }
         let id = self.fresh_id();
         stream.register(self.poll.registry(), Token(id))?;
         let now = clock::now();

@@ -72,7 +72,7 @@ fn speaking(oldest: u8, newest: u8) -> Config {
 }
 
 fn terms(config: &Config) -> Terms {
-    Terms { key: config.job_key.clone(), versions: config.versions }
+    Terms { key: config.job_key.clone(), older: None, versions: config.versions }
 }
 
 fn pair(net: u8, config: &Config) -> (Fabric, Process, Process) {
@@ -468,7 +468,9 @@ fn a_flood_of_half_open_connections_keeps_no_peer_out() {
 fn garbage_huge_lengths_and_frames_of_other_versions_end_their_connection_only() {
     for (net, config) in [(76, config()), (77, keyed(b"the key of the job"))] {
         let (fabric, a, b) = pair(net, &config);
-        let opening = Opening { versions: SPOKEN, keyed: config.job_key.is_some(), nonce: [3; 16] }.encode().to_vec();
+        let opening = Opening { versions: SPOKEN, keyed: config.job_key.is_some(), two_keys: false, nonce: [3; 16] }
+            .encode()
+            .to_vec();
         let tails: [&[u8]; 6] =
             [&[0xff; 4], &[1, 0, 1, 0, 1], &[2, 0, 0, 0, 0, 14], &[2, 0, 0, 0, 2, 14], &[2, 0, 0, 0, 1, 99], &[0; 64]];
         for tail in tails {

@@ -441,7 +441,7 @@ fn what_a_stranger_may_send_moves_nothing() {
     let stranger = ProcessId(7);
     let hello = Hello { process: stranger, token: [0; 16], addresses: Vec::new(), version: "stranger".to_owned() };
     let from = EndpointId { process: stranger, life: 1, side: 0 };
-    let mut bytes = Opening { versions: SPOKEN, keyed: false, nonce: [7; 16] }.encode().to_vec();
+    let mut bytes = Opening { versions: SPOKEN, keyed: false, two_keys: false, nonce: [7; 16] }.encode().to_vec();
     Frame::Hello(hello).encode_prefixed(&mut bytes).unwrap();
     for life in 0..4 {
         for process in (0..64).map(ProcessId) {

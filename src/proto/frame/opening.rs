@@ -16,6 +16,8 @@ pub const MAC: usize = 32;
 
 const MAGIC: [u8; 8] = *b"shift-v\0";
 const KEYED: u8 = 1;
+/// Flag: it has an older job key beside.
+const TWO_KEYS: u8 = 2;
 
 /// The wire versions that an end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Opening {
     pub versions: Versions,
     /// Whether it has a job key.
     pub keyed: bool,
+    /// Whether it has an older one beside: it proves both.
+    pub two_keys: bool,
     /// Fresh for each connection: nothing that was said on another one is ever valid on this one.
     pub nonce: [u8; 16],
 }
@@ -59,7 +63,8 @@ impl Opening {
     /// Its bytes.
     pub fn encode(&self) -> [u8; OPENING] {
         let mut bytes = [0; OPENING];
-        let fields = [self.versions.oldest, self.versions.newest, if self.keyed { KEYED } else { 0 }, 0];
+        let flags = if self.keyed { KEYED } else { 0 } | if self.two_keys { TWO_KEYS } else { 0 };
+        let fields = [self.versions.oldest, self.versions.newest, flags, 0];
         let all = MAGIC.iter().chain(&fields).chain(&self.nonce);
         for (byte, value) in bytes.iter_mut().zip(all) {
             *byte = *value;
@@ -82,6 +87,6 @@ impl Opening {
             return Err(FrameError::Value("opening"));
         }
         let versions = Versions { oldest: *oldest, newest: *newest };
-        Ok(Some(Self { versions, keyed: flags & KEYED != 0, nonce: *nonce }))
+        Ok(Some(Self { versions, keyed: flags & KEYED != 0, two_keys: flags & TWO_KEYS != 0, nonce: *nonce }))
     }
 }

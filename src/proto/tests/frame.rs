@@ -286,7 +286,7 @@ fn versions() -> impl Strategy<Value = Versions> {
 proptest! {
     #[test]
     fn an_opening_is_read_as_it_was_said_and_no_byte_early(versions in versions(), keyed in any::<bool>(), nonce in any::<[u8; 16]>(), cut in 0..OPENING) {
-        let opening = Opening { versions, keyed, nonce };
+        let opening = Opening { versions, keyed, two_keys: false, nonce };
         let bytes = opening.encode();
         prop_assert_eq!(Opening::decode(&bytes), Ok(Some(opening)));
         prop_assert_eq!(Opening::decode(&bytes[..cut]), Ok(None));
@@ -313,6 +313,11 @@ proptest! {
 
 #[test]
 fn the_bytes_of_an_opening_do_not_change() {
-    let opening = Opening { versions: Versions { oldest: 1, newest: 2 }, keyed: true, nonce: *b"0123456789abcdef" };
+    let opening = Opening {
+        versions: Versions { oldest: 1, newest: 2 },
+        keyed: true,
+        two_keys: false,
+        nonce: *b"0123456789abcdef",
+    };
     assert_eq!(opening.encode(), *b"shift-v\0\x01\x02\x01\x000123456789abcdef");
 }

@@ -153,8 +153,9 @@ impl Stranger {
         let mut ping = Vec::new();
         let _ = Frame::Ping { stamp: 1 }.encode_prefixed(&mut ping);
         for keyed in [false, true] {
-            let open =
-                |oldest, newest| Opening { versions: Versions { oldest, newest }, keyed, nonce: [7; 16] }.encode();
+            let open = |oldest, newest| {
+                Opening { versions: Versions { oldest, newest }, keyed, two_keys: false, nonce: [7; 16] }.encode()
+            };
             let good = open(SPOKEN.oldest, SPOKEN.newest);
             let cut = self.dice.within(1..good.len() as u64) as usize;
             self.say(from, to, good.get(..cut).unwrap_or_default());
