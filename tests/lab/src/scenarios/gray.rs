@@ -23,8 +23,8 @@ use super::Scenario;
 
 /// A fifth of the window that is the default: the minute becomes twelve seconds.
 const WINDOW_MS: u64 = 1000;
-/// Windows that have to be bad, two more for the beginning and for one in doubt, and what a busy machine needs.
-const SEEN: Duration = Duration::from_millis(WINDOW_MS * 12 + 6000);
+/// Windows that have to be bad, two more for the beginning and for one in doubt, and what a busy machine needs, on which some windows have too few completions to be judged.
+const SEEN: Duration = Duration::from_millis(WINDOW_MS * 12 + 20_000);
 const LEFT: Duration = Duration::from_secs(20);
 const QPS: usize = 4;
 /// The timeout is NCCL's: what is lost is found by what comes behind it.
@@ -152,7 +152,7 @@ fn slow(lab: &mut Lab, seed: u64) -> Result<Figures> {
 }
 
 fn judge_slow(lab: &Lab, seed: u64) -> Result<Figures> {
-    let pair = start(lab, "migrate", LONG, &format!("{SATURATED} --duration 36 --seed {seed}"))?;
+    let pair = start(lab, "migrate", LONG, &format!("{SATURATED} --duration 56 --seed {seed}"))?;
     // The length of a past.
     thread::sleep(LEARNING);
     let before = bytes_per_second(lab, Rail::Zero)?;
