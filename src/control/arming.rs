@@ -32,13 +32,13 @@ const DEAD_PACE_US: u64 = 1_000_000;
 const SEEK_PACE_US: u64 = 50_000;
 /// Failed probes in a row that disarm a path: one may be a lost packet on a busy link.
 const FAILURES_TO_DISARM: u32 = 3;
+/// `IBV_ACCESS_REMOTE_ATOMIC`.
+const REMOTE_ATOMIC: u32 = 1 << 3;
+
 /// The standbys as they go over the wire.
 fn offered(own: &Prepared) -> Vec<SlotOffer> {
     own.standbys.iter().map(|one| SlotOffer { slot: one.slot, end: offer_of(&one.end) }).collect()
 }
-
-/// `IBV_ACCESS_REMOTE_ATOMIC`.
-const REMOTE_ATOMIC: u32 = 1 << 3;
 
 impl Qp {
     /// The process at the other end is known: the standby is made and offered.

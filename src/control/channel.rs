@@ -63,19 +63,22 @@ impl Seal {
 
     /// Whether this is the MAC of the first frame, the proof that an end has the key: then it was that.
     fn takes_proof(&mut self, mac: &[u8; MAC]) -> bool {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&0_u64.to_le_bytes());
-        let is_it = hasher.finalize() == blake3::Hash::from_bytes(*mac);
+        let is_it = self.mac(0, &[]) == blake3::Hash::from_bytes(*mac);
         self.frames += u64::from(is_it);
         is_it
     }
 
     /// The MAC of the next frame. Compared as [`blake3::Hash`], in constant time.
     fn next(&mut self, body: &[u8]) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&self.frames.to_le_bytes());
-        hasher.update(body);
+        let mac = self.mac(self.frames, body);
         self.frames = self.frames.wrapping_add(1);
+        mac
+    }
+
+    fn mac(&self, number: u64, body: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&number.to_le_bytes());
+        hasher.update(body);
         hasher.finalize()
     }
 }

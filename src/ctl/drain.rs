@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 use serde::Serialize;
+use shift_control::counters::DEVICES;
 use shift_control::drains::DIRECTORY;
 use shift_control::status::{Request, Status};
 
@@ -15,8 +16,6 @@ use crate::process::{self, NoAnswer};
 
 /// How often the processes are asked.
 const PACE: Duration = Duration::from_millis(200);
-/// Where the kernel lists the devices.
-const DEVICES: &str = "/sys/class/infiniband";
 
 /// What is asked for.
 pub struct Order {

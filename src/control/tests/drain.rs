@@ -11,14 +11,13 @@
 mod fabric;
 
 use fabric::admin::{self, names};
-use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
+use fabric::{all_arrived, are_on, config_of, connect, eventually, stays, talk, Fabric, Kind, Process};
 use serial_test::serial;
 use shift_control::status::{Answer, Request, Status};
 use shift_control::Config;
 
 fn config() -> Config {
-    let all = [("SHIFT_PROBE_MS", "50"), ("SHIFT_HOLD_DOWN_MS", "300")];
-    Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
+    config_of(&[("SHIFT_HOLD_DOWN_MS", "300")])
 }
 
 fn ask(name: &str, request: &Request) -> Status {
@@ -57,8 +56,7 @@ fn a_drained_rail_is_left_with_the_job_running_and_not_gone_back_to_before_it_ma
     let (_fabric, a, b, name) = armed_pair(130);
     let mut next = 0;
     let mut talk = || {
-        a.post(1, next, Kind::Send);
-        b.post(1, next, Kind::Send);
+        talk([&a, &b], next);
         next += 1;
     };
     talk();
@@ -79,9 +77,7 @@ fn a_drained_rail_is_left_with_the_job_running_and_not_gone_back_to_before_it_ma
         talk();
         are_on(0, [&a, &b])
     });
-    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
-    let all: Vec<u32> = (0..next).collect();
-    assert_eq!((a.received(1), b.received(1)), (all.clone(), all));
+    all_arrived([&a, &b], 0..next);
 }
 
 #[test]

@@ -12,16 +12,15 @@ mod fabric;
 
 use std::time::{Duration, Instant};
 
-use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
+use fabric::{are_on, config_of, connect, eventually, stays, talk, Fabric, Kind, Process};
 use shift_control::Config;
 
 const HOLD_DOWN: Duration = Duration::from_millis(600);
 
 fn config(more: &[(&str, &str)]) -> Config {
     let hold_down = HOLD_DOWN.as_millis().to_string();
-    let all = [("SHIFT_PROBE_MS", "50"), ("SHIFT_HOLD_DOWN_MS", hold_down.as_str())];
-    let all = all.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Config::from_env(all).unwrap()
+    let all: Vec<_> = [("SHIFT_HOLD_DOWN_MS", hold_down.as_str())].iter().chain(more).copied().collect();
+    config_of(&all)
 }
 
 /// Armed, and moved to the standby by a fault; then the first rail is up again.
@@ -51,8 +50,7 @@ fn a_connection_goes_back_to_its_first_path_again_and_again_and_loses_nothing() 
         while !are_on(0, [&a, &b]) {
             assert!(began.elapsed() < Duration::from_secs(15), "round {round}: it does not go back");
             // Both ways, while it goes back.
-            a.post(1, next, Kind::Send);
-            b.post(1, next, Kind::Send);
+            talk([&a, &b], next);
             next += 1;
             std::thread::sleep(Duration::from_millis(3));
         }

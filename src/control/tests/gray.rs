@@ -10,15 +10,14 @@
 
 mod fabric;
 
-use fabric::{are_on, connect, eventually, stays, Fabric, Kind, Process};
+use fabric::{all_arrived, are_on, config_of, connect, eventually, stays, talk, Fabric, Process};
 use serial_test::serial;
 use shift_control::datapath::PortCounters;
 use shift_control::Config;
 
 /// Twelve windows take a second or two.
 fn config(wish: &str) -> Config {
-    let all = [("SHIFT_PROBE_MS", "50"), ("SHIFT_HOLD_DOWN_MS", "300"), ("SHIFT_GRAY_MS", "80"), ("SHIFT_GRAY", wish)];
-    Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
+    config_of(&[("SHIFT_HOLD_DOWN_MS", "300"), ("SHIFT_GRAY_MS", "80"), ("SHIFT_GRAY", wish)])
 }
 
 fn armed_pair(net: u8, wish: &str) -> (Fabric, Process, Process) {
@@ -47,8 +46,7 @@ fn a_rail_that_loses_packets_is_left_by_plan_where_that_is_wished_and_neither_en
     let mut next = 0;
     let mut talk = |resent| {
         carry(&fabric, resent);
-        a.post(1, next, Kind::Send);
-        b.post(1, next, Kind::Send);
+        talk([&a, &b], next);
         next += 1;
     };
     eventually("it is left", || {
@@ -59,9 +57,7 @@ fn a_rail_that_loses_packets_is_left_by_plan_where_that_is_wished_and_neither_en
         talk(0);
         are_on(1, [&a, &b])
     });
-    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
-    let all: Vec<u32> = (0..next).collect();
-    assert_eq!((a.received(1), b.received(1)), (all.clone(), all));
+    all_arrived([&a, &b], 0..next);
 }
 
 #[test]

@@ -13,9 +13,8 @@ mod fabric;
 
 use std::time::Duration;
 
-use fabric::{config, connect_grouped, connect_unmet, eventually, stays, Fabric, Kind, Process};
+use fabric::{config, config_of, connect_grouped, connect_unmet, eventually, stays, Fabric, Kind, Process};
 use shift_control::datapath::{DeviceId, Errno, Event, Unprotected};
-use shift_control::Config;
 
 /// The one group of each process that has one.
 const SRQ: Option<u32> = Some(900);
@@ -46,9 +45,7 @@ impl Mesh {
     /// With deadlines of its own.
     fn with(net: u8, count: usize, variables: &[(&str, &str)]) -> Self {
         let fabric = Fabric::new(net);
-        let variables = [&[("SHIFT_PROBE_MS", "50")], variables].concat();
-        let config = || Config::from_env(variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))).unwrap();
-        let hosts = (0..count).map(|host| fabric.process(host + 1, config())).collect();
+        let hosts = (0..count).map(|host| fabric.process(host + 1, config_of(variables))).collect();
         Self { fabric, hosts, pairs: Vec::new() }
     }
 
@@ -177,8 +174,7 @@ fn one_peer_without_protection_leaves_the_whole_group_and_its_peers_unprotected(
 
 #[test]
 fn a_member_whose_peer_does_not_answer_is_left_behind_and_the_others_go_on() {
-    let variables = [("SHIFT_PROBE_MS", "50"), ("SHIFT_EXCHANGE_MS", "1600"), ("SHIFT_HEARTBEAT_MS", "5000")];
-    let config = || Config::from_env(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap();
+    let config = || config_of(&[("SHIFT_EXCHANGE_MS", "1600"), ("SHIFT_HEARTBEAT_MS", "5000")]);
     let fabric = Fabric::new(135);
     let hosts: Vec<Process> = (1..=3).map(|host| fabric.process(host, config())).collect();
     connect_grouped((&hosts[0], 1, SRQ), (&hosts[1], 1, None));

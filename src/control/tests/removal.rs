@@ -13,17 +13,15 @@ mod fabric;
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 
-use fabric::{connect, eventually, stays, Fabric, Kind, Process};
+use fabric::{are_on, config_of, connect, eventually, stays, talk, Fabric, Kind, Process};
 use serial_test::serial;
 use shift_control::datapath::{DeviceId, Event};
-use shift_control::Config;
 
 /// The host of the removed device.
 const HOST: usize = 1;
 
 fn armed_pair(net: u8) -> (Fabric, Process, Process) {
-    let all = [("SHIFT_PROBE_MS", "50"), ("SHIFT_HOLD_DOWN_MS", "300"), ("SHIFT_PROBE_INTERVAL_MS", "200")];
-    let config = Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap();
+    let config = config_of(&[("SHIFT_HOLD_DOWN_MS", "300"), ("SHIFT_PROBE_INTERVAL_MS", "200")]);
     let fabric = Fabric::new(net);
     let (a, b) = (fabric.process(1, config.clone()), fabric.process(2, config));
     for device in [0, 1] {
@@ -37,10 +35,6 @@ fn armed_pair(net: u8) -> (Fabric, Process, Process) {
     (fabric, a, b)
 }
 
-fn are_on(path: u8, ends: [&Process; 2]) -> bool {
-    ends.iter().all(|end| end.qp(1, |q| q.path == path && q.is_running() && !q.surfaced))
-}
-
 #[test]
 #[serial]
 fn a_removed_device_is_left_by_plan_and_let_go_of_and_not_gone_back_to() {
@@ -48,8 +42,7 @@ fn a_removed_device_is_left_by_plan_and_let_go_of_and_not_gone_back_to() {
     fabric.lock().removed.insert((HOST, DeviceId(0)));
     let mut next = 0;
     let mut talk = || {
-        a.post(1, next, Kind::Send);
-        b.post(1, next, Kind::Send);
+        talk([&a, &b], next);
         next += 1;
     };
     eventually("both are on the other rail", || {

@@ -15,7 +15,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use fabric::{config, connect, connect_hosts, eventually, gid, stays, Fabric, Kind, Process};
+use fabric::{config, config_of, connect, connect_hosts, eventually, gid, stays, Fabric, Kind, Process};
 use shift_control::Config;
 
 /// A folder of a test.
@@ -60,8 +60,7 @@ fn using(directory: &str) -> Config {
 }
 
 fn with(name: &str, value: &str, more: &[(&str, &str)]) -> Config {
-    let pairs = [("SHIFT_PROBE_MS", "50"), (name, value)].into_iter().chain(more.iter().copied());
-    Config::from_env(pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
+    config_of(&[&[(name, value)], more].concat())
 }
 
 fn wait_armed(a: &Process, b: &Process, life: u32) {

@@ -11,10 +11,9 @@
 
 mod fabric;
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use fabric::{config, connect_with, eventually, own_port, Fabric, Process};
+use fabric::{config, connect_with, eventually, lines, own_port, Fabric, Process};
 use shift_control::Config;
 use shift_proto::id::Micros;
 
@@ -23,23 +22,6 @@ const HEARTBEAT: Micros = Micros(20_000);
 /// How long an agent stands still: the other ends its connections meanwhile.
 const STANDSTILL: Duration = Duration::from_millis(40);
 const ROUNDS: u32 = 200;
-
-static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Keeper;
-
-impl log::Log for Keeper {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        let line = record.args().to_string();
-        if line.contains("refused, and counted") {
-            REFUSED.lock().unwrap().push(line);
-        }
-    }
-    fn flush(&self) {}
-}
 
 /// Xorshift.
 struct Dice(u64);
@@ -88,8 +70,7 @@ fn meet_and_part(a: &Process, b: &Process, lives: std::ops::Range<u32>, dice: &m
 
 #[test]
 fn two_that_meet_and_part_again_and_again_are_never_strangers() {
-    log::set_logger(&Keeper).unwrap();
-    log::set_max_level(log::LevelFilter::Info);
+    lines::keep();
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let fabric = Fabric::new(1);
     let mut config = Config { port: own_port(), ..config() };
@@ -100,6 +81,6 @@ fn two_that_meet_and_part_again_and_again_are_never_strangers() {
         let count = 1 + u32::try_from(dice.below(3)).unwrap();
         meet_and_part(&a, &b, first..first + count, &mut dice);
         dice.pause(3);
-        assert_eq!(*REFUSED.lock().unwrap(), Vec::<String>::new(), "round {round}");
+        assert_eq!(lines::with(&["refused, and counted"]), Vec::<String>::new(), "round {round}");
     }
 }

@@ -18,11 +18,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fabric::speaker::Speaker;
-use fabric::{config, connect_hosts, eventually, gid, stays, Fabric, Kind, Process};
+use fabric::{config, connect_hosts, eventually, exactly, gid, stays, Fabric, Kind, Process};
 use shift_control::channel::Terms;
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::Gid;
-use shift_control::{inherited, Config};
+use shift_control::inherited;
 use shift_proto::frame::{Frame, QpAddress};
 
 /// Set for another process of a test: network and process of the test, and what it is to do.
@@ -149,14 +149,11 @@ fn processes_on_both_hosts_find_their_partners() {
 #[test]
 fn a_wrong_answer_of_the_directory_is_mended_by_the_owners_own_offer() {
     let fabric = Fabric::new(50);
-    let range = [("SHIFT_PORT_RANGE".to_owned(), "21001-21001".to_owned())];
+    let range = exactly(&[("SHIFT_PORT_RANGE", "21001-21001")]);
     let a = fabric.process(1, config());
     let holder = fabric.process_with(20, 2, config(), Ok(()));
     eventually("the port is held", || is_answered(&fabric, 2));
-    let (right, wrong) = (
-        fabric.process_with(21, 2, config(), Ok(())),
-        fabric.process_with(22, 2, Config::from_env(range).unwrap(), Ok(())),
-    );
+    let (right, wrong) = (fabric.process_with(21, 2, config(), Ok(())), fabric.process_with(22, 2, range, Ok(())));
     let qpn = 0x101;
     let claim = Frame::Owner { address: QpAddress { gid: gid(2, 0).0, qpn }, port: Some(21_001) };
     let name = format!("{}-{DEFAULT_PORT}", fabric.directory(2));
@@ -181,7 +178,7 @@ fn a_wrong_answer_of_the_directory_is_mended_by_the_owners_own_offer() {
 fn the_well_known_port_within_the_range_is_left_to_all() {
     let fabric = Fabric::new(51);
     let variables = [("SHIFT_PORT", "17475"), ("SHIFT_PORT_RANGE", "17475-17477")];
-    let config = || Config::from_env(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap();
+    let config = || exactly(&variables);
     let on = |host: usize| [0, 1].map(|id| fabric.process_with(10 * host + id, host, config(), Ok(())));
     let (left, right) = (on(1), on(2));
     for (life, (a, b)) in (1..).zip(left.iter().zip(&right)) {
@@ -219,7 +216,7 @@ fn asked(site: &mut Speaker<TcpStream>, gid: &Gid, qpn: u32) -> Option<u16> {
 
 #[test]
 fn a_process_of_another_network_namespace_does_not_meet_the_holder() {
-    let config = || Config::from_env([("SHIFT_PORT".to_owned(), NAMESPACE_PORT.to_string())]).unwrap();
+    let config = || exactly(&[("SHIFT_PORT", &NAMESPACE_PORT.to_string())]);
     if let Some((net, owner)) = role() {
         let _process = Fabric::of(net, owner).process_on_two_networks(2, config());
         let listens = || {

@@ -13,11 +13,10 @@ mod fabric;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 use fabric::speaker::{dial, hello, read_all, Speaker};
-use fabric::{config, connect, connect_to, eventually, gid, stays, Fabric, Kind, Process};
+use fabric::{config, connect, connect_to, eventually, gid, lines, stays, Fabric, Kind, Process};
 use shift_control::channel::{Mismatch, Terms};
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::{DeviceId, Event};
@@ -32,35 +31,15 @@ const STRANGER: u64 = 7;
 /// Its host, where no queue pair is connected to.
 const ELSEWHERE: u8 = 99;
 
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Keeper;
-
-impl log::Log for Keeper {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        if record.level() <= log::Level::Info {
-            LINES.lock().unwrap().push(record.args().to_string());
-        }
-    }
-    fn flush(&self) {}
-}
-
 /// A fabric whose agents' lines are kept.
 fn listened_to(net: u8) -> Fabric {
-    static START: Once = Once::new();
-    START.call_once(|| {
-        log::set_logger(&Keeper).unwrap();
-        log::set_max_level(log::LevelFilter::Info);
-    });
+    lines::keep();
     Fabric::new(net)
 }
 
 /// Lines that hold all of these words.
 fn told(words: &[&str]) -> usize {
-    LINES.lock().unwrap().iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
+    lines::with(words).len()
 }
 
 fn keyed(bytes: &[u8]) -> Config {

@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use fabric::{config, connect, connect_hosts, eventually, own_port, stays, Fabric, Kind, Process};
+use fabric::{config, connect, connect_hosts, eventually, exactly, own_port, stays, Fabric, Kind, Process};
 use shift_control::config::DEFAULT_PORT;
 use shift_control::datapath::{DeviceId, Event, QpLife, Unprotected};
 use shift_control::Config;
@@ -372,8 +372,8 @@ fn sixteen_queue_pairs_move_together() {
 fn each_migration_leaves_a_record() {
     let file = std::env::temp_dir().join(format!("shift-control-record-{}.jsonl", std::process::id()));
     let fabric = Fabric::new(18);
-    let environment = [("SHIFT_EVENT_FILE".to_owned(), file.display().to_string())];
-    let (a, b) = (fabric.process(1, Config::from_env(environment).unwrap()), fabric.process(2, config()));
+    let recorded = exactly(&[("SHIFT_EVENT_FILE", &file.display().to_string())]);
+    let (a, b) = (fabric.process(1, recorded), fabric.process(2, config()));
     connect(&a, 1, &b, 1);
     eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
     fabric.lock().acks_lost[0] = true;

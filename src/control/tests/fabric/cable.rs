@@ -16,6 +16,7 @@ use shift_proto::migrate::Handshake;
 use socket2::{Domain, Socket, Type};
 
 use super::network::near_end;
+use super::wait::exactly;
 
 /// Where the agents of cabled hosts listen, beside the well-known port.
 const OWN_PORT: u16 = 21_000;
@@ -133,8 +134,7 @@ impl Cable {
     /// The configuration of an agent at one of its ends, with further variables.
     pub fn config(variables: &[(&str, &str)]) -> Config {
         let range = format!("{OWN_PORT}-{OWN_PORT}");
-        let all = variables.iter().copied().chain([("SHIFT_PORT_RANGE", range.as_str())]);
-        Config::from_env(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).unwrap()
+        exactly(&[variables, &[("SHIFT_PORT_RANGE", range.as_str())]].concat())
     }
 
     /// From now on the cable waits for that step.

@@ -16,6 +16,7 @@ pub mod admin;
 pub mod cable;
 mod connect;
 mod held;
+pub mod lines;
 mod network;
 mod process;
 mod receives;
@@ -40,9 +41,9 @@ use shift_proto::policy::OnUnknown;
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
 pub use network::own_port;
 use network::{Reach, TestNetwork};
-pub use process::are_on;
+pub use process::{all_arrived, are_on, talk};
 pub use standbys::on_first;
-pub use wait::{config, eventually, stays};
+pub use wait::{config, config_of, eventually, exactly, stays};
 
 /// The most rails that a test has.
 pub const RAILS: usize = 4;

@@ -3,11 +3,25 @@
 use shift_control::datapath::{Event, QpLife};
 use shift_proto::id::Epoch;
 
-use super::{Kind, Process, Qp, Sent};
+use super::{eventually, Kind, Process, Qp, Sent};
 
 /// Both ends of the first queue pair are well there.
 pub fn are_on(path: u8, ends: [&Process; 2]) -> bool {
     ends.iter().all(|end| end.qp(1, |q| q.path == path && q.is_running() && !q.surfaced))
+}
+
+/// Both send the message.
+pub fn talk(ends: [&Process; 2], message: u32) {
+    for end in ends {
+        end.post(1, message, Kind::Send);
+    }
+}
+
+/// Waits until each has what the other one sent, once and in order.
+pub fn all_arrived(ends: [&Process; 2], messages: std::ops::Range<u32>) {
+    eventually("all is delivered", || ends.iter().all(|end| end.is_done(1)));
+    let all: Vec<u32> = messages.collect();
+    assert_eq!(ends.map(|end| end.received(1)), [all.clone(), all]);
 }
 
 impl Process {

@@ -6,7 +6,17 @@ use shift_control::Config;
 
 /// Fast deadlines, as a test on loopback can have them.
 pub fn config() -> Config {
-    Config::from_env([("SHIFT_PROBE_MS".to_owned(), "50".to_owned())]).unwrap()
+    config_of(&[])
+}
+
+/// Those, and these variables.
+pub fn config_of(variables: &[(&str, &str)]) -> Config {
+    exactly(&[&[("SHIFT_PROBE_MS", "50")], variables].concat())
+}
+
+/// These variables alone.
+pub fn exactly(variables: &[(&str, &str)]) -> Config {
+    Config::from_env(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).unwrap()
 }
 
 /// Waits until `done`; panics with `what` after ten seconds.
