@@ -80,9 +80,8 @@ impl Qemu {
     pub fn death(&mut self) -> Option<String> {
         let serial = fs::read(self.run.join(format!("{}.serial", self.host.name()))).unwrap_or_default();
         let serial = String::from_utf8_lossy(&serial);
-        let panic = serial.lines().find(|line| line.contains("Kernel panic") || line.contains("double fault"));
-        if let Some(line) = panic {
-            return Some(format!("kernel panic: {}", line.trim()));
+        if let Some(panic) = panic_of(&serial) {
+            return Some(panic);
         }
         let status = self.child.try_wait().ok().flatten()?;
         let words = fs::read_to_string(self.run.join(format!("{}.qemu", self.host.name()))).unwrap_or_default();
@@ -95,6 +94,24 @@ impl Drop for Qemu {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the kernel says when it panics, with the place and the flags: those of soft-RoCE under emulation had flags that were half of a
+/// pointer, which no program can make (QEMU 7.2 computes them when they are asked for).
+fn panic_of(serial: &str) -> Option<String> {
+    let end = serial.lines().find(|line| line.contains("Kernel panic"))?;
+    let mut told = vec![without_time(end)];
+    told.extend(
+        ["BUG: ", "RIP: ", "EFLAGS: "]
+            .iter()
+            .filter_map(|word| serial.lines().find(|line| line.contains(word)))
+            .map(without_time),
+    );
+    Some(format!("kernel panic: {}", told.join("; ")))
+}
+
+fn without_time(line: &str) -> &str {
+    line.split_once("] ").map_or(line, |(_, words)| words).trim()
 }
 
 fn socket(run: &Path, host: Host, name: &str) -> PathBuf {
