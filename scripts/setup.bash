@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A linker and C headers for cargo; the rest is the lab's.
 packages=(gcc libc6-dev qemu-system-x86 perftest rdma-core ibverbs-utils ibverbs-providers libibverbs-dev librdmacm-dev busybox-static
     kmod iproute2 xz-utils binutils python3-minimal rdmacm-utils qperf ucx-utils libfabric-bin openmpi-bin python3-mpi4py python3-pip
-    libjemalloc2 libtcmalloc-minimal4 libfaketime strace gdb redis-server)
+    libjemalloc2 libtcmalloc-minimal4 libfaketime strace gdb redis-server coq)
 
 fail() {
     echo "$0: $*" >&2
