@@ -1,0 +1,18 @@
+//! Everything that the README claims.
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
+use shift_models::catalogue::{checks, run_timed, table, Scale};
+
+#[test]
+fn every_check_of_the_catalogue_holds_and_stands_in_the_readme() {
+    let readme = include_str!("../README.md");
+    let mut rows = Vec::new();
+    for check in checks() {
+        assert!(readme.contains(&format!("| {} |", check.name)), "scripts/models --table: {} is missing", check.name);
+        let (finding, took) = run_timed(&check, Scale::Default);
+        assert!(finding.failure.is_none(), "{}: {}", check.name, finding.failure.unwrap_or_default());
+        assert!(finding.states > 0 && !finding.control.is_empty(), "{}", check.name);
+        rows.push((check, finding, took));
+    }
+    eprintln!("{}", table(&rows));
+}
