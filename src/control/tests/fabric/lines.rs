@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, Once};
 
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static LINES: Mutex<Vec<(log::Level, String)>> = Mutex::new(Vec::new());
 
 struct Keeper;
 
@@ -12,7 +12,7 @@ impl log::Log for Keeper {
     }
     fn log(&self, record: &log::Record<'_>) {
         if record.level() <= log::Level::Info {
-            LINES.lock().unwrap().push(record.args().to_string());
+            LINES.lock().unwrap().push((record.level(), record.args().to_string()));
         }
     }
     fn flush(&self) {}
@@ -29,5 +29,15 @@ pub fn keep() {
 
 /// Those that have all of these words.
 pub fn with(words: &[&str]) -> Vec<String> {
-    LINES.lock().unwrap().iter().filter(|line| words.iter().all(|each| line.contains(each))).cloned().collect()
+    told(|_, line| words.iter().all(|each| line.contains(each)))
+}
+
+/// Those that somebody has to do something about.
+pub fn alarms() -> Vec<String> {
+    told(|level, _| level <= log::Level::Warn)
+}
+
+fn told(is_one: impl Fn(log::Level, &str) -> bool) -> Vec<String> {
+    let lines = LINES.lock().unwrap();
+    lines.iter().filter(|(level, line)| is_one(*level, line)).map(|(_, line)| line.clone()).collect()
 }
