@@ -69,21 +69,21 @@ fn explore_and_judge(
     let mut seen = BTreeMap::new();
     for seed in seeds_of(count) {
         let schedule = Schedule::of(seed, profile);
-        let run = |schedule: &Schedule, trace: &Trace| {
+        let run = |schedule: &Schedule, trace: Option<&Trace>| {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let outcome = World::new(schedule, trace).run();
                 judge(schedule, &outcome);
                 outcome
             }))
         };
-        match run(&schedule, &Trace::default()) {
+        match run(&schedule, None) {
             Ok(outcome) => outcome.marks.into_iter().for_each(|mark| *seen.entry(mark).or_default() += 1),
             Err(cause) => {
                 eprintln!("replay: SHIFT_SEED={seed} cargo test -p shift-proto --test network {name} -- --nocapture");
-                let shorter = schedule.shrink(|shorter| run(shorter, &Trace::default()).is_err());
+                let shorter = schedule.shrink(|shorter| run(shorter, None).is_err());
                 eprintln!("what it takes:\n{}", shorter.words());
                 let trace = Trace::default();
-                let _ = run(&shorter, &trace);
+                let _ = run(&shorter, Some(&trace));
                 eprintln!("the timeline of that:\n{}", trace.borrow().join("\n"));
                 std::panic::resume_unwind(cause);
             }
@@ -184,7 +184,7 @@ fn in_an_hour_of_flapping_two_machines_move_no_more_often_than_the_hold_down_let
 fn a_schedule_that_fails_shrinks_to_what_it_takes_and_tells_its_timeline() {
     let mut shrunk = 0;
     for seed in 0..40 {
-        let fails = |schedule: &Schedule| World::new(schedule, &Trace::default()).run().marks.contains("migrated");
+        let fails = |schedule: &Schedule| World::new(schedule, None).run().marks.contains("migrated");
         let schedule = Schedule::of(seed, Profile::rough());
         if schedule.items.len() < 4 || !fails(&schedule) {
             continue;
@@ -194,7 +194,7 @@ fn a_schedule_that_fails_shrinks_to_what_it_takes_and_tells_its_timeline() {
         let causes = |item: &Item| matches!(item, Item::Outage { .. } | Item::Notice { .. });
         assert!(shorter.items.iter().any(causes), "seed {seed}:\n{}", shorter.words());
         let trace = Trace::default();
-        World::new(&shorter, &trace).run();
+        World::new(&shorter, Some(&trace)).run();
         assert!(trace.borrow().iter().any(|line| line.contains("-> Confirmed")), "seed {seed}");
         shrunk += 1;
     }
@@ -214,11 +214,44 @@ fn destroying_a_queue_pair_at_any_moment_leaves_nobody_waiting() {
 }
 
 #[test]
+fn drained_rails_and_removed_devices_with_nothing_broken_surface_nothing() {
+    let name = "drained_rails_and_removed_devices_with_nothing_broken_surface_nothing";
+    let seen = explore_first(FEWER_SEEDS, name, Profile::operated());
+    expect(&seen, &["led away or back", "moved by plan", "went back", "removed", "cancelled"]);
+    assert!(!seen.contains_key("both ended"), "nothing was broken, and an error surfaced: {seen:?}");
+}
+
+#[test]
+fn a_silent_control_network_and_ends_that_stand_still_move_nothing_and_surface_nothing() {
+    let name = "a_silent_control_network_and_ends_that_stand_still_move_nothing_and_surface_nothing";
+    let seen = explore_and_judge(FEWER_SEEDS, name, Profile::silent(), |_, outcome| {
+        assert!(outcome.epoch == 0 && outcome.marks.contains("both running"), "{:?}", outcome.marks);
+    });
+    expect(&seen, &["silence"]);
+}
+
+#[test]
+fn a_peer_that_dies_at_any_moment_leaves_nothing_masked_and_nothing_held() {
+    let name = "a_peer_that_dies_at_any_moment_leaves_nothing_masked_and_nothing_held";
+    let seen = explore_first(FEWER_SEEDS, name, Profile::mortal());
+    expect(&seen, &["heard of a death", "survivor ended", "survivor runs", "both died", "migrated"]);
+}
+
+#[test]
+fn operators_removals_silence_and_deaths_beside_all_faults_split_nothing_and_every_run_ends() {
+    let name = "operators_removals_silence_and_deaths_beside_all_faults_split_nothing_and_every_run_ends";
+    let seen = explore_first(FEWER_SEEDS, name, Profile::everything());
+    let marks = ["led away or back", "removed", "torn out", "silence", "survivor ended", "survivor runs", "settled"];
+    expect(&seen, &marks);
+    expect(&seen, &["both running", "migrated twice", "both ended", "moved by plan", "crossing claims"]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
-    for seed in 0..20 {
+    for (seed, profile) in (0..20).flat_map(|seed| [Profile::rough(), Profile::everything()].map(|p| (seed, p))) {
         let told = || {
             let trace = Trace::default();
-            World::new(&Schedule::of(seed, Profile::rough()), &trace).run();
+            World::new(&Schedule::of(seed, profile), Some(&trace)).run();
             trace.take()
         };
         assert_eq!(told(), told(), "seed {seed}");

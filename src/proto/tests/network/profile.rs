@@ -27,6 +27,19 @@ pub struct Profile {
     pub paths: u8,
     /// They die in turn, and one of them is there at any time.
     pub in_turn: bool,
+    /// Of an end that does not run, microseconds.
+    pub longest_sleep: u64,
+    /// Rails that an operator drains and lets back, at most, at each end.
+    pub drains: u64,
+    /// At each end a device is removed, and then it is torn out.
+    pub removals: u64,
+    pub torn: u64,
+    /// Times without any network between the processes, at most.
+    pub silences: u64,
+    /// The process of an end dies.
+    pub deaths: u64,
+    /// Times in which a path answers late, at most.
+    pub slow: u64,
     /// The faults end then, microseconds.
     pub span: u64,
 }
@@ -53,6 +66,13 @@ impl Profile {
             flaps: false,
             paths: 2,
             in_turn: false,
+            longest_sleep: 6_000_000,
+            drains: 0,
+            removals: 0,
+            torn: 0,
+            silences: 0,
+            deaths: 0,
+            slow: 0,
             span: 25_000_000,
         }
     }
@@ -90,10 +110,36 @@ impl Profile {
             stuck_poster: 100,
             plans: 6,
             slow_drain: 200,
-            flaps: false,
-            paths: 2,
-            in_turn: false,
-            span: 25_000_000,
+            ..Self::calm()
+        }
+    }
+
+    /// Rails are drained and let back at both ends, and devices removed that go on for who has them open. Nothing is broken.
+    pub const fn operated() -> Self {
+        Self { outages: 0, paths: 3, drains: 4, removals: 300, slow_drain: 100, stuck_poster: 50, ..Self::calm() }
+    }
+
+    /// No network between the processes for seconds, ends that stand still; all paths are well.
+    pub const fn silent() -> Self {
+        Self { outages: 0, silences: 3, sleep: 300, longest_sleep: 15_000_000, drop: 50, ..Self::calm() }
+    }
+
+    /// Processes die, beside faults of a path.
+    pub const fn mortal() -> Self {
+        Self { deaths: 500, outages: 3, plans: 3, drop: 50, max_delay_us: 30_000, slow_drain: 100, ..Self::calm() }
+    }
+
+    /// All of it on three paths in a bad network, with faults of all kinds.
+    pub const fn everything() -> Self {
+        Self {
+            drains: 2,
+            removals: 200,
+            torn: 500,
+            silences: 2,
+            deaths: 60,
+            slow: 2,
+            longest_sleep: 15_000_000,
+            ..Self::rough_on_three()
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use shift_proto::id::PathId;
-use shift_proto::migrate::Input;
+use shift_proto::migrate::{Cause, Input};
 
 use crate::profile::{Dice, Profile};
 
@@ -18,6 +18,16 @@ pub enum Item {
     Cut { side: usize, from: u64, until: u64 },
     /// A path carries nothing.
     Outage { path: u8, from: u64, until: u64 },
+    /// An operator drains the rail of that path at one end.
+    Drain { side: usize, path: u8, from: u64, until: u64 },
+    /// The device of that path at one end is removed for good; torn: with what was on it, and without a fence.
+    Removal { side: usize, path: u8, at: u64, torn: bool },
+    /// No network between the processes carries anything.
+    Silence { from: u64, until: u64 },
+    /// The process of an end dies.
+    Death { side: usize, at: u64 },
+    /// A path answers late.
+    Slow { path: u8, from: u64, until: u64 },
 }
 
 impl fmt::Display for Item {
@@ -33,6 +43,20 @@ impl fmt::Display for Item {
             }
             Self::Outage { path, from, until } => {
                 write!(f, "{:.3} to {:.3} ms: path {path} is down", ms(from), ms(until))
+            }
+            Self::Drain { side, path, from, until } => {
+                write!(f, "{:.3} to {:.3} ms: end {side} drains path {path}", ms(from), ms(until))
+            }
+            Self::Removal { side, path, at, torn } => {
+                let how = if *torn { "torn out" } else { "removed" };
+                write!(f, "{:.3} ms: the device of path {path} is {how} at end {side}", ms(at))
+            }
+            Self::Silence { from, until } => {
+                write!(f, "{:.3} to {:.3} ms: the control network is dead", ms(from), ms(until))
+            }
+            Self::Death { side, at } => write!(f, "{:.3} ms: the process of end {side} dies", ms(at)),
+            Self::Slow { path, from, until } => {
+                write!(f, "{:.3} to {:.3} ms: path {path} answers late", ms(from), ms(until))
             }
         }
     }
@@ -67,6 +91,7 @@ impl Schedule {
         } else {
             outages(&mut items, &mut dice, &profile);
         }
+        operations(&mut items, &mut dice, &profile);
         Self { seed, profile, items }
     }
 
@@ -126,7 +151,7 @@ fn items_of_end(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile, side:
     }
     if dice.chance(profile.sleep) {
         let from = dice.below(profile.span);
-        items.push(Item::Asleep { side, from, until: from + dice.below(6_000_000) });
+        items.push(Item::Asleep { side, from, until: from + dice.below(profile.longest_sleep) });
     }
 }
 
@@ -138,6 +163,37 @@ fn outages(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile) {
         let from = 1000 + dice.below(if only { 1_000_000 } else { 12_000_000 });
         let length = if dice.chance(300) { dice.below(400_000) } else { dice.below(12_000_000) };
         items.push(Item::Outage { path, from, until: (from + length).min(profile.span) });
+    }
+}
+
+/// What is done by operators and machines, at any moment.
+fn operations(items: &mut Vec<Item>, dice: &mut Dice, profile: &Profile) {
+    let (span, paths) = (profile.span, u64::from(profile.paths));
+    for side in 0..2 {
+        for _ in 0..dice.below(profile.drains + 1) {
+            let (path, from) = (dice.below(paths) as u8, dice.below(span));
+            items.push(Item::Drain { side, path, from, until: from + dice.below(span / 2) });
+        }
+        if dice.chance(profile.removals) {
+            let (path, at) = (dice.below(paths) as u8, dice.below(span / 2));
+            items.push(Item::Removal { side, path, at, torn: dice.chance(profile.torn) });
+        }
+        if dice.chance(profile.deaths) {
+            items.push(Item::Death { side, at: dice.below(span) });
+        }
+    }
+    for _ in 0..dice.below(profile.silences + 1) {
+        let from = dice.below(span);
+        items.push(Item::Silence { from, until: (from + dice.below(12_000_000)).min(span) });
+    }
+    for _ in 0..dice.below(profile.slow + 1) {
+        let (path, from) = (dice.below(paths) as u8, dice.below(span));
+        let until = (from + dice.below(10_000_000)).min(span);
+        items.push(Item::Slow { path, from, until });
+        for _ in 0..dice.below(4) {
+            let (at, side) = (from + dice.below(until - from), dice.below(2) as usize);
+            items.push(Item::Notice { at, side, input: Input::Fault { cause: Cause::Stalled, fatal: false } });
+        }
     }
 }
 

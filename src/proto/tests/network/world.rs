@@ -9,6 +9,11 @@ use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Machine, Stage};
 
+mod judge;
+mod operator;
+
+use operator::{Event, Hands};
+
 use crate::failback::Failback;
 use crate::profile::{Dice, Profile};
 use crate::schedule::{Item, Schedule};
@@ -36,6 +41,8 @@ enum Happening {
     Return(usize),
     Wake(usize),
     Sleep(usize),
+    /// What is done to a machine, not to a path.
+    Operator(Event),
 }
 
 #[derive(Debug)]
@@ -121,9 +128,10 @@ pub struct World {
     path_up: Vec<bool>,
     /// By direction: intervals in which nothing gets through.
     cuts: [Vec<(u64, u64)>; 2],
+    hands: Hands,
     adopted: BTreeMap<Epoch, Tuple>,
     marks: BTreeSet<String>,
-    trace: Trace,
+    trace: Option<Trace>,
     deadlines: Deadlines,
 }
 
@@ -170,8 +178,8 @@ impl End {
 }
 
 impl World {
-    /// `trace` is kept by the caller: it is wanted when the run panics.
-    pub fn new(schedule: &Schedule, trace: &Trace) -> Self {
+    /// `trace`, if there is one, is kept by the caller: it is wanted when the run panics.
+    pub fn new(schedule: &Schedule, trace: Option<&Trace>) -> Self {
         let (seed, profile) = (schedule.seed, schedule.profile);
         let deadlines = Deadlines::default();
         let mut world = Self {
@@ -183,9 +191,10 @@ impl World {
             ends: [End::new(0, deadlines), End::new(1, deadlines)],
             path_up: vec![true; usize::from(profile.paths)],
             cuts: [Vec::new(), Vec::new()],
+            hands: Hands::new(profile.paths),
             adopted: BTreeMap::new(),
             marks: BTreeSet::new(),
-            trace: trace.clone(),
+            trace: trace.cloned(),
             deadlines,
         };
         world.set_the_stage(&schedule.items);
@@ -208,6 +217,11 @@ impl World {
                     self.schedule(from, Happening::PathDown(path));
                     self.schedule(until, Happening::PathUp(path));
                 }
+                Item::Drain { .. }
+                | Item::Removal { .. }
+                | Item::Silence { .. }
+                | Item::Death { .. }
+                | Item::Slow { .. } => self.take_in_hand(&item),
             }
         }
         if self.profile.flaps {
@@ -230,8 +244,9 @@ impl World {
     }
 
     fn tell(&self, side: usize, way: &str, what: &dyn std::fmt::Debug) {
+        let Some(trace) = &self.trace else { return };
         let (at, state) = (self.now as f64 / 1000.0, self.ends[side].machine.state());
-        self.trace.borrow_mut().push(format!("{at:>12.3} ms  end {side}  {state:<24} {way} {what:?}"));
+        trace.borrow_mut().push(format!("{at:>12.3} ms  end {side}  {state:<24} {way} {what:?}"));
     }
 
     fn mark(&mut self, mark: &str) {
@@ -252,9 +267,13 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if self.is_lost(&happening) {
+            return;
+        }
         match happening {
+            Happening::Operator(event) => self.operate(event),
             Happening::PathDown(path) => self.path_down(path),
-            Happening::PathUp(path) => self.path_up[path as usize] = true,
+            Happening::PathUp(path) => self.path_up[path as usize] = !self.hands.is_torn(path),
             Happening::Sleep(side) => self.ends[side].asleep = true,
             Happening::Wake(side) => {
                 self.ends[side].asleep = false;
@@ -323,6 +342,7 @@ impl World {
                 let tuple = end.machine.tuple().unwrap();
                 assert!(end.reposted.insert(tuple), "receives posted twice for {tuple}");
                 end.posting_epoch = tuple.epoch;
+                self.hands.posts_on[side] = tuple.target.0;
                 end.in_error = false;
                 end.work_generation += 1;
             }
@@ -371,7 +391,7 @@ impl World {
         let end = &self.ends[side];
         let stage = end.machine.state().stage;
         let busy = matches!(stage, Stage::Running | Stage::Replaying);
-        let down = !self.path_up[end.machine.path().0 as usize];
+        let down = !self.carries(side, end.machine.path().0);
         if generation != end.work_generation || !busy || end.in_error {
             return;
         }
@@ -388,9 +408,8 @@ impl World {
             return;
         }
         for path in 0..self.profile.paths {
-            if self.path_up[path as usize] && self.ends[side].seek {
-                self.ends[side].answered_since_seek.insert(PathId(path));
-                self.input(side, Input::PathAnswered(PathId(path)));
+            if self.carries(side, path) && self.ends[side].seek {
+                self.answer_probe(side, path, generation);
             }
         }
         let delay = PROBE_EVERY + self.dice.below(PROBE_EVERY);
@@ -403,7 +422,7 @@ impl World {
         if generation != end.answer_generation || !end.excluded || !end.machine.wants_drain() {
             return;
         }
-        let carries = self.path_up[end.machine.path().0 as usize] && !end.in_error;
+        let carries = self.carries(side, end.machine.path().0) && !end.in_error;
         if carries && self.now >= end.drains_at {
             self.ends[side].drained = true;
             return self.input(side, Input::Drained);
@@ -527,7 +546,7 @@ impl World {
     }
 
     fn fence(&mut self, side: usize) {
-        let weak = self.dice.chance(self.profile.weak_fence);
+        let weak = self.dice.chance(self.profile.weak_fence) || self.hands.cannot_fence(side);
         let stuck = self.dice.chance(self.profile.stuck_fence);
         let end = &mut self.ends[side];
         assert!(end.excluded, "fences with posters inside");
@@ -566,7 +585,8 @@ impl World {
             let since = fenced.expect("neither end is fenced and receives are posted again");
             assert!(self.now >= since + self.deadlines.packet_lifetime.0, "an old packet may still arrive");
         }
-        let input = if self.dice.chance(self.profile.refusal) { Input::RepostFailed } else { Input::Reposted };
+        let is_refused = self.dice.chance(self.profile.refusal) || self.hands.lacks(side, tuple.target);
+        let input = if is_refused { Input::RepostFailed } else { Input::Reposted };
         let delay = self.dice.below(5000);
         self.answer(delay, side, input);
     }
@@ -586,7 +606,7 @@ impl World {
     }
 
     fn go_on_replaying(&mut self, side: usize) {
-        let down = !self.path_up[self.ends[side].machine.path().0 as usize];
+        let down = !self.carries(side, self.ends[side].machine.path().0);
         let delay = self.dice.below(20_000);
         if self.dice.chance(self.profile.stop) {
             return self.answer(delay, side, Input::StopReached);
@@ -602,9 +622,13 @@ impl World {
         }
     }
 
+    fn is_cut(&self, side: usize) -> bool {
+        self.cuts[side].iter().any(|(from, to)| (*from..*to).contains(&self.now))
+    }
+
     fn send(&mut self, side: usize, message: Handshake) {
         self.check_message(side, &message);
-        let cut = self.cuts[side].iter().any(|(from, to)| (*from..*to).contains(&self.now));
+        let cut = self.is_cut(side);
         let clean = self.now >= self.profile.span;
         let copies = if self.dice.chance(self.profile.repeat) { 2 } else { 1 };
         for _ in 0..copies {
@@ -649,44 +673,6 @@ impl World {
             Handshake::Wait { .. } => self.mark("waited"),
             Handshake::Report { reports, .. } => assert!(reports.len() <= 1),
             _ => {}
-        }
-    }
-
-    fn judge_the_end(&mut self) {
-        let states = [self.ends[0].machine.state(), self.ends[1].machine.state()];
-        let picture = || format!("{} / {}", states[0], states[1]);
-        for side in 0..2 {
-            assert!(!self.ends[side].seek, "still seeking at the end: {}", picture());
-        }
-        let quiet = |side: usize| self.ends[side].application_error && !self.ends[side].surfaced;
-        let idle = |side: usize| states[side].attempt == Attempt::Idle;
-        match (states[0].stage, states[1].stage) {
-            (Stage::Running, Stage::Running) => {
-                let machines = [&self.ends[0].machine, &self.ends[1].machine];
-                assert!(idle(0) && idle(1), "an attempt never ended: {}", picture());
-                assert_eq!(machines[0].tuple(), machines[1].tuple(), "two ends in two epochs: {}", picture());
-                assert!(!self.ends[0].in_error && !self.ends[1].in_error, "an error is masked for ever: {}", picture());
-                assert!(!self.ends[0].stopped && !self.ends[1].stopped, "posts are held for ever: {}", picture());
-                let epoch = machines[0].epoch();
-                let confirmed = epoch == Epoch(0) || self.ends.iter().all(|end| end.confirmed == Some(epoch));
-                assert!(confirmed, "a confirmation is missing: {}", picture());
-                assert!(
-                    machines.iter().all(|machine| machine.deadline().is_none()),
-                    "a timer runs for ever: {}",
-                    picture()
-                );
-                self.mark("both running");
-            }
-            (Stage::Dead | Stage::Gone, Stage::Dead | Stage::Gone) => self.mark("both ended"),
-            (Stage::Running, Stage::Gone) if idle(0) && !self.ends[0].in_error => self.mark("one gone, one running"),
-            (Stage::Gone, Stage::Running) if idle(1) && !self.ends[1].in_error => self.mark("one gone, one running"),
-            (Stage::Running, Stage::Dead) if quiet(1) && !self.ends[0].in_error => {
-                self.mark("one errored, one running")
-            }
-            (Stage::Dead, Stage::Running) if quiet(0) && !self.ends[1].in_error => {
-                self.mark("one errored, one running")
-            }
-            _ => panic!("somebody waits for ever: {}", picture()),
         }
     }
 }
