@@ -46,7 +46,12 @@ pub enum Mismatch {
     /// The other end has a job key, this one has none.
     PeerHasKey,
     /// The other end speaks none of the own wire versions.
-    OtherVersions(Versions),
+    OtherVersions {
+        /// The other end's.
+        theirs: Versions,
+        /// This end's.
+        own: Versions,
+    },
 }
 
 /// One direction of a connection.
@@ -227,7 +232,7 @@ impl Channel {
             output.extend(self.own.encode());
         }
         if self.own.versions.agreed(theirs.versions).is_none() {
-            return Err(Mismatch::OtherVersions(theirs.versions));
+            return Err(Mismatch::OtherVersions { theirs: theirs.versions, own: self.own.versions });
         }
         match (self.keys.is_empty(), theirs.keyed) {
             (false, false) => return Err(Mismatch::PeerHasNoKey),
@@ -454,8 +459,9 @@ mod tests {
         assert_eq!(met(&versions(1, 1), &versions(0, 1)), (Ok(()), Ok(())));
         for (own, other) in [((1, 1), (2, 3)), ((1, 1), (0, 0))] {
             let (own, other) = (versions(own.0, own.1), versions(other.0, other.1));
-            let expected = (Mismatch::OtherVersions(other.versions), Mismatch::OtherVersions(own.versions));
-            assert_eq!(met(&own, &other), (Err(expected.0), Err(expected.1)));
+            let told =
+                |own: &Terms, other: &Terms| Err(Mismatch::OtherVersions { theirs: other.versions, own: own.versions });
+            assert_eq!(met(&own, &other), (told(&own, &other), told(&other, &own)));
         }
     }
 

@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shift_proto::frame::{Versions, SPOKEN};
+use shift_proto::frame::Versions;
 use shift_proto::id::{Micros, MAX_STANDBYS};
 use shift_proto::migrate::Deadlines;
 use shift_proto::policy::{Policy, ProofCap};
 
 use crate::job_key::JobKey;
+use crate::release;
 use crate::rendezvous::place::Place;
 use crate::variables::{self, VARIABLES};
 
@@ -132,7 +133,7 @@ impl Default for Config {
             older_job_key: None,
             job_key_file: None,
             directory: None,
-            versions: SPOKEN,
+            versions: release::spoken(),
             deadlines: Deadlines::default(),
             probe_interval: DEFAULT_PROBE_INTERVAL,
             event_file: None,

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use shift_proto::frame::{Frame, QpAddress, SPOKEN};
+use shift_proto::frame::{Frame, QpAddress};
 use shift_proto::id::{Micros, ProcessId};
 
 use crate::address;
@@ -310,8 +310,8 @@ pub fn describe(ending: Ending) -> String {
         Ending::Mismatch(Mismatch::PeerHasKey) => {
             "it has a job key, this process has none; set the same SHIFT_JOB_KEY_FILE here"
         }
-        Ending::Mismatch(Mismatch::OtherVersions(theirs)) => {
-            return format!("it speaks {theirs}, this process {SPOKEN}; run the same release at both ends");
+        Ending::Mismatch(Mismatch::OtherVersions { theirs, own }) => {
+            return format!("it speaks {theirs}, this process {own}; run the same release at both ends");
         }
     };
     words.to_owned()

@@ -37,6 +37,7 @@ mod probes;
 mod qp;
 pub mod record;
 mod registry;
+mod release;
 mod removal;
 mod rendezvous;
 mod round_trip;

@@ -521,7 +521,7 @@ impl Link {
 fn mismatch_ending(mismatch: Mismatch) -> Ending {
     match mismatch {
         Mismatch::Malformed | Mismatch::Forged => Ending::Malformed,
-        Mismatch::OtherKey | Mismatch::PeerHasNoKey | Mismatch::PeerHasKey | Mismatch::OtherVersions(_) => {
+        Mismatch::OtherKey | Mismatch::PeerHasNoKey | Mismatch::PeerHasKey | Mismatch::OtherVersions { .. } => {
             Ending::Mismatch(mismatch)
         }
     }

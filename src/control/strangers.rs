@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use shift_proto::frame::SPOKEN;
-
 use crate::channel::Mismatch;
 
 /// Why a connection, or a word on it, was refused.
@@ -35,7 +33,7 @@ impl Refusal {
             Self::Mismatch(Mismatch::OtherKey) => "had another job key",
             Self::Mismatch(Mismatch::PeerHasNoKey) => "had no job key",
             Self::Mismatch(Mismatch::PeerHasKey) => "had a job key, and this process has none",
-            Self::Mismatch(Mismatch::OtherVersions(_)) => "spoke another wire version",
+            Self::Mismatch(Mismatch::OtherVersions { .. }) => "spoke another wire version",
             Self::Silent => "connected and said nothing valid",
             Self::Crowded => "were too many at once",
             Self::Token => "posed as a known process without its token",
@@ -55,8 +53,8 @@ impl Refusal {
             Self::Mismatch(Mismatch::PeerHasKey) => {
                 "; set SHIFT_JOB_KEY_FILE here too if both are of one job".to_owned()
             }
-            Self::Mismatch(Mismatch::OtherVersions(theirs)) => {
-                format!(": {theirs}, this process {SPOKEN}; its connections are unprotected")
+            Self::Mismatch(Mismatch::OtherVersions { theirs, own }) => {
+                format!(": {theirs}, this process {own}; its connections are unprotected")
             }
             Self::Mismatch(Mismatch::Malformed | Mismatch::Forged)
             | Self::Silent

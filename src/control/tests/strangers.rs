@@ -177,8 +177,9 @@ fn the_older_wire_version_is_agreed_and_where_there_is_none_both_say_which_they_
         connect(&a, 1, &b, 1);
         let by = |host: usize| fabric.address(host).to_string();
         eventually("both say it", || {
-            told(&[&format!("it speaks wire version {version}"), "this process wire version 1", &by(2)]) == 1
-                && told(&["it speaks wire version 1", &by(1)]) == 1
+            let [own, others] = [1, version].map(|version| format!("this process wire version {version};"));
+            told(&[&format!("it speaks wire version {version}"), &own, &by(2)]) == 1
+                && told(&["it speaks wire version 1", &others, &by(1)]) == 1
         });
         assert!(!a.is_armed(1) && !b.is_armed(1));
     }
@@ -375,12 +376,12 @@ fn an_offer_from_another_address_than_the_gid_s_meets_nobody() {
 
 #[test]
 fn with_a_key_nothing_is_answered_to_who_does_not_have_it() {
-    let config = keyed(b"the key of the job");
+    let (config, older) = (keyed(b"the key of the job"), Versions { oldest: 0, newest: 0 });
     let (fabric, a, b) = pair(72, &config);
     for (terms, why) in [
         (Terms::default(), Mismatch::PeerHasKey),
         (terms(&keyed(b"another job's key")), Mismatch::OtherKey),
-        (Terms { versions: Versions { oldest: 0, newest: 0 }, ..terms(&config) }, Mismatch::OtherVersions(SPOKEN)),
+        (Terms { versions: older, ..terms(&config) }, Mismatch::OtherVersions { theirs: SPOKEN, own: older }),
     ] {
         for host in [1, 2] {
             let mut stranger = speaker(&fabric, ELSEWHERE, host, &terms);
