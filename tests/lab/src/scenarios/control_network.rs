@@ -44,7 +44,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// The ports of a pair.
-const fn ports(number: u16) -> [u16; 2] {
+pub(super) const fn ports(number: u16) -> [u16; 2] {
     [FIRST_PORT + 2 * number, FIRST_PORT + 2 * number + 1]
 }
 
@@ -65,14 +65,14 @@ fn start(lab: &Lab, number: u16, seed: u64) -> Result<Partners> {
 }
 
 /// Nothing of the control connections of a pair is carried any more, on any network. All else is.
-fn cut_control(lab: &Lab, number: u16) -> Result<RuleId> {
+pub(super) fn cut_control(lab: &Lab, number: u16) -> Result<RuleId> {
     let [first, last] = ports(number);
     let rule = Rule { link: None, tcp: Some((first, last)), ..Rule::on(Link::Management, Action::Drop) };
     lab.wire().add(rule).map(|(id, _)| id)
 }
 
 /// Connections of a pair that stand, as host A sees it.
-fn standing(lab: &Lab, number: u16) -> Result<usize> {
+pub(super) fn standing(lab: &Lab, number: u16) -> Result<usize> {
     let tables = lab.a().shell("cat /proc/net/tcp /proc/net/tcp6")?;
     let ends = ports(number).map(|port| format!(":{port:04X}"));
     let is_one = |line: &&str| {

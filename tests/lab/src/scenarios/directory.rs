@@ -19,8 +19,8 @@ use super::Scenario;
 
 /// Arming, and the end of a program, under emulation.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The library with Redis.
-const SHIM_WITH_REDIS: &str = "/shift/libshift_verbs_redis.so";
+/// The library with Redis, which may also be told the wire versions that it is to speak (`TEST_WIRE_VERSIONS`).
+pub(super) const SHIM_WITH_REDIS: &str = "/shift/libshift_verbs_redis.so";
 /// The server's port on host B.
 const REDIS_PORT: u16 = 6379;
 /// Where both guests mount the folder, and the directory in it.

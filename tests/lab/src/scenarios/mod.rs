@@ -42,6 +42,7 @@ mod standbys;
 mod status;
 mod strangers;
 mod survive;
+mod terms;
 mod transparent;
 
 /// A scenario that needs guests.
@@ -102,6 +103,7 @@ impl std::fmt::Debug for Scenario {
 pub fn all() -> Vec<Scenario> {
     [
         non_rdma::scenarios(),
+        terms::scenarios(),
         transparent::scenarios(),
         lab_itself::scenarios(),
         plain::scenarios(),

@@ -129,7 +129,7 @@ fn suspended(lab: &mut Lab, seed: u64) -> Result<Figures> {
 }
 
 /// Nothing was told as a warning.
-fn judge_calm(said: &[String]) -> Result<()> {
+pub(super) fn judge_calm(said: &[String]) -> Result<()> {
     let alarm = said
         .iter()
         .find(|line| line.contains("shift-verbs[") && (line.contains(" warn: ") || line.contains(" error: ")));
