@@ -261,15 +261,25 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
     return query_port_of(context, port, (struct ibv_port_attr *)attr, offsetof(struct ibv_port_attr, port_cap_flags2));
 }
 
-/* RoCEv2, 127.0.0.1 and up: an address of the loopback device, so that a control connection finds its network. */
+/* RoCEv2, 127.0.0.1 and up: an address of the loopback device, so that a control connection finds its network. Or, of a host that has a number, the default subnet
+ * prefix and a GUID. */
 static void fill_gid(const struct ibv_context *context, struct ibv_gid_entry *entry)
 {
+    const char *host = getenv("NULLVERBS_HOST");
+    static const uint8_t guid[] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0x02, 0xc9, 0x03 };
+
     memset(entry, 0, sizeof(*entry));
-    entry->gid.raw[10] = entry->gid.raw[11] = 0xff;
-    entry->gid.raw[12] = 127;
     entry->gid.raw[15] = (uint8_t)(number_of(context) + 1);
     entry->gid_index = GID_INDEX;
     entry->port_num = 1;
+    if (host) {
+        memcpy(entry->gid.raw, guid, sizeof(guid));
+        entry->gid.raw[14] = (uint8_t)atoi(host);
+        entry->gid_type = IBV_GID_TYPE_ROCE_V1;
+        return;
+    }
+    entry->gid.raw[10] = entry->gid.raw[11] = 0xff;
+    entry->gid.raw[12] = 127;
     entry->gid_type = IBV_GID_TYPE_ROCE_V2;
     entry->ndev_ifindex = 1;
 }

@@ -8,6 +8,7 @@
  * NULLVERBS_POSTS    "complete": each signalled request succeeds when it is posted. "keep" (default): it stays out until ERR flushes it, or
  *                    until nullverbs_complete says what became of it.
  * NULLVERBS_QPNS     "reuse": a queue pair gets the lowest number that no other of its device has. Default: a number is never used again.
+ * NULLVERBS_HOST     a number below 256: GIDs are no IP addresses, and those of this host.
  * NULLVERBS_LOG      a file that gets a line for each control verb.
  * NULLVERBS_REFUSE   "VERB:DEVICE,…": what fails with EOPNOTSUPP.
  */

@@ -5,7 +5,7 @@
  *
  *   audit KIND...
  *
- *   rc     a reliable connection to itself
+ *   rc     a reliable connection to itself, or to the one of its number in a program on another host
  *   mr     the same, and it posts from memory
  *   alone  a reliable connection to a queue pair of this host that no process with the shim has
  *   ud, uc, xrc  another type

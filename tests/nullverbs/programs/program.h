@@ -17,7 +17,7 @@
         }                                                                    \
     } while (0)
 
-/* From RESET to RTR: connected to the queue pair of that number, of the same device; with these options of its connection, if there are some. */
+/* From RESET to RTR: connected to the queue pair of that number, of the same device, or of that of the host NULLVERBS_PEER; with these options of its connection, if there are some. */
 static inline void connect_to(struct ibv_qp *qp, uint32_t number, struct ibv_ece *ece)
 {
     int to_init = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
@@ -31,6 +31,8 @@ static inline void connect_to(struct ibv_qp *qp, uint32_t number, struct ibv_ece
     attr.ah_attr.port_num = 1;
     attr.ah_attr.grh.sgid_index = 1;
     CHECK(!ibv_query_gid(qp->context, 1, 1, &attr.ah_attr.grh.dgid));
+    if (getenv("NULLVERBS_PEER"))
+        attr.ah_attr.grh.dgid.raw[14] = (uint8_t)atoi(getenv("NULLVERBS_PEER"));
     CHECK(!ibv_modify_qp(qp, &attr, to_rtr));
 }
 

@@ -1,6 +1,7 @@
 //! `shiftctl status` names each queue pair that is not protected, and why; and the program goes on as if nobody had asked.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,36 @@ fn each_queue_pair_is_protected_or_named_with_its_reason_and_the_last_line_adds_
     let said = asked.end()?;
     assert!(said.trim_end().ends_with("3 QPs, 1 protected; 0 migrations, 0 requests replayed, 0 surfaced"), "{said}");
     Ok(())
+}
+
+/// Two programs on hosts of GIDs that are no IP addresses, each connected to the other.
+fn apart(folder: Option<&Path>) -> Result<[Asked; 2], String> {
+    let start = |(own, peer, port)| {
+        let run = audit(["rc"]).env("NULLVERBS_HOST", own).env("NULLVERBS_PEER", peer).env("SHIFT_PORT", port);
+        Asked::start(match folder {
+            Some(folder) => run.env("SHIFT_DIRECTORY", format!("file://{}", folder.display())),
+            None => run,
+        })
+    };
+    Ok([start(("1", "2", "17541"))?, start(("2", "1", "17542"))?])
+}
+
+#[test]
+fn gids_that_are_no_addresses_lead_to_the_peer_through_a_shared_folder_and_are_named_without_one() -> Outcome {
+    let folder = std::env::temp_dir().join(format!("shift-gids-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    let judged = apart(Some(&folder)).and_then(|both| {
+        let is_protected = |pair: &Value| pair.get("protected") == Some(&Value::Bool(true));
+        both.iter().try_for_each(|asked| asked.eventually("rc", is_protected))?;
+        both.into_iter().try_for_each(|asked| asked.end().map(drop))
+    });
+    let left = std::fs::read_dir(&folder).map_err(|error| error.to_string())?.count();
+    std::fs::remove_dir_all(&folder).map_err(|error| error.to_string())?;
+    judged?;
+    assert_eq!(left, 0, "entries of programs that ended");
+    let both = apart(None)?;
+    both.iter().try_for_each(|asked| asked.is_named("rc", "the remote GID is no IP address"))?;
+    both.into_iter().try_for_each(|asked| asked.end().map(drop))
 }
 
 #[test]

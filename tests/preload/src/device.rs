@@ -70,6 +70,7 @@ impl Device {
             Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) => None,
             Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => None,
             Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => None,
+            Kind::Guids => None,
         };
         let (errno, why) = self.kinds().find_map(refusal)?;
         self.say(why);
@@ -87,6 +88,7 @@ impl Device {
                 }
                 Kind::NoRc | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
+                Kind::Guids => {}
             }
         }
     }
@@ -135,6 +137,7 @@ impl Device {
                 Kind::NoVendor => attr.vendor_id = 0,
                 Kind::NoRc | Kind::Inline(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
+                Kind::Guids => {}
             }
         }
     }
@@ -154,6 +157,7 @@ impl Device {
                 }
                 Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::NoVendor => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
+                Kind::Guids => {}
             }
         }
     }

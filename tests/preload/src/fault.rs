@@ -46,6 +46,8 @@ pub enum Kind {
     EarlyPsn,
     /// `void-psn=DEV`: after RESET `ibv_query_qp` gives a packet number far away from all that were posted: it proves nothing.
     VoidPsn,
+    /// `guids=DEV`: GIDs that are IPv4 addresses look like those of an InfiniBand port, which are no IP addresses ([`crate::gid`]).
+    Guids,
 }
 
 /// An item that is none of the known ones.
@@ -56,7 +58,7 @@ impl fmt::Display for BadItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = "no-rc=DEV inline=DEV:BYTES sge=DEV:N rd-atom=DEV:N no-mr=DEV[:N] port-down=DEV mtu=DEV:BYTES \
                      no-vendor=DEV break=DEV:N post-refused=DEV:N watch-fences=DEV early-psn=DEV \
-                     void-psn=DEV";
+                     void-psn=DEV guids=DEV";
         write!(f, "{VARIABLE}: cannot read {:?}; items are {known}, joined by commas", self.0)
     }
 }
@@ -86,6 +88,7 @@ fn parse_item(item: &str) -> Option<Fault> {
         ("watch-fences", None) => Kind::WatchFences,
         ("early-psn", None) => Kind::EarlyPsn,
         ("void-psn", None) => Kind::VoidPsn,
+        ("guids", None) => Kind::Guids,
         ("mtu", Some(bytes)) => Kind::Mtu(u32::try_from(bytes).ok().filter(|bytes| is_mtu(*bytes))?),
         _ => return None,
     };
@@ -120,6 +123,7 @@ mod tests {
         assert_eq!(one("watch-fences=rxe0").kind, Kind::WatchFences);
         assert_eq!(one("early-psn=rxe0").kind, Kind::EarlyPsn);
         assert_eq!(one("void-psn=rxe1").kind, Kind::VoidPsn);
+        assert_eq!(one("guids=rxe1").kind, Kind::Guids);
         assert_eq!(parse("").map(|faults| faults.len()), Ok(0));
         assert_eq!(parse(" no-rc=a , no-rc=b,").map(|faults| faults.len()), Ok(2));
     }

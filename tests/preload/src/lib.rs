@@ -13,6 +13,7 @@ mod datapath;
 mod device;
 pub mod fault;
 pub mod fences;
+mod gid;
 mod real;
 mod traffic;
 
@@ -175,8 +176,10 @@ pub unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, 
     if let Some(errno) = device.refuses_attr(attributes, mask as u32) {
         return errno;
     }
-    // SAFETY: the caller's own arguments, passed on.
-    let call = || unsafe { modify(qp, attr, mask) };
+    let mut known = *attributes;
+    device.resolve(&mut known.ah_attr.grh.dgid);
+    // SAFETY: the caller's own arguments, passed on; of the attributes a copy, which the verb only reads.
+    let call = || unsafe { modify(qp, &raw mut known, mask) };
     // SAFETY: the caller's queue pair is open.
     let errno = unsafe { fences::around_modify(&device, qp, attributes, mask as u32, call) };
     if errno == 0 && mask as u32 & IBV_QP_STATE != 0 && attributes.qp_state == IBV_QPS_RESET {
@@ -212,6 +215,7 @@ pub unsafe extern "C" fn ibv_query_qp(
     device.edit_cap(unsafe { &mut (*init_attr).cap });
     // SAFETY: as above.
     let attributes = unsafe { &mut *attr };
+    device.show(&mut attributes.ah_attr.grh.dgid);
     // SAFETY: the caller's queue pair is open.
     unsafe { fences::after_query(&device, qp, attributes, mask as u32) };
     0

@@ -36,6 +36,11 @@ real! {
     create_qp = c"ibv_create_qp" c"IBVERBS_1.1": fn(*mut ibv_pd, *mut ibv_qp_init_attr) -> *mut ibv_qp;
     modify_qp = c"ibv_modify_qp" c"IBVERBS_1.1": fn(*mut ibv_qp, *mut ibv_qp_attr, c_int) -> c_int;
     query_qp = c"ibv_query_qp" c"IBVERBS_1.1": fn(*mut ibv_qp, *mut ibv_qp_attr, c_int, *mut ibv_qp_init_attr) -> c_int;
+    query_gid = c"ibv_query_gid" c"IBVERBS_1.1": fn(*mut ibv_context, u8, c_int, *mut ibv_gid) -> c_int;
+    query_gid_ex = c"_ibv_query_gid_ex" c"IBVERBS_1.11":
+        fn(*mut ibv_context, u32, u32, *mut ibv_gid_entry, u32, usize) -> c_int;
+    query_gid_table = c"_ibv_query_gid_table" c"IBVERBS_1.11":
+        fn(*mut ibv_context, *mut ibv_gid_entry, usize, u32, usize) -> isize;
     reg_mr = c"ibv_reg_mr" c"IBVERBS_1.1": fn(*mut ibv_pd, *mut c_void, usize, c_int) -> *mut ibv_mr;
     reg_mr_iova = c"ibv_reg_mr_iova" c"IBVERBS_1.7": fn(*mut ibv_pd, *mut c_void, usize, u64, c_int) -> *mut ibv_mr;
     reg_mr_iova2 = c"ibv_reg_mr_iova2" c"IBVERBS_1.8": fn(*mut ibv_pd, *mut c_void, usize, u64, c_uint) -> *mut ibv_mr;

@@ -29,7 +29,7 @@ const FOLDER: &str = "/folder/job";
 
 /// Which directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Folder,
     Redis,
 }
@@ -54,22 +54,24 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 impl Kind {
-    fn url(self) -> String {
+    /// What SHIFT_DIRECTORY says.
+    pub(super) fn url(self) -> String {
         match self {
             Kind::Folder => format!("file://{FOLDER}"),
             Kind::Redis => format!("redis://{}:{REDIS_PORT}", Link::Management.address(Host::B)),
         }
     }
 
-    fn library(self) -> &'static str {
+    /// The library that knows it.
+    pub(super) fn library(self) -> &'static str {
         match self {
             Kind::Folder => SHIM,
             Kind::Redis => SHIM_WITH_REDIS,
         }
     }
 
-    /// The server, if there is one.
-    fn start(self, lab: &Lab) -> Result<Option<Running>> {
+    /// It begins to be there; the server, if there is one.
+    pub(super) fn start(self, lab: &Lab) -> Result<Option<Running>> {
         if self == Kind::Folder {
             lab.a().shell(&format!("/bin/busybox mkdir {FOLDER}"))?;
             return Ok(None);
@@ -82,7 +84,7 @@ impl Kind {
     }
 
     /// What the directory holds.
-    fn entries(self, lab: &Lab) -> Result<u64> {
+    pub(super) fn entries(self, lab: &Lab) -> Result<u64> {
         let line = match self {
             Kind::Folder => format!("ls {FOLDER} | /bin/busybox grep -c -v half || true"),
             Kind::Redis => {
@@ -93,7 +95,8 @@ impl Kind {
         Ok(lab.b().shell(&line)?.trim().parse().unwrap_or(u64::MAX))
     }
 
-    fn kill(self, lab: &Lab, server: Option<&Running>) -> Result<()> {
+    /// It is gone for good.
+    pub(super) fn kill(self, lab: &Lab, server: Option<&Running>) -> Result<()> {
         match server {
             None => lab.b().shell(&format!("/bin/busybox rm -r {FOLDER}")).map(drop),
             Some(server) => server.signal(9).and_then(|()| server.wait(LIMIT)).map(drop),
@@ -102,13 +105,7 @@ impl Kind {
 }
 
 fn directory(lab: &mut Lab, kind: Kind, seed: u64) -> Result<Figures> {
-    for host in Host::ALL {
-        let mount = format!("mount -t 9p -o trans=virtio,version=9p2000.L,cache=none folder {MOUNTED}");
-        lab.guest(host).shell(&format!(
-            "mkdir -p {MOUNTED}; /bin/busybox grep -q ' {MOUNTED} ' /proc/mounts || /bin/busybox {mount}"
-        ))?;
-    }
-    lab.a().shell(&format!("/bin/busybox rm -rf {FOLDER}"))?;
+    mount_folder(lab)?;
     let mut figures = Figures::new();
     dead_before(lab, kind, seed)?;
     lab.reset()?;
@@ -122,6 +119,17 @@ fn directory(lab: &mut Lab, kind: Kind, seed: u64) -> Result<Figures> {
     };
     cut_after(lab, &trial, &Host::ALL, seed, gone, &mut figures)?;
     Ok(figures)
+}
+
+/// Both hosts see the folder, and the directory is not there yet.
+pub(super) fn mount_folder(lab: &Lab) -> Result<()> {
+    for host in Host::ALL {
+        let mount = format!("mount -t 9p -o trans=virtio,version=9p2000.L,cache=none folder {MOUNTED}");
+        lab.guest(host).shell(&format!(
+            "mkdir -p {MOUNTED}; /bin/busybox grep -q ' {MOUNTED} ' /proc/mounts || /bin/busybox {mount}"
+        ))?;
+    }
+    lab.a().shell(&format!("/bin/busybox rm -rf {FOLDER}")).map(drop)
 }
 
 /// Each with a well-known port of its own.
@@ -158,7 +166,19 @@ pub(super) fn cut_after(
     Evidence::clear(lab)?;
     lab.a().shell(&format!("rm -f {GO_ON}"))?;
     let (server, client) = lab.start_pair(trial.server_host, trial.listens, &trial.server, &trial.client)?;
-    for side in [&client, &server].into_iter().filter(|side| tell.contains(&side.host())) {
+    cut_running(lab, [&client, &server], tell, seed, gone, figures)
+}
+
+/// The same of a client and a server that were started.
+pub(super) fn cut_running(
+    lab: &Lab,
+    [client, server]: [&Running; 2],
+    tell: &[Host],
+    seed: u64,
+    gone: impl Fn(&Lab, &mut Figures) -> Result<()>,
+    figures: &mut Figures,
+) -> Result<Vec<String>> {
+    for side in [client, server].into_iter().filter(|side| tell.contains(&side.host())) {
         until("protection", LIMIT, || Ok((all_protected(side) > 0).then_some(())))?;
     }
     gone(lab, figures)?;
@@ -167,7 +187,7 @@ pub(super) fn cut_after(
     lab.wait_traffic(Rail::Zero, dice.within(100..1000), LIMIT, || client.ended().is_some())?;
     let cut = dice.host();
     let fault_ns = lab.cut(cut, Rail::Zero)?;
-    for side in [&client, &server] {
+    for side in [client, server] {
         side.wait_line(LIMIT, |line| line.starts_with('{'))?;
     }
     // To tear down a queue pair of a dead rail takes soft-RoCE a minute.

@@ -19,6 +19,7 @@ mod events;
 mod extended;
 mod fail_open;
 mod failback;
+mod gids;
 mod gray;
 mod lab_itself;
 mod lesser;
@@ -128,6 +129,7 @@ pub fn all() -> Vec<Scenario> {
         control_network::scenarios(),
         second_fault::scenarios(),
         failback::scenarios(),
+        gids::scenarios(),
         gray::scenarios(),
         standbys::scenarios(),
         drain::scenarios(),
