@@ -81,6 +81,8 @@ struct End {
     fenced: BTreeMap<Epoch, u64>,
     fence_complete: bool,
     reposted: BTreeSet<Tuple>,
+    /// Epochs of which it has an incarnation that may have sent.
+    posted: BTreeSet<Epoch>,
     replaying: Option<Tuple>,
     replay_interrupted: bool,
     seek: bool,
@@ -151,6 +153,7 @@ impl End {
             fenced: BTreeMap::new(),
             fence_complete: false,
             reposted: BTreeSet::new(),
+            posted: BTreeSet::from([Epoch(0)]),
             replaying: None,
             replay_interrupted: false,
             seek: false,
@@ -342,6 +345,7 @@ impl World {
                 let tuple = end.machine.tuple().unwrap();
                 assert!(end.reposted.insert(tuple), "receives posted twice for {tuple}");
                 end.posting_epoch = tuple.epoch;
+                end.posted.insert(tuple.epoch);
                 self.hands.posts_on[side] = tuple.target.0;
                 end.in_error = false;
                 end.work_generation += 1;
@@ -579,8 +583,9 @@ impl World {
     fn repost(&mut self, side: usize, tuple: Tuple) {
         let end = &self.ends[side];
         assert!(end.excluded && end.machine.tuple() == Some(tuple));
-        if !end.fence_complete {
-            let peer = &self.ends[1 - side];
+        let peer = &self.ends[1 - side];
+        // Who never posted in an epoch has sent nothing to the incarnation that could not be fenced.
+        if !end.fence_complete && peer.posted.contains(&end.posting_epoch) {
             let fenced = peer.fenced.range(end.posting_epoch..).map(|(_, at)| *at).min();
             let since = fenced.expect("neither end is fenced and receives are posted again");
             assert!(self.now >= since + self.deadlines.packet_lifetime.0, "an old packet may still arrive");
