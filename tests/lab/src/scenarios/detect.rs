@@ -27,9 +27,11 @@ use super::Scenario;
 const CUTS: [(&str, usize); 2] = [("", 20), ("-short", 5)];
 /// NCCL's, as the issue of long hangs has them.
 const PATIENT: &str = "--timeout 20 --retry-cnt 7";
-/// The checking application's options, and packets of rail 0 within which the fault comes.
-const LOADS: [Load; 2] = [
-    ("1MBs", "--mode write_imm --size 1000 --depth 8 --messages 1500 --rate 1000000", 200..800),
+/// The checking application's options, and packets of rail 0 within which the fault comes. One that polls leaves little of its guest's only processor to
+/// anybody else, so a round trip takes several times as long beside it as beside one that sleeps.
+const LOADS: [Load; 3] = [
+    ("1MBs", "--mode write_imm --size 1000 --depth 8 --messages 1500 --rate 1000000 --poll event", 200..800),
+    ("1MBs-polling", "--mode write_imm --size 1000 --depth 8 --messages 1500 --rate 1000000", 200..800),
     ("saturated", "--mode write_imm --size 32768 --depth 32 --messages 1000", 2000..8000),
 ];
 /// Round trips of the control connection that a migration may take, and what may be added to them.
