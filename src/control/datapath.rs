@@ -340,6 +340,8 @@ pub trait DataPath: Send + Sync {
     ) -> Result<(), Errno>;
     /// Posts one probe: a zero-length WRITE on the shim's own QP.
     fn probe_start(&self, probe: ProbeId) -> Result<(), Errno>;
+    /// Whether it is connected; `None`: not yet. A kernel that has to find out where the other end is may take a second.
+    fn probe_connected(&self, probe: ProbeId) -> Option<Result<(), Errno>>;
     /// Asks for the answer.
     fn probe_poll(&self, probe: ProbeId) -> ProbeState;
     /// Nobody waits for the answer any more: the NIC is to stop trying, long before the QP is connected anew.

@@ -5,6 +5,7 @@
 //! end only answers. A probe that failed has killed its queue pair: it is connected anew under the next generation, which takes a
 //! round trip on the control connection.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shift_proto::frame::{Frame, Probe as ProbeFrame, ProbeStep};
@@ -20,6 +21,8 @@ const RESEND_US: u64 = 100_000;
 const OFFER_LIMIT_US: u64 = 1_000_000;
 /// How often the completion of a probe in the air is asked for.
 const POLL_US: u64 = 1_000;
+/// How often at least it is looked whether a queue pair is connected; at first as often as above, then later and later.
+const LONGEST_POLL_US: u64 = 50_000;
 /// Probe queue pairs that one peer process may make this one open.
 const MAX_ANSWERING: usize = 64;
 
@@ -56,6 +59,8 @@ enum State {
     Broken(Micros),
     /// The other end was asked to connect: first, and last.
     Offered { first: Micros, last: Micros },
+    /// The other end is connected, this one is about to be: since when it was offered, and since when it is being connected.
+    Connecting { first: Micros, since: Micros },
     /// Connected, nothing posted.
     Idle,
     /// Posted then.
@@ -91,6 +96,8 @@ struct Answering {
     local: ProbeId,
     end: PathEnd,
     generation: u32,
+    /// The offer for which it is being connected, and since when.
+    connecting: Option<(ProbeFrame, Micros)>,
 }
 
 /// All probes of this process, its own and those that it answers.
@@ -140,7 +147,9 @@ impl Probes {
     /// When [`Probes::tick`] has something to do.
     pub fn deadline(&self, now: Micros) -> Option<Micros> {
         let unsent = (!self.frames.is_empty()).then_some(now);
-        self.own.values().filter(|p| p.wanted.is_some()).map(|p| p.due(now)).chain(unsent).min()
+        let answering = self.answering.values().filter_map(|a| a.connecting).map(|(_, since)| connected_by(since, now));
+        let own = self.own.values().filter(|p| p.wanted.is_some()).map(|p| p.due(now));
+        own.chain(answering).chain(unsent).min()
     }
 
     /// How long answers on that path take.
@@ -175,6 +184,11 @@ impl Probes {
                 self.frames.push((key.peer, frame));
             }
         }
+        for ((peer, _), answering) in &mut self.answering {
+            if let Some(frame) = answering.accept(data) {
+                self.frames.push((*peer, frame));
+            }
+        }
         outcomes
     }
 
@@ -189,10 +203,10 @@ impl Probes {
     ) {
         match frame.step {
             ProbeStep::Offer => match device(&Gid(frame.peer_gid)) {
-                Some(device) => self.handle_offer(data, peer, frame, device),
+                Some(device) => self.handle_offer(data, peer, frame, device, now),
                 None => self.frames.push((peer, Frame::Probe(ProbeFrame { step: ProbeStep::Refuse, ..*frame }))),
             },
-            ProbeStep::Accept => self.handle_accept(data, peer, frame),
+            ProbeStep::Accept => self.handle_accept(data, peer, frame, now),
             ProbeStep::Refuse => self.handle_refuse(peer, frame, now),
             ProbeStep::Close => {
                 if let Some(answering) = self.answering.remove(&(peer, frame.pair)) {
@@ -208,18 +222,18 @@ impl Probes {
         (probe.generation == frame.generation && matches!(probe.state, State::Offered { .. })).then_some(probe)
     }
 
-    fn handle_accept(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame) {
+    fn handle_accept(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame, now: Micros) {
         let patience = self.patience;
         let Some(probe) = self.own_mut(peer, frame) else {
             return;
         };
-        let Some((local, own_end)) = probe.local else {
+        let (Some((local, own_end)), State::Offered { first, .. }) = (probe.local, probe.state) else {
             return;
         };
         let peer_end = end_of(&frame.own);
         let (own_psn, peer_psn) = psns(&own_end, &peer_end, frame.generation);
         if data.probe_connect(local, &peer_end, own_psn, peer_psn, patience).is_ok() {
-            probe.state = State::Idle;
+            probe.state = State::Connecting { first, since: now };
         }
     }
 
@@ -230,18 +244,22 @@ impl Probes {
         }
     }
 
-    fn handle_offer(&mut self, data: &dyn DataPath, peer: ProcessId, frame: &ProbeFrame, device: DeviceId) {
+    fn handle_offer(
+        &mut self,
+        data: &dyn DataPath,
+        peer: ProcessId,
+        frame: &ProbeFrame,
+        device: DeviceId,
+        now: Micros,
+    ) {
         let key = (peer, frame.pair);
-        let known = self.answering.get(&key).map(|a| a.generation);
-        if known.is_some_and(|g| g > frame.generation) {
-            return;
-        }
-        if known != Some(frame.generation) && self.connect_answering(data, key, frame, device).is_none() {
-            return;
-        }
-        if let Some(answering) = self.answering.get(&key) {
-            let accept = ProbeFrame { step: ProbeStep::Accept, own: offer_of(&answering.end), ..*frame };
-            self.frames.push((peer, Frame::Probe(accept)));
+        match self.answering.get(&key) {
+            // Whatever it is connected for at the moment: who offers says it again.
+            Some(answering) if answering.connecting.is_some() || answering.generation > frame.generation => {}
+            Some(answering) if answering.generation == frame.generation => {
+                self.frames.push((peer, answering.acceptance(frame)));
+            }
+            Some(_) | None => self.connect_answering(data, key, frame, device, now),
         }
     }
 
@@ -292,24 +310,40 @@ impl Probes {
         key: (ProcessId, u64),
         frame: &ProbeFrame,
         device: DeviceId,
-    ) -> Option<()> {
-        let (local, end) = match self.answering.get(&key) {
-            Some(answering) => (answering.local, answering.end),
-            None => {
-                let held = self.answering.range((key.0, 0)..=(key.0, u64::MAX)).count();
-                if held >= MAX_ANSWERING {
-                    return None;
-                }
-                data.probe_open(device, Gid(frame.peer_gid)).ok()?
-            }
+        now: Micros,
+    ) {
+        let held = self.answering.range((key.0, 0)..=(key.0, u64::MAX)).count();
+        let answering = match self.answering.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if held >= MAX_ANSWERING => return,
+            Entry::Vacant(place) => match data.probe_open(device, Gid(frame.peer_gid)) {
+                Ok((local, end)) => place.insert(Answering { device, local, end, generation: 0, connecting: None }),
+                Err(_) => return,
+            },
         };
-        // Kept also if it cannot be connected now: the offer comes again.
-        self.answering.insert(key, Answering { device, local, end, generation: 0 });
         let peer_end = end_of(&frame.own);
-        let (own_psn, peer_psn) = psns(&end, &peer_end, frame.generation);
-        data.probe_connect(local, &peer_end, own_psn, peer_psn, self.patience).ok()?;
-        self.answering.insert(key, Answering { device, local, end, generation: frame.generation });
-        Some(())
+        let (own_psn, peer_psn) = psns(&answering.end, &peer_end, frame.generation);
+        answering.generation = 0;
+        // If it cannot be connected now, the offer comes again.
+        if data.probe_connect(answering.local, &peer_end, own_psn, peer_psn, self.patience).is_ok() {
+            answering.connecting = Some((*frame, now));
+        }
+    }
+}
+
+impl Answering {
+    fn acceptance(&self, offer: &ProbeFrame) -> Frame {
+        Frame::Probe(ProbeFrame { step: ProbeStep::Accept, own: offer_of(&self.end), ..*offer })
+    }
+
+    /// The word that it is connected, once it is.
+    fn accept(&mut self, data: &dyn DataPath) -> Option<Frame> {
+        let (offer, _) = self.connecting?;
+        let connected = data.probe_connected(self.local)?;
+        self.connecting = None;
+        connected.ok()?;
+        self.generation = offer.generation;
+        Some(self.acceptance(&offer))
     }
 }
 
@@ -318,6 +352,7 @@ impl Probe {
         match self.state {
             State::Broken(due) => due,
             State::Offered { last, .. } => last + Micros(RESEND_US),
+            State::Connecting { since, .. } => connected_by(since, now),
             State::Idle => now,
             State::Flying(_) => now + Micros(POLL_US),
         }
@@ -327,6 +362,7 @@ impl Probe {
         let started = match self.state {
             State::Flying(started) => started,
             State::Offered { first, .. } => return self.give_up_offer(key, data, first, now),
+            State::Connecting { first, .. } => return self.finish_connecting(key, data, first, now),
             State::Broken(_) | State::Idle => return None,
         };
         let (local, _) = self.local?;
@@ -348,6 +384,22 @@ impl Probe {
             self.break_off(data, now);
         }
         Some(Outcome { key: *key, started, ended: now, answered, was_tried: true })
+    }
+
+    fn finish_connecting(
+        &mut self,
+        key: &ProbeKey,
+        data: &dyn DataPath,
+        first: Micros,
+        now: Micros,
+    ) -> Option<Outcome> {
+        let (local, _) = self.local?;
+        match data.probe_connected(local) {
+            Some(Ok(())) => self.state = State::Idle,
+            Some(Err(_)) => self.state = State::Offered { first, last: now },
+            None => return self.give_up_offer(key, data, first, now),
+        }
+        None
     }
 
     /// The other end does not connect, or this one cannot: the probe begins anew.
@@ -372,7 +424,7 @@ impl Probe {
                 }
                 None
             }
-            State::Broken(_) | State::Offered { .. } | State::Flying(_) => None,
+            State::Broken(_) | State::Offered { .. } | State::Connecting { .. } | State::Flying(_) => None,
         }
     }
 
@@ -386,7 +438,7 @@ impl Probe {
         };
         let first = match self.state {
             State::Offered { first, .. } => first,
-            State::Broken(_) | State::Idle | State::Flying(_) => {
+            State::Broken(_) | State::Connecting { .. } | State::Idle | State::Flying(_) => {
                 self.generation = self.generation.wrapping_add(1);
                 now
             }
@@ -407,6 +459,11 @@ impl Probe {
         let pace_us = self.wanted.map_or(0, |want| want.pace_us);
         self.state = State::Broken(now + Micros(pace_us));
     }
+}
+
+/// When it is looked again whether a queue pair is connected.
+fn connected_by(since: Micros, now: Micros) -> Micros {
+    now + Micros((now.since(since).0 / 4).clamp(POLL_US, LONGEST_POLL_US))
 }
 
 /// First PSNs, own and peer's: a generation of a probe is to its queue pair what an epoch is to a path.

@@ -259,6 +259,10 @@ impl DataPath for Shim {
         as_agent(|| self.probes.start(probe))
     }
 
+    fn probe_connected(&self, probe: ProbeId) -> Option<Result<(), Errno>> {
+        self.probes.connected(probe)
+    }
+
     fn probe_poll(&self, probe: ProbeId) -> ProbeState {
         as_agent(|| self.probes.poll(probe))
     }

@@ -5,6 +5,7 @@ pub mod bell;
 pub mod caps;
 pub mod channel;
 pub mod cm;
+pub mod connector;
 pub mod cq;
 pub mod datapath;
 pub mod device;

@@ -2,6 +2,7 @@
 //!
 //! A probe is a zero-length WRITE: it needs no memory and no receive, only that the QP allows remote writes, which ours do.
 
+use crate::cold::connector::{self, Connection};
 use crate::cold::{rail, reaper, twin};
 use crate::real;
 use crate::shadow::Raw;
@@ -26,10 +27,23 @@ const PROBES: usize = 8192;
 
 struct Probe {
     rail: Arc<rail::Rail>,
-    qp: Raw<ibv_qp>,
-    cq: Raw<ibv_cq>,
+    objects: Arc<Objects>,
     gid: Gid,
     started: u64,
+}
+
+/// What a probe is made of. Destroyed when neither the probe nor a thread that connects it needs it any more.
+pub struct Objects {
+    pub qp: Raw<ibv_qp>,
+    cq: Raw<ibv_cq>,
+    pub connection: Connection,
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        reaper::destroy_qp(self.qp);
+        reaper::destroy_cq(self.cq);
+    }
 }
 
 /// All probe QPs. Of the agent, which is the only caller.
@@ -82,13 +96,19 @@ impl Probes {
         table.0 += 1;
         let id = table.0;
         let gid = Gid(entry.gid.raw);
-        table.1.insert(id, Probe { rail, qp: Raw(qp), cq: Raw(cq), gid, started: 0 });
+        let objects = Arc::new(Objects { qp: Raw(qp), cq: Raw(cq), connection: Connection::default() });
+        table.1.insert(id, Probe { rail, objects, gid, started: 0 });
         Ok((ProbeId(id), PathEnd { qpn, gid, mtu, psn_base: Psn::new(qpn << 8) }))
     }
 
-    /// (Re)connects one, with the own and the peer's first packet number; its NIC goes on trying for `patience` at least.
+    /// Begins to (re)connect one, with the own and the peer's first packet number; its NIC goes on trying for `patience` at least.
     pub fn connect(&self, probe: ProbeId, peer: &PathEnd, psns: (Psn, Psn), patience: Micros) -> Result<(), Errno> {
         self.with(probe, |probe| probe.connect(peer, psns, patience)).unwrap_or(Err(Errno(libc::ENOENT)))
+    }
+
+    /// Whether it is connected; `None`: not yet.
+    pub fn connected(&self, probe: ProbeId) -> Option<Result<(), Errno>> {
+        self.with(probe, |probe| probe.objects.connection.outcome()).unwrap_or(Some(Err(Errno(libc::ENOENT))))
     }
 
     /// Asks the path.
@@ -103,16 +123,17 @@ impl Probes {
 
     /// Has the NIC stop trying. To RESET from the midst of its retries takes soft-RoCE seconds, in which the whole host stands still; from ERR it does not.
     pub fn abandon(&self, probe: ProbeId) {
-        self.with(probe, |probe| twin::to_error(probe.qp));
+        self.with(probe, |probe| {
+            if probe.objects.connection.outcome().is_some() {
+                twin::to_error(probe.objects.qp);
+            }
+        });
     }
 
     /// Gives one up.
     pub fn close(&self, probe: ProbeId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(probe) = table.1.remove(&probe.0) {
-            reaper::destroy_qp(probe.qp);
-            reaper::destroy_cq(probe.cq);
-        }
+        table.1.remove(&probe.0);
     }
 }
 
@@ -151,7 +172,7 @@ impl Probe {
         attr.ah_attr.grh.dgid.raw = peer.gid.0;
         attr.ah_attr.grh.sgid_index = u8::try_from(entry.gid_index).unwrap_or(0);
         attr.ah_attr.grh.hop_limit = 64;
-        twin::to_state_by_steps(self.qp, &mut attr, IBV_QPS_RTS)
+        connector::begin(&self.rail, &self.objects, attr)
     }
 
     fn start(&mut self) -> Result<(), Errno> {
@@ -162,7 +183,7 @@ impl Probe {
         wr.send_flags = IBV_SEND_SIGNALED;
         let mut bad = core::ptr::null_mut();
         // SAFETY: the QP is this library's own and live; the request lives across the call.
-        let errno = unsafe { (self.rail.ops.post_send)(self.qp.0, &mut wr, &mut bad) };
+        let errno = unsafe { (self.rail.ops.post_send)(self.objects.qp.0, &mut wr, &mut bad) };
         if errno == 0 {
             Ok(())
         } else {
@@ -174,7 +195,7 @@ impl Probe {
         loop {
             let mut wc = ibv_wc::zeroed();
             // SAFETY: the CQ is this library's own and live; there is room for one.
-            let taken = unsafe { (self.rail.ops.poll_cq)(self.cq.0, 1, &mut wc) };
+            let taken = unsafe { (self.rail.ops.poll_cq)(self.objects.cq.0, 1, &mut wc) };
             if taken <= 0 {
                 return ProbeState::Pending;
             }

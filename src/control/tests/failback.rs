@@ -114,3 +114,22 @@ fn sends_that_do_not_end_put_the_move_off_and_nothing_else() {
     eventually("all is delivered", || a.is_done(1) && b.is_done(1));
     assert_eq!((a.received(1), b.received(1)), (vec![1], vec![0, 1]));
 }
+
+#[test]
+fn while_a_dead_path_is_being_connected_everything_else_goes_on() {
+    let (fabric, a, b) = moved_pair(125, &[]);
+    fabric.set_rail(0, false);
+    fabric.lock().connects_hang[0] = true;
+    // The probe that dies in it is connected anew, which does not end.
+    stays("the standby", 300, || are_on(1, [&a, &b]));
+    fabric.set_rail(0, true);
+    let mut next = 1;
+    stays("the standby, which carries on", 1500, || {
+        talk([&a, &b], next);
+        next += 1;
+        are_on(1, [&a, &b])
+    });
+    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
+    fabric.lock().connects_hang[0] = false;
+    eventually("both ends are on the first path", || are_on(0, [&a, &b]));
+}
