@@ -192,6 +192,11 @@ impl Machine {
     /// Claims the path that answered, unless it is too early.
     pub(super) fn claim_now(&mut self) {
         let (Claimed::Sought, Some(target), Some(cause)) = (self.claimed, self.candidate, self.fault) else { return };
+        if !self.can_use(target) {
+            // It was disarmed since it answered: drained, or removed.
+            self.candidate = None;
+            return;
+        }
         let earliest = if self.must_hold() {
             self.hold_until.map_or(self.pause_until, |until| until.max(self.pause_until))
         } else {

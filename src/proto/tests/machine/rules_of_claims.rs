@@ -103,6 +103,20 @@ fn a_path_that_killed_its_queue_pair_is_claimed_only_if_no_other_answers() {
     assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(1)));
 }
 
+/// It was drained, or its device removed, while the claim had to wait.
+#[test]
+fn a_path_that_is_no_target_any_more_is_not_claimed_although_it_answered() {
+    let mut bench = Bench::new(SMALLER);
+    bench.give(Input::PathArmed(PathId(2)));
+    bench.give(Input::Hold(true));
+    bench.give(SUSPECT);
+    assert_eq!(sent(&bench.give(Input::PathAnswered(PathId(1)))), []);
+    bench.give(Input::PathDisarmed(PathId(1)));
+    assert_eq!(sent(&bench.wait(deadlines().hold)), []);
+    let effects = bench.give(Input::PathAnswered(PathId(2)));
+    assert!(matches!(sent(&effects)[..], [Handshake::Claim { tuple, .. }] if tuple.target == PathId(2)));
+}
+
 #[test]
 fn the_hold_ends_with_the_retry_budget_of_the_queue_pair() {
     let hold_of = |budget_ms: u64| {

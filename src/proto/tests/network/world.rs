@@ -646,6 +646,7 @@ impl World {
     }
 
     fn check_message(&mut self, side: usize, message: &Handshake) {
+        self.check_target(side, message);
         let end = &mut self.ends[side];
         match message {
             Handshake::Accept { tuple } => {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use shift_proto::id::PathId;
+use shift_proto::id::{PathId, Tuple};
 use shift_proto::migrate::{Attempt, Handshake, Input, Stage};
 
 use super::{Happening, World};
@@ -50,6 +50,8 @@ pub(super) struct Hands {
     looks: [bool; 2],
     removed: [BTreeSet<u8>; 2],
     torn: [BTreeSet<u8>; 2],
+    /// What it has claimed or accepted so far.
+    agreed: [BTreeSet<Tuple>; 2],
     /// The path of the incarnation that was posted on last.
     pub(super) posts_on: [u8; 2],
     pub(super) dead: [bool; 2],
@@ -70,6 +72,7 @@ impl Hands {
             looks: [false; 2],
             removed: none(),
             torn: none(),
+            agreed: [BTreeSet::new(), BTreeSet::new()],
             posts_on: [0; 2],
             dead: [false; 2],
             bereft: [false; 2],
@@ -136,6 +139,14 @@ impl World {
     /// What `side` posts there is answered.
     pub(super) fn carries(&self, side: usize, path: u8) -> bool {
         self.path_up[path as usize] && !self.hands.dead[1 - side]
+    }
+
+    /// Nothing is claimed or accepted that the end knows to be closed, here or there.
+    pub(super) fn check_target(&mut self, side: usize, message: &Handshake) {
+        if let Handshake::Claim { tuple, .. } | Handshake::Accept { tuple } = message {
+            let is_open = self.hands.armed[side].contains(&tuple.target.0);
+            assert!(!self.hands.agreed[side].insert(*tuple) || is_open, "{tuple} leads to a path that is closed");
+        }
     }
 
     pub(super) fn answer_probe(&mut self, side: usize, path: u8, generation: u64) {
