@@ -109,7 +109,8 @@ impl Qp {
     /// A path answered while one is sought. One that it would rather have is given the time that its answer may take.
     pub fn hear_answer(&mut self, world: &mut World, path: PathId, now: Micros) {
         let Some(since) = self.seek else { return };
-        let wait = self.better_than(path, since).map(|better| self.time_of(world, better)).max();
+        let wait =
+            self.better_than(world, path, since, now).into_iter().map(|better| self.time_of(world, better)).max();
         match wait.map(|wait| since + wait).filter(|until| now < *until && path != self.current()) {
             Some(until) => self.answers_due = Some(self.answers_due.map_or(until, |due| due.min(until))),
             None => self.feed(world, now, Input::PathAnswered(path)),
@@ -117,13 +118,21 @@ impl Qp {
     }
 
     /// Armed paths that it would rather have and that have not answered.
-    fn better_than(&self, path: PathId, since: Micros) -> impl Iterator<Item = PathId> + '_ {
-        let before = self.order.iter().take_while(move |other| **other != path);
-        let waits = move |other: &&PathId| {
-            let state = self.path(**other).filter(|state| state.armed && **other != self.current());
+    fn better_than(&self, world: &World, path: PathId, since: Micros, now: Micros) -> Vec<PathId> {
+        let before = self.preference(world, now).into_iter().take_while(|other| *other != path);
+        let waits = |other: &PathId| {
+            let state = self.path(*other).filter(|state| state.armed && *other != self.current());
             state.is_some_and(|state| state.answered.is_none_or(|sent| sent < since))
         };
-        before.filter(waits).copied()
+        before.filter(waits).collect()
+    }
+
+    /// The order at this moment: what is shunned comes last.
+    fn preference(&self, world: &World, now: Micros) -> Vec<PathId> {
+        let is_shunned = |path: &PathId| self.is_path_shunned(world, *path, now);
+        let (last, mut first): (Vec<PathId>, Vec<PathId>) = self.order.iter().partition(|path| is_shunned(path));
+        first.extend(last);
+        first
     }
 
     fn time_of(&self, world: &World, path: PathId) -> Micros {
@@ -135,7 +144,7 @@ impl Qp {
         if self.answers_due.take_if(|due| now >= *due).is_none() {
             return;
         }
-        for path in self.order.clone() {
+        for path in self.preference(world, now) {
             let Some(since) = self.seek else { return };
             if self.path(path).is_some_and(|state| state.answered.is_some_and(|sent| sent >= since)) {
                 self.feed(world, now, Input::PathAnswered(path));

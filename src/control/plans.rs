@@ -75,7 +75,8 @@ impl Qp {
         self.feed(world, now, Input::Move(target));
     }
 
-    fn is_at_rest(&self) -> bool {
+    /// Running, and nothing is under way.
+    pub fn is_at_rest(&self) -> bool {
         let state = self.machine.as_ref().map(Machine::state);
         state.is_some_and(|s| (s.stage, s.attempt) == (Stage::Running, Attempt::Idle)) && self.is_quiet()
     }
@@ -87,15 +88,20 @@ impl Qp {
         }
         // No path on a rail that is drained or gone is armed; the first one comes first.
         let current = self.current();
-        let is_avoided = |path: &PathId| self.is_path_avoided(world, *path, now);
+        let is_avoided = |path: &PathId| self.is_path_shunned(world, *path, now);
         let first = self.next_path()?;
-        let is_wanted_back = !self.plans.led_away && !is_avoided(&PathId::PRIMARY);
+        let is_wanted_back = !is_avoided(&PathId::PRIMARY);
         let may_go_back = first == PathId::PRIMARY && world.config.failback && is_wanted_back;
         let goes_back = may_go_back && self.plans.hold_down.is_over(now);
         let better = self.next_paths().find(|path| !is_avoided(path));
         let leaves = self.is_path_closed(world, current).then_some(better.unwrap_or(first));
         let is_gray = self.is_path_gray(world, current);
         goes_back.then_some(first).or(leaves).or(better.filter(|_| is_gray))
+    }
+
+    /// Another one is better while it answers: this end avoids it, or its peer led the connection away from it and leads it back.
+    pub fn is_path_shunned(&self, world: &World, path: PathId, now: Micros) -> bool {
+        path == PathId::PRIMARY && self.plans.led_away || self.is_path_avoided(world, path, now)
     }
 
     /// What is wished for has changed: what was put off is tried at once, and a rail that is not drained any more has to be good first.
@@ -139,7 +145,10 @@ impl Qp {
     pub fn note_moved(&mut self, world: &mut World, left: PathId, target: PathId, now: Micros) {
         let is_planned = self.machine.as_ref().is_some_and(Machine::is_planned);
         let owner = self.machine.as_ref().and_then(Machine::tuple).map(|tuple| tuple.owner);
-        self.plans.led_away = left == PathId::PRIMARY && is_planned && owner.is_some_and(|owner| owner != self.me);
+        if left == PathId::PRIMARY {
+            // From one standby to another, for whatever reason, changes nothing about the first path.
+            self.plans.led_away = is_planned && owner.is_some_and(|owner| owner != self.me);
+        }
         match (left == PathId::PRIMARY, is_planned) {
             (true, false) => self.plans.hold_down.note_fault(now),
             (true, true) => self.plans.hold_down.note_bad(),
@@ -149,7 +158,8 @@ impl Qp {
         if is_planned && self.is_path_closed(world, left) {
             self.close_path(world, left, now);
         } else if is_planned {
-            // It is as good as it was a moment ago: faults of the new one are to find it.
+            // It is as good as it was a moment ago: faults of the new one are to find it. The first path was never armed while it was in use.
+            self.arm(world, left, now);
             self.probe_now(world, left, now);
         } else {
             self.left_path(world, left, now);

@@ -21,7 +21,10 @@ fn config(wish: &str) -> Config {
 }
 
 fn armed_pair(net: u8, wish: &str) -> (Fabric, Process, Process) {
-    let fabric = Fabric::new(net);
+    armed_on(Fabric::new(net), wish)
+}
+
+fn armed_on(fabric: Fabric, wish: &str) -> (Fabric, Process, Process) {
     let (a, b) = (fabric.process(1, config(wish)), fabric.process(2, config(wish)));
     connect(&a, 1, &b, 1);
     eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
@@ -31,7 +34,7 @@ fn armed_pair(net: u8, wish: &str) -> (Fabric, Process, Process) {
 /// A few milliseconds of traffic on both rails of the first host, of which rail 0 repeats `resent` of a thousand packets.
 fn carry(fabric: &Fabric, resent: u64) {
     let counters = &mut fabric.lock().counters;
-    for rail in 0..2 {
+    for rail in 0..3 {
         let count: &mut PortCounters = counters.entry((1, rail)).or_default();
         count.packets += 1000;
         count.amount += 1_000_000;
@@ -70,4 +73,41 @@ fn a_healthy_rail_is_not_left_and_a_lossy_one_neither_where_that_is_not_wished()
             are_on(0, [&a, &b])
         });
     }
+}
+
+/// The standby to which both went off a rail that only one end knows to be sick dies: they go to the next one, and the peer still does not go back.
+#[test]
+#[serial]
+fn a_rail_that_was_left_is_not_returned_to_by_the_peer_when_the_standby_dies() {
+    let fabric = Fabric::new(144);
+    for host in 1..=2 {
+        fabric.lock().standbys.insert(host, vec![1, 2]);
+    }
+    let (fabric, a, b) = armed_on(fabric, "migrate");
+    let mut next = 0;
+    let mut talk = |resent| {
+        carry(&fabric, resent);
+        a.post(1, next, Kind::Send);
+        b.post(1, next, Kind::Send);
+        next += 1;
+    };
+    let rail = |of: &Process| of.qp(1, fabric::Qp::rail);
+    eventually("it is left", || {
+        talk(50);
+        rail(&a) != 0 && rail(&a) == rail(&b) && a.qp(1, |q| q.is_running())
+    });
+    let second = rail(&a);
+    fabric.set_rail(second, false);
+    talk(0);
+    a.fail(1);
+    eventually("it goes on to the third", || a.is_done(1) && rail(&a) == 3 - second && rail(&b) == 3 - second);
+    assert_eq!(a.qp(1, |q| q.reposts), 2, "straight to it");
+    // Several times as long as a healthy first path would be waited for.
+    stays("off the sick rail", 1500, || {
+        talk(0);
+        rail(&a) != 0 && rail(&b) != 0
+    });
+    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
+    let all: Vec<u32> = (0..next).collect();
+    assert_eq!((a.received(1), b.received(1)), (all.clone(), all));
 }
