@@ -5,7 +5,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use shift_abi::{ibv_mr, ibv_sge};
-use shift_proto::id::MAX_PATHS;
+use shift_proto::id::MAX_STANDBYS;
 use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
 
 /// Scatter/gather elements beyond the first, `stride` a slot.
@@ -48,7 +48,7 @@ pub struct Copies {
     bytes: NonNull<u8>,
     layout: Layout,
     /// Its registrations on the primary and then in each slot of the standbys, made when a replay needs one.
-    pub registrations: [AtomicPtr<ibv_mr>; MAX_PATHS],
+    pub registrations: [AtomicPtr<ibv_mr>; 1 + MAX_STANDBYS],
 }
 
 // SAFETY: a slot's bytes are written only by the poster, under its cell, before the ring publishes the slot, and read only
@@ -72,7 +72,7 @@ impl Copies {
             stride,
             bytes: NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout)),
             layout,
-            registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PATHS],
+            registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; 1 + MAX_STANDBYS],
         }
     }
 

@@ -58,6 +58,11 @@ pub fn get() -> Option<&'static Process> {
     PROCESS.get()?.as_ref().filter(|_| !CHILD.load(Ordering::Relaxed))
 }
 
+/// A forked child, whose locks nobody may ever let go of.
+pub fn is_child() -> bool {
+    CHILD.load(Ordering::Relaxed)
+}
+
 /// Tells the agent; never waits.
 pub fn tell(event: Event) {
     if let Some(process) = get() {

@@ -8,7 +8,7 @@
 
 use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
-pub use crate::domain::{MrShadow, PdShadow, StandbyPd, TwinMr};
+pub use crate::domain::{MrFacts, MrShadow, PdShadow, StandbyPd, TwinMr};
 use crate::hot::poll_ex::{CqEx, CqReads, MoreWc};
 use crate::hot::ring::{RecvSlot, Ring, SendSlot};
 use crate::hot::srq::SrqShadow;
@@ -143,6 +143,8 @@ pub struct CqInner {
 pub struct TwinCq {
     /// Of the standby.
     pub slot: u8,
+    /// Its device.
+    pub device: u16,
     /// The CQ.
     pub cq: Raw<ibv_cq>,
     /// Its provider's function.
@@ -548,7 +550,7 @@ pub struct QpCold {
     /// What is offered on the standbys, by slot.
     pub twins: [Option<TwinQp>; MAX_STANDBYS],
     /// The slot of each path of this library's own: path 1 comes first.
-    pub slots: [u8; MAX_STANDBYS],
+    pub slots: [u8; MAX_PATHS - 1],
     /// What each path is connected for.
     pub connected: [Option<Connected>; MAX_PATHS],
     /// The path in use.

@@ -132,8 +132,8 @@ impl<T: Send + Sync> PtrTable<T> {
     }
 }
 
-/// How long a shadow is kept that another one replaced: longer than any thread stands between two of its own instructions.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long what is out of its place is kept for who found it there: longer than any thread stands between two of its own instructions.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Shadows that were replaced while somebody may have read them, with the times.
 static RETIRED: Mutex<VecDeque<(Instant, Arc<dyn Send + Sync>)>> = Mutex::new(VecDeque::new());

@@ -4,15 +4,15 @@
 //! Every message is idempotent, and comes once over each network. So nothing is answered because it came twice: an offer is said again
 //! until the peer has said anything to this end, readiness at a slow pace while the peer's is missing, both over a new connection.
 
-use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, SlotOffer, StandbyOffer};
+use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::{Input, Machine};
 
-use crate::choice::{pair, PeerStandby};
-use crate::datapath::{Errno, PathEnd, Prepared, Standby};
+use crate::choice::{offered, pair, PeerStandby};
+use crate::datapath::{Errno, PathEnd, Standby};
 use crate::mirror::Mirror;
 use crate::probes::{Outcome, Want};
-use crate::qp::{end_of, offer_of, PathState, Qp, Remote};
+use crate::qp::{end_of, PathState, Qp, Remote};
 use crate::stall;
 use crate::world::World;
 
@@ -34,11 +34,6 @@ const SEEK_PACE_US: u64 = 50_000;
 const FAILURES_TO_DISARM: u32 = 3;
 /// `IBV_ACCESS_REMOTE_ATOMIC`.
 const REMOTE_ATOMIC: u32 = 1 << 3;
-
-/// The standbys as they go over the wire.
-fn offered(own: &Prepared) -> Vec<SlotOffer> {
-    own.standbys.iter().map(|one| SlotOffer { slot: one.slot, end: offer_of(&one.end) }).collect()
-}
 
 impl Qp {
     /// The process at the other end is known: the standby is made and offered.
@@ -109,7 +104,8 @@ impl Qp {
         }
     }
 
-    fn send_offer(&mut self, world: &mut World, now: Micros) {
+    /// Says the own standbys, as they were said before or are now.
+    pub fn send_offer(&mut self, world: &mut World, now: Micros) {
         let Some(process) = self.process else {
             return;
         };
@@ -118,13 +114,19 @@ impl Qp {
             self.offer_due = Micros::MAX;
             return;
         }
-        let standby = self.own.as_ref().filter(|_| self.refused.is_none()).map(|own| StandbyOffer {
-            standbys: offered(own),
-            primary_mtu: own.primary.mtu,
-            primary_psn_base: own.primary.psn_base,
-            // Depths as on the primary: each end makes its standby by the values of its own primary.
-            access: if world.data.atomics_hold(self.life) { REMOTE_ATOMIC } else { 0 },
-        });
+        if let (None, Some(own)) = (&self.pairing.said, &self.own) {
+            self.pairing.said = Some(StandbyOffer {
+                revision: 0,
+                standbys: offered(&own.standbys),
+                paths: Vec::new(),
+                is_first_gone: world.removals.has(self.facts.device),
+                primary_mtu: own.primary.mtu,
+                primary_psn_base: own.primary.psn_base,
+                // Depths as on the primary: each end makes its standby by the values of its own primary.
+                access: if world.data.atomics_hold(self.life) { REMOTE_ATOMIC } else { 0 },
+            });
+        }
+        let standby = self.pairing.said.clone().filter(|_| self.refused.is_none());
         let (own, peer) = (self.own_address(), self.peer_address());
         world.send(process, Frame::Offer(Offer { from: self.me, device: self.facts.device.0, own, peer, standby }));
         self.offer_due = now + Micros(self.offer_wait_us.max(FIRST_OFFER_US));
@@ -150,9 +152,17 @@ impl Qp {
         }
         let end = if self.is_own_peer() { Mirror::end_of(self.me) } else { offer.from };
         self.remote = Some(Remote { end, device: offer.device });
-        let news = self.heard.as_ref() != Some(offer);
+        // One that was overtaken on its way, over another network, is none.
+        let revision = |offer: &Offer| offer.standby.as_ref().map(|standby| standby.revision);
+        let newest = self.heard.as_ref().and_then(revision);
+        let is_past = revision(offer).zip(newest).is_some_and(|(revision, newest)| revision < newest);
+        let news = !is_past && self.heard.as_ref() != Some(offer);
         if news {
             self.heard = Some(offer.clone());
+        }
+        if offer.standby.as_ref().is_some_and(|standby| standby.is_first_gone && news) {
+            // Where rails do not reach one another, an own standby on the first device is what could reach the other's new one.
+            world.data.stand_in(self.facts.device);
         }
         match &offer.standby {
             Some(standby) if news => self.meet(world, standby, now),
@@ -185,8 +195,11 @@ impl Qp {
         let (Some(own), Some(remote)) = (self.own.clone(), self.remote) else {
             return;
         };
-        if self.refused.is_some() || self.machine.is_some() {
+        if self.refused.is_some() {
             return;
+        }
+        if self.machine.is_some() {
+            return self.hear_later(world, offer, now);
         }
         if offer.access & REMOTE_ATOMIC == 0 {
             world.data.forbid_atomics(self.life);
@@ -209,6 +222,8 @@ impl Qp {
             (state.ends, state.probe_due) = (Some((own_primary, peer_primary)), now);
         }
         self.choose(world);
+        self.pairing.first = self.paths.len();
+        self.path_ids().skip(1).for_each(|path| self.note_unarmed(world, path, now));
         self.tick_paths(world, now);
     }
 
@@ -370,6 +385,7 @@ impl Qp {
         if self.remote.is_none_or(|r| r.end != confirm.from) {
             return;
         }
+        self.note_met(now);
         if !std::mem::replace(&mut self.heard_here, true) {
             // What was said before the peer knew this end was lost on it.
             self.say_ready(world, now);
@@ -405,6 +421,7 @@ impl Qp {
             return;
         };
         state.armed = true;
+        self.note_carries();
         self.feed_mirror(world, now, Input::PathArmed(path));
         self.feed(world, now, Input::PathArmed(path));
         self.protect(world, path, now);
@@ -432,6 +449,7 @@ impl Qp {
             return;
         };
         state.armed = false;
+        self.note_unarmed(world, path, now);
         self.feed_mirror(world, now, Input::PathDisarmed(path));
         self.feed(world, now, Input::PathDisarmed(path));
         self.unmask_if_alone(world);
@@ -503,7 +521,7 @@ impl Qp {
             let seeking = self.seek.is_some() || self.group.sought.is_some();
             let suspected = path == self.current() && self.is_suspected();
             let key = self.probe_key(path);
-            let Some(state) = self.path_mut(path) else {
+            let Some(state) = self.path_mut(path).filter(|state| !state.is_given_up) else {
                 continue;
             };
             if state.device.is_some_and(|device| world.removals.is_let_go(device)) {
@@ -529,7 +547,8 @@ impl Qp {
     /// When [`Qp::tick_paths`] is due.
     pub fn paths_due(&self) -> Option<Micros> {
         let offer = (self.process.is_some() && !self.heard_here).then_some(self.offer_due);
-        let probes = self.paths.iter().filter(|s| s.ends.is_some() && !s.wanted).map(|s| s.probe_due);
+        let is_due = |s: &&PathState| s.ends.is_some() && !s.wanted && !s.is_given_up;
+        let probes = self.paths.iter().filter(is_due).map(|s| s.probe_due);
         let confirms = self.paths.iter().filter(|s| s.own_ready && !s.peer_ready).map(|s| s.confirm_due);
         offer.into_iter().chain(probes).chain(confirms).chain(self.answers_due).filter(|due| *due != Micros::MAX).min()
     }

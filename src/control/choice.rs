@@ -6,11 +6,11 @@
 use std::cmp::Reverse;
 
 use shift_proto::frame::{SlotOffer, StandbyOffer};
-use shift_proto::id::{Micros, PathId};
+use shift_proto::id::{Micros, PathId, ProcessId};
 use shift_proto::migrate::Input;
 
 use crate::datapath::{Gid, PathEnd, Standby};
-use crate::qp::{end_of, Qp};
+use crate::qp::{end_of, offer_of, Qp};
 use crate::world::World;
 
 /// A standby of the peer's.
@@ -19,6 +19,11 @@ pub(crate) struct PeerStandby {
     /// As its key frames name it.
     pub slot: u8,
     pub end: PathEnd,
+}
+
+/// Standbys as they go over the wire.
+pub(crate) fn offered(own: &[Standby]) -> Vec<SlotOffer> {
+    own.iter().map(|one| SlotOffer { slot: one.slot, end: offer_of(&one.end) }).collect()
 }
 
 impl PeerStandby {
@@ -31,7 +36,7 @@ impl PeerStandby {
 
 /// How much the addresses of two standbys differ in the way in which those of the primaries do: in a fabric whose rails do not reach one another that is what
 /// two ends of one rail look like, whether a rail is a subnet or a number within one. Bits, from the front; all 128: exactly.
-fn likeness(primaries: (Gid, Gid), standbys: (Gid, Gid)) -> u32 {
+pub(crate) fn likeness(primaries: (Gid, Gid), standbys: (Gid, Gid)) -> u32 {
     let difference = |(own, peer): (Gid, Gid)| u128::from_be_bytes(own.0) ^ u128::from_be_bytes(peer.0);
     (difference(primaries) ^ difference(standbys)).leading_zeros()
 }
@@ -61,23 +66,33 @@ pub(crate) fn pair(
     taken.into_iter().filter_map(|(at, of)| own.get(at).copied().zip(peer.get(of).copied())).collect()
 }
 
+/// Paths with rank and load: the best first, of equals that to which the fewest queue pairs of this process would go, and of equals again one by chance, which
+/// is the process's own: so those of a host spread, though each has only a few queue pairs and none knows of the others.
+fn in_order(me: ProcessId, mut paths: Vec<(u8, usize, PathId)>) -> Vec<PathId> {
+    let die = |path: PathId| {
+        // Two rounds of a multiplicative hash: the ids are random, the paths are not.
+        let mixed = (me.0 ^ u64::from(path.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32
+    };
+    paths.sort_unstable_by_key(|(rank, load, path)| (*rank, *load, die(*path), *path));
+    paths.into_iter().map(|(_, _, path)| path).collect()
+}
+
 impl Qp {
     /// Its paths, the first one first.
     pub fn path_ids(&self) -> impl Iterator<Item = PathId> + 'static {
         (0..u8::try_from(self.paths.len()).unwrap_or(u8::MAX)).map(PathId)
     }
 
-    /// The paths in the order in which it would rather have them: its first one, then the best ones, of equal ones that to which the fewest queue pairs
-    /// of this process would go.
+    /// The paths in the order in which it would rather have them: its first one, then the others ([`in_order`]).
     pub fn choose(&mut self, world: &mut World) {
         let standbys = self.path_ids().skip(1).filter_map(|path| {
-            let state = self.path(path)?;
+            let state = self.path(path).filter(|state| !state.is_given_up)?;
             let load = world.loads.get(&state.device?).copied().unwrap_or(0);
-            Some(((state.rank, load, path), path))
+            Some((state.rank, load, path))
         });
-        let mut standbys: Vec<_> = standbys.collect();
-        standbys.sort_unstable_by_key(|(key, _)| *key);
-        self.order = std::iter::once(PathId::PRIMARY).chain(standbys.into_iter().map(|(_, path)| path)).collect();
+        let standbys = in_order(self.me.process, standbys.collect());
+        self.order = std::iter::once(PathId::PRIMARY).chain(standbys).collect();
         if let Some(device) = self.first_choice() {
             *world.loads.entry(device).or_insert(0) += 1;
         }
@@ -222,5 +237,27 @@ mod tests {
         let peer = [[10, 1, 3, 2], [10, 1, 1, 2], [10, 1, 2, 2]];
         assert_eq!(pairs([[10, 1, 0, 1], [10, 1, 0, 2]], &own, &peer), [(own[0], peer[1])]);
         assert_eq!(pairs([[10, 1, 0, 1], [10, 1, 0, 2]], &own, &[]), []);
+    }
+
+    /// As many programs of one queue pair each have, on one host.
+    #[test]
+    fn the_queue_pairs_of_a_host_spread_over_equals_and_a_better_one_comes_first() {
+        let mut firsts = [0_u32; 3];
+        for process in 0..3000_u64 {
+            // Drawn at random, as process ids are, or counted: the worst that they could be.
+            for me in [process, process.wrapping_mul(0x5851_f42d_4c95_7f2d)] {
+                let order = in_order(ProcessId(me), (1..=3).map(|path| (1, 0, PathId(path))).collect());
+                firsts[usize::from(order[0].0) - 1] += 1;
+            }
+        }
+        assert!(firsts.iter().all(|count| (1_800..2_200).contains(count)), "{firsts:?}");
+        for process in 0..100 {
+            let order = |paths: [(u8, usize); 3]| {
+                let paths = (1..).zip(paths).map(|(path, (rank, load))| (rank, load, PathId(path)));
+                in_order(ProcessId(process), paths.collect())[0]
+            };
+            assert_eq!(order([(1, 0), (0, 5), (1, 0)]), PathId(2));
+            assert_eq!(order([(0, 2), (0, 2), (0, 1)]), PathId(3));
+        }
     }
 }

@@ -203,6 +203,7 @@ impl Core {
         let machines = self.qps.values().filter_map(Qp::machine_due);
         let paths = self.qps.values().filter_map(Qp::paths_due);
         let plans = self.qps.values().filter_map(|q| q.plans_due(now));
+        let pairs = self.qps.values().filter_map(Qp::pairs_due);
         let brisk = self.qps.values().any(|q| !q.is_quiet());
         let masked = self.qps.values().any(|q| q.masked);
         let others = [
@@ -218,7 +219,7 @@ impl Core {
             self.world.news_due(),
             self.world.links.has_ungreeted().then_some(now + Micros(SLEPT_US / 2)),
         ];
-        machines.chain(paths).chain(plans).chain(others.into_iter().flatten()).min()
+        machines.chain(paths).chain(plans).chain(pairs).chain(others.into_iter().flatten()).min()
     }
 
     fn notice_sleep(&mut self, now: Micros) {
@@ -251,7 +252,7 @@ impl Core {
         self.tick_qps(now);
         self.groups.tend(&mut self.qps, &mut self.world, now);
         self.sweep(now);
-        if std::mem::take(&mut self.stale) {
+        if std::mem::take(&mut self.stale) | std::mem::take(&mut self.world.has_unused) {
             self.forget_unused();
         }
         for (peer, frame) in self.world.probes.take_frames() {
@@ -337,9 +338,19 @@ impl Core {
             Event::ApplicationError { qp } => self.with(qp, |q, world| q.handle_application_error(world, now)),
             Event::Destroyed { qp } => self.handle_destroyed(qp, now),
             Event::Held { qp } => self.with(qp, |q, _| q.held = true),
+            Event::StandbyCame { device } => {
+                let on_it = self.qps.values_mut().filter(|qp| qp.facts.device == device);
+                on_it.for_each(|qp| qp.handle_grown(&mut self.world, now));
+            }
             Event::SlotLost { qp, slot } => self.with(qp, |q, world| q.handle_slot_lost(world, slot, now)),
             Event::KeyAdded { device, rkey, standby_rkeys } => {
                 for (key, standby_rkey) in self.world.own_keys.add(device, rkey, standby_rkeys) {
+                    self.own_peer_keys().handle_add(key, standby_rkey);
+                    self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
+                }
+            }
+            Event::KeyExtended { device, rkey, slot, standby_rkey } => {
+                if let Some(key) = self.world.own_keys.extend(device, rkey, slot, standby_rkey) {
                     self.own_peer_keys().handle_add(key, standby_rkey);
                     self.tell_peers(&Frame::KeyAdd { key, standby_rkey });
                 }

@@ -231,9 +231,14 @@ pub trait DataPath: Send + Sync {
     /// Name of a device ("rxe0").
     fn device_name(&self, device: DeviceId) -> String;
 
-    /// Makes the QP's standby objects (PD, CQs, QP in RESET) on each of its standbys. Idempotent.
+    /// Looks for standbys that came since the objects of the application were made, and makes their objects there, on another thread: see [`Event::StandbyCame`].
+    fn seek_standbys(&self) {}
+    /// The device is to be a standby of its own too: the other end of its rail was replaced, and what may reach the new one is not the application's own QP.
+    fn stand_in(&self, _device: DeviceId) {}
+
+    /// Makes the QP's standby objects (PD, CQs, QP in RESET) on each of its standbys. Idempotent; there may be more standbys than before, or fewer.
     fn prepare_standbys(&self, qp: QpLife) -> Result<Prepared, Unprotected>;
-    /// Which slot is which path: the first one path 1, and so on. Once, before the first of them is connected.
+    /// Which slot is which path: the first one path 1, and so on. Before the first of them is connected; later there may be more of them.
     fn arrange(&self, qp: QpLife, slots: &[u8]);
     /// Atomics that arrive at this end over one path exclude those of the other: both devices are atomic against the whole host.
     fn atomics_hold(&self, qp: QpLife) -> bool;
@@ -324,7 +329,7 @@ pub trait DataPath: Send + Sync {
     fn removed(&self) -> Vec<DeviceId> {
         Vec::new()
     }
-    /// Nothing is asked of a device any more that was removed: the shim closes what it has open of it, unless objects of queue pairs are there.
+    /// Nothing is asked of a device any more that was removed, and no QP of a standby is in use there: the shim destroys and closes what it has of it.
     fn let_go(&self, _device: DeviceId) {}
 
     /// A probe QP on the device that is the given path of that QP. Both ends open one.
@@ -373,6 +378,11 @@ pub enum Event {
         qp: QpLife,
         /// The reason.
         reason: Unprotected,
+    },
+    /// There is a further standby for what was made on that device before.
+    StandbyCame {
+        /// The device of the application's objects.
+        device: DeviceId,
     },
     /// Memory that the QP may use is not on that standby: nothing of it may go there. It was reported already.
     SlotLost {
@@ -429,6 +439,17 @@ pub enum Event {
         rkey: u32,
         /// rkeys on the standbys, by slot.
         standby_rkeys: StandbyKeys,
+    },
+    /// A memory region exists on a further standby.
+    KeyExtended {
+        /// Device of the application's registration.
+        device: DeviceId,
+        /// rkey there.
+        rkey: u32,
+        /// The standby's slot.
+        slot: u8,
+        /// rkey on the standby.
+        standby_rkey: u32,
     },
     /// A memory region exists on the primary only: a peer that asks is told so, instead of that there is none.
     KeyUnprotected {

@@ -72,6 +72,7 @@ impl Qp {
     pub fn handle_slot_lost(&mut self, world: &mut World, slot: u8, now: Micros) {
         // It may be known before the peer's standbys are; what was offered stays offered, for both ends pair alike.
         self.lost.push(slot);
+        self.hurry_pairs(now);
         let there = self.paths.iter_mut().skip(1).filter(|state| state.slots.0 == slot);
         there.for_each(|state| state.is_lost = true);
         self.handle_drains(world, now);
@@ -80,7 +81,9 @@ impl Qp {
     /// What is drained, or there, has changed: a path that may not be used any more is no target, one that may is again.
     pub fn handle_drains(&mut self, world: &mut World, now: Micros) {
         let current = self.current();
-        for path in self.path_ids().filter(|path| *path != current) {
+        let kept = self.path_ids().filter(|path| self.path(*path).is_some_and(|state| !state.is_given_up));
+        let others: Vec<PathId> = kept.filter(|path| *path != current).collect();
+        for path in others {
             if self.is_path_closed(world, path) {
                 self.close_path(world, path, now);
             } else if self.path(path).is_some_and(|state| state.own_ready && !state.armed) {

@@ -44,6 +44,13 @@ impl OwnKeys {
         by_place(key, &standby_rkeys).collect()
     }
 
+    /// A registration is on a further standby now; its name there. `None`: it is gone.
+    pub fn extend(&mut self, device: DeviceId, rkey: u32, slot: u8, standby_rkey: u32) -> Option<Key> {
+        let (generation, standby_rkeys) = self.keys.get_mut(&(device.0, rkey))?;
+        *standby_rkeys.get_mut(usize::from(slot))? = Some(standby_rkey);
+        Some(Key { device: place_of(device.0, slot), rkey, generation: *generation })
+    }
+
     /// A registration that the standby does not have. Nobody needs to know before he asks.
     pub fn add_unprotected(&mut self, device: DeviceId, rkey: u32) {
         self.enter(device, rkey, StandbyKeys::default());

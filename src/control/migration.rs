@@ -154,7 +154,8 @@ impl Qp {
     /// When nothing of an earlier incarnation arrives on a path any more. The same QP object is connected again there, and after millions of packets
     /// the new numbers are not certain to lie outside the window of the old ones.
     fn quiet_from(&self, world: &World, path: PathId, now: Micros) -> Micros {
-        let fenced = self.path(path).and_then(|state| state.fenced);
+        let ids = self.path_ids().filter(|other| self.shares_an_end(path, *other));
+        let fenced = ids.filter_map(|other| self.path(other)?.fenced).max();
         fenced.map_or(now, |fenced| now.max(fenced + world.config.deadlines.packet_lifetime))
     }
 
@@ -331,6 +332,7 @@ impl Qp {
         self.tick_paths(world, now);
         self.tick_mirror(world, now);
         self.tend_plans(world, now);
+        self.tend_pairs(world, now);
         let inputs = match &self.job {
             Job::Idle => Vec::new(),
             Job::Excluding => self.try_exclude(world),
@@ -515,6 +517,7 @@ impl Qp {
                 record.set_cause(Cause::Planned);
             }
         }
+        self.take_up(target);
         if self.at != target {
             self.note_moved(world, self.at, target, now);
         }

@@ -31,6 +31,8 @@ const MAX_ANSWERING: usize = 64;
 pub struct ProbeKey {
     /// The process at the other end.
     pub peer: ProcessId,
+    /// Device of this end: one that comes back under the same address is another one.
+    pub device: DeviceId,
     /// GID of this end.
     pub own: Gid,
     /// GID of the other end.
@@ -312,6 +314,10 @@ impl Probes {
         device: DeviceId,
         now: Micros,
     ) {
+        if let Some(old) = self.answering.get(&key).filter(|old| old.device != device).map(|old| old.local) {
+            data.probe_close(old);
+            self.answering.remove(&key);
+        }
         let held = self.answering.range((key.0, 0)..=(key.0, u64::MAX)).count();
         let answering = match self.answering.entry(key) {
             Entry::Occupied(known) => known.into_mut(),

@@ -13,6 +13,7 @@ use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness,
 use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, Prepared, QpLife, Round};
 use crate::keys::place_of;
 use crate::mirror::Mirror;
+use crate::pairing::Pairing;
 use crate::plans::Plans;
 use crate::probes::ProbeKey;
 use crate::record::{PathName, Record};
@@ -35,6 +36,10 @@ pub(crate) struct PathState {
     pub rank: u8,
     /// Memory that it may use is not there.
     pub is_lost: bool,
+    /// Its ends are paired with others by now: nothing is tried there.
+    pub is_given_up: bool,
+    /// Since when it has not been armed, if it is not.
+    pub idle_from: Micros,
     /// It was tried several times, and has not answered since.
     pub is_silent: bool,
     /// A probe of this end was answered.
@@ -167,6 +172,8 @@ pub(crate) struct Qp {
     pub cause: Option<Cause>,
     /// Where it would rather be.
     pub plans: Plans,
+    /// Standbys that came later, and pairs that do not carry.
+    pub pairing: Pairing,
     /// What the other queue pairs of its shared receive queue allow.
     pub group: Grouped,
 }
@@ -246,6 +253,7 @@ impl Qp {
             first_error_ns: None,
             cause: None,
             plans: Plans::new(hold_down),
+            pairing: Pairing::default(),
             group,
         }
     }
@@ -290,9 +298,9 @@ impl Qp {
 
     /// What has to be probed to try a path.
     pub fn probe_key(&self, path: PathId) -> Option<(ProbeKey, DeviceId)> {
-        let state = self.path(path)?;
-        let (own, peer) = state.ends?;
-        Some((ProbeKey { peer: self.process?, own: own.gid, remote: peer.gid }, state.device?))
+        let state = self.path(path).filter(|state| !state.is_given_up)?;
+        let ((own, peer), device) = (state.ends?, state.device?);
+        Some((ProbeKey { peer: self.process?, device, own: own.gid, remote: peer.gid }, device))
     }
 
     /// The names of a path.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use shift_proto::id::Micros;
+use shift_proto::id::{Micros, PathId};
 
 use crate::core::Core;
 use crate::datapath::DeviceId;
@@ -69,9 +69,10 @@ impl Core {
         for device in self.world.data.removed() {
             self.handle_removed(device, now);
         }
+        self.world.data.seek_standbys();
         let held = self.world.removals.gone.iter().filter(|(_, is_let_go)| !**is_let_go).map(|(device, _)| *device);
         for device in held.collect::<Vec<_>>() {
-            if !self.qps.values().any(|qp| qp.is_protected_on(device)) {
+            if !self.qps.values().any(|qp| qp.needs(device)) {
                 self.let_go(device);
             }
         }
@@ -84,7 +85,10 @@ impl Core {
         );
         self.world.removals.gone.insert(device, false);
         self.world.devices.retain(|_, known| *known != device);
-        self.qps.values_mut().for_each(|qp| qp.handle_drains(&mut self.world, now));
+        for qp in self.qps.values_mut() {
+            qp.handle_drains(&mut self.world, now);
+            qp.hurry_pairs(now);
+        }
     }
 
     /// Nothing of this process works there: whoever waits for it to be closed is not to wait for the shim.
@@ -99,8 +103,11 @@ impl Core {
 }
 
 impl Qp {
-    /// It is there, and its faults are masked.
-    fn is_protected_on(&self, device: DeviceId) -> bool {
-        self.masked && self.path(self.current()).is_some_and(|state| state.device == Some(device))
+    /// It is there, and its faults are masked; or there are objects of the shim's own that may be in use.
+    fn needs(&self, device: DeviceId) -> bool {
+        let is_there = |path| self.path(path).is_some_and(|state| state.device == Some(device));
+        let is_own = self.path_ids().skip(1).any(is_there);
+        let is_current = [self.current(), self.at].into_iter().any(is_there);
+        is_current && (self.masked || self.current() != PathId::PRIMARY) || is_own && !self.is_quiet()
     }
 }

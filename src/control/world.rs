@@ -75,6 +75,8 @@ pub struct World {
     pub(crate) gray: Gray,
     /// Queue pairs that would go to that device first.
     pub loads: BTreeMap<DeviceId, usize>,
+    /// Probes that no queue pair needs any more may be there.
+    pub has_unused: bool,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
     /// Lines in the making.
@@ -113,6 +115,7 @@ impl World {
             removals: Removals::default(),
             gray: Gray::default(),
             loads: BTreeMap::new(),
+            has_unused: false,
             posted: Vec::new(),
             tallies: BTreeMap::new(),
         }

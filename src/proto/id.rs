@@ -82,8 +82,8 @@ impl PathId {
 
 /// Standbys that a queue pair may have at most: the other NICs of a host that has eight.
 pub const MAX_STANDBYS: usize = 7;
-/// Paths that it may have at most.
-pub const MAX_PATHS: usize = 1 + MAX_STANDBYS;
+/// Paths that it may have in its life at most: a pair of ends that does not carry is given up for another one, and keeps its number.
+pub const MAX_PATHS: usize = 32;
 
 impl fmt::Display for PathId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

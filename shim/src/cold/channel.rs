@@ -21,7 +21,7 @@ use shift_abi::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Channels of ours, by the pointer that the application has.
 pub static CHANNELS: PtrTable<ChannelShadow> = PtrTable::new();
@@ -121,7 +121,7 @@ impl ChannelShadow {
     }
 
     /// The channel for the twins of its CQs, made at first need.
-    pub fn twin_on(&self, standby: &Rail) -> Result<*mut ibv_comp_channel, String> {
+    pub fn twin_on(self: &Arc<Self>, standby: &Rail) -> Result<*mut ibv_comp_channel, String> {
         let mut state = self.state();
         if let Some((_, twin)) = state.twins.iter().find(|(device, _)| *device == standby.id) {
             return Ok(twin.0);
@@ -142,7 +142,24 @@ impl ChannelShadow {
             return Err(format!("a completion channel on {} cannot be waited for (errno {errno})", standby.name));
         }
         state.twins.push((standby.id, Raw(twin)));
+        drop(state);
+        let mut twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
+        twinned.retain(|other| other.strong_count() != 0);
+        twinned.push(Arc::downgrade(self));
         Ok(twin)
+    }
+
+    /// Takes out the twin on a device that is gone: nobody waits for it from here on.
+    fn part(&self, device: u16) -> Option<Raw<ibv_comp_channel>> {
+        let mut state = self.state();
+        let at = state.twins.iter().position(|(on, _)| *on == device)?;
+        let (_, twin) = state.twins.remove(at);
+        // SAFETY: the twins' channel was this state's until the line above, and is destroyed by who gets it.
+        let fd = unsafe { (*twin.0).fd };
+        if let Err(errno) = state.set(libc::EPOLL_CTL_DEL, fd) {
+            log::debug!("the channel of a device that is gone was not waited for (errno {errno})");
+        }
+        Some(twin)
     }
 
     fn take_event(&self) -> Result<Option<*mut ibv_cq>, c_int> {
@@ -160,6 +177,17 @@ impl ChannelShadow {
             errno => self.state().lose_real(self.real, errno),
         }
     }
+}
+
+/// Channels that have, or had, twins.
+static TWINNED: Mutex<Vec<Weak<ChannelShadow>>> = Mutex::new(Vec::new());
+
+/// Takes the twins on a device that is gone out of all channels.
+pub fn part(device: u16) -> Vec<Raw<ibv_comp_channel>> {
+    let twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let all: Vec<Arc<ChannelShadow>> = twinned.iter().filter_map(Weak::upgrade).collect();
+    drop(twinned);
+    all.iter().filter_map(|channel| channel.part(device)).collect()
 }
 
 impl State {

@@ -1,7 +1,7 @@
 //! The agent's view of the shim: each method finds the QP of that life and does one thing to it.
 
 use crate::cold::device::as_agent;
-use crate::cold::{cm, fence, mr, presence, probe, rail, replay, slice, tell, twin};
+use crate::cold::{cm, fence, growth, mr, presence, probe, rail, replay, slice, tell, twin};
 use crate::hot::{poll, timed};
 use crate::lives;
 use crate::shadow::{QpShadow, Stance};
@@ -56,6 +56,16 @@ impl DataPath for Shim {
             let standbys = rail::standbys_of(&rail).map_err(Unprotected)?;
             Ok(standbys.iter().map(|one| Choice { device: DeviceId(one.rail.id), rank: one.rank }).collect())
         })
+    }
+
+    fn seek_standbys(&self) {
+        as_agent(growth::seek);
+    }
+
+    fn stand_in(&self, device: DeviceId) {
+        if rail::stand_in(device.0) {
+            growth::look_again();
+        }
     }
 
     fn device_name(&self, device: DeviceId) -> String {

@@ -5,7 +5,7 @@ use crate::hot::keys::LocalKey;
 use crate::lives;
 use crate::process;
 use crate::real;
-use crate::shadow::{MrShadow, PdShadow, QpShadow, Raw, StandbyPd, TwinMr};
+use crate::shadow::{MrFacts, MrShadow, PdShadow, QpShadow, Raw, StandbyPd, TwinMr};
 use crate::tables::PtrTable;
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +57,7 @@ pub fn local_key(device: u16, lkey: u32, slot: u8) -> Option<LocalKey> {
 fn known_of(found: &MrShadow, slot: u8) -> LocalKey {
     let lkey = found.lkey;
     let readable = if found.readable { (found.iova, found.length) } else { (0, 0) };
-    let twin = found.twins.iter().find(|twin| twin.slot == slot).map_or(0, |twin| twin.lkey);
+    let twin = found.twin(slot).map_or(0, |twin| twin.lkey);
     LocalKey { lkey, twin, is_alone: found.twins.is_empty(), readable }
 }
 
@@ -164,6 +164,8 @@ pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl Fn(*mut 
     let Some(pd) = pd::PDS.get(request.pd).filter(|_| !mr.is_null()) else { return };
     // SAFETY: the registration was just made.
     let ibv_mr { lkey, rkey, .. } = unsafe { mr.read() };
+    // A standby that comes meanwhile finds it in the tables.
+    let _registering = pd.registering();
     let twins = twins_of(pd, request, register);
     if twins.is_empty() && pd.standbys.is_ok() {
         note_lack(pd, request.access);
@@ -176,23 +178,21 @@ pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl Fn(*mut 
     }
     let is_host = request.dmabuf.is_none() && request.iova == request.addr as u64;
     let readable = is_host && may_be_read(request.addr as usize, request.length);
-    let shadow = Arc::new(MrShadow {
+    let facts = MrFacts {
         device: pd.device,
-        lkey,
-        rkey,
-        iova: request.iova,
-        length: request.length as u64,
+        keys: (lkey, rkey),
+        span: (request.iova, request.length as u64),
         readable,
-        twins,
         addr: request.addr as usize,
         access: request.access,
         pd: Raw(request.pd),
         is_dmabuf: request.dmabuf.is_some(),
-    });
+    };
+    let shadow = Arc::new(MrShadow::new(facts, twins));
     if !MRS.insert(mr, Arc::clone(&shadow)) {
         // Its end would not be noticed.
         note_lack(pd, request.access);
-        shadow.twins.iter().for_each(|twin| crate::cold::reaper::dereg_mr(twin.mr));
+        shadow.all_twins().filter_map(TwinMr::take).for_each(crate::cold::reaper::dereg_mr);
         return;
     }
     let is_alone = shadow.twins.is_empty();
@@ -207,25 +207,72 @@ pub fn registered_by(request: &Request, mr: *mut ibv_mr, register: impl Fn(*mut 
 /// On each standby that has all other registrations of the PD. One that refuses this one is no standby of the PD's queue pairs any more, if another takes it.
 fn twins_of(pd: &PdShadow, request: &Request, register: impl Fn(*mut ibv_pd) -> *mut ibv_mr) -> Vec<TwinMr> {
     let (mut twins, mut refused) = (Vec::new(), Vec::new());
-    for standby in pd.twins().iter().filter(|standby| pd.is_whole(standby.slot)) {
+    for standby in pd.present().into_iter().filter(|standby| pd.is_whole(standby.slot)) {
         let twin = register(standby.pd.0);
         if twin.is_null() {
             refused.push((standby, std::io::Error::last_os_error()));
             continue;
         }
-        // SAFETY: the twin was just made.
-        let ibv_mr { lkey, rkey, .. } = unsafe { twin.read() };
-        twins.push(TwinMr { slot: standby.slot, mr: Raw(twin), lkey, rkey });
+        twins.push(TwinMr::new(standby.slot, Raw(twin)));
     }
     for (standby, error) in refused {
-        say_refused(standby, request.length, &error, twins.is_empty());
-        if !twins.is_empty() && pd.lose(standby.slot) {
-            let slot = standby.slot;
-            let told = |qp: &Arc<QpShadow>| process::tell(Event::SlotLost { qp: QpLife(qp.life), slot });
-            lives::all().iter().filter(|qp| core::ptr::eq(&*qp.pd, pd)).for_each(told);
+        say_refused(&standby, request.length, &error, twins.is_empty());
+        if !twins.is_empty() {
+            lose(pd, standby.slot);
         }
     }
     twins
+}
+
+/// Some memory of the PD is not in that slot: its queue pairs do not go there.
+fn lose(pd: &PdShadow, slot: u8) {
+    if pd.lose(slot) {
+        let told = |qp: &Arc<QpShadow>| process::tell(Event::SlotLost { qp: QpLife(qp.life), slot });
+        lives::all().iter().filter(|qp| core::ptr::eq(&*qp.pd, pd)).for_each(told);
+    }
+}
+
+/// The registrations of a PD of that device, at this moment.
+pub fn of_pd(pd: &PdShadow) -> Vec<Arc<MrShadow>> {
+    let is_its = |mr: &MrShadow| pd::PDS.get(mr.pd.0).is_some_and(|found| core::ptr::eq(found, pd));
+    let all = by_lkey().iter().filter(|mr| mr.device == pd.device && !mr.pd.0.is_null());
+    let all: Vec<Arc<MrShadow>> = all.map(|found| Arc::clone(&found)).collect();
+    all.into_iter().filter(|mr| is_its(mr)).collect()
+}
+
+/// Makes the twin of a registration on a standby that came later. `false`: it cannot be there.
+pub fn extend(pd: &PdShadow, mr: &MrShadow, standby: &StandbyPd) -> bool {
+    if mr.twins.is_empty() || mr.twin(standby.slot).is_some() {
+        // Memory that no standby has is told already.
+        return true;
+    }
+    let made = mr.extend(|| {
+        let request = Request {
+            pd: standby.pd.0,
+            addr: mr.addr as *mut c_void,
+            length: usize::try_from(mr.length).unwrap_or(0),
+            iova: mr.iova,
+            access: mr.access,
+            dmabuf: None,
+        };
+        // Of another device's memory the descriptor may be closed by now.
+        let region = if mr.is_dmabuf { core::ptr::null_mut() } else { register(&request) };
+        if region.is_null() {
+            return false;
+        }
+        let twin = TwinMr::new(standby.slot, Raw(region));
+        let (device, slot, standby_rkey) = (DeviceId(mr.device), twin.slot, twin.rkey);
+        mr.enter(twin);
+        process::tell(Event::KeyExtended { device, rkey: mr.rkey, slot, standby_rkey });
+        true
+    });
+    let is_there = made.unwrap_or(true);
+    if !is_there {
+        let error = std::io::Error::last_os_error();
+        say_refused(standby, usize::try_from(mr.length).unwrap_or(0), &error, false);
+        lose(pd, standby.slot);
+    }
+    is_there
 }
 
 fn say_refused(standby: &StandbyPd, length: usize, error: &std::io::Error, is_last: bool) {
@@ -405,19 +452,17 @@ fn enter_without_twin(pd: &PdShadow, region: *mut ibv_mr, access: u32) {
     let ibv_mr { lkey, rkey, length, .. } = unsafe { region.read() };
     note_lack(pd, access);
     let (device, length) = (pd.device, length as u64);
-    let shadow = Arc::new(MrShadow {
+    let facts = MrFacts {
         device,
-        lkey,
-        rkey,
-        iova: 0,
-        length,
+        keys: (lkey, rkey),
+        span: (0, length),
         readable: false,
-        twins: Vec::new(),
         addr: 0,
         access,
         pd: Raw(core::ptr::null_mut()),
         is_dmabuf: false,
-    });
+    };
+    let shadow = Arc::new(MrShadow::new(facts, Vec::new()));
     if MRS.insert(region, Arc::clone(&shadow)) {
         by_lkey().insert((device, lkey), shadow);
         process::tell(Event::KeyUnprotected { device: DeviceId(device), rkey });
@@ -439,13 +484,14 @@ fn withdraw_twins(shadow: &MrShadow) {
     if process::get().is_some() {
         *UNCONFIRMED.get_or_init(DashMap::new).entry((shadow.device, shadow.rkey)).or_insert(0) += 1;
     }
+    shadow.close();
     process::tell(Event::KeyRemoved { device: DeviceId(shadow.device), rkey: shadow.rkey });
-    for twin in &shadow.twins {
-        // SAFETY: the twin is this library's own and was taken out of the tables above.
-        let errno = unsafe { real::ibv_dereg_mr(twin.mr.0) };
+    for twin in shadow.all_twins().filter_map(TwinMr::take) {
+        // SAFETY: the twin is this library's own and was taken out of its place above.
+        let errno = unsafe { real::ibv_dereg_mr(twin.0) };
         if errno != 0 {
             log::debug!("the twin of a registration is still in use (errno {errno}); it is withdrawn later");
-            crate::cold::reaper::dereg_mr(twin.mr);
+            crate::cold::reaper::dereg_mr(twin);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::tables::PtrTable;
 use core::ffi::c_int;
 use shift_abi::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// PDs of the application.
 pub static PDS: PtrTable<PdShadow> = PtrTable::new();
@@ -23,9 +23,36 @@ pub unsafe fn alloc(context: *mut ibv_context) -> *mut ibv_pd {
         return pd;
     }
     if let Some(shadow) = device::device_of(context) {
-        PDS.insert(pd, Arc::new(PdShadow::new(shadow.device, twins_of(shadow.device))));
+        let shadow = Arc::new(PdShadow::new(shadow.device, twins_of(shadow.device)));
+        PDS.insert(pd, Arc::clone(&shadow));
+        remember(&shadow);
     }
     pd
+}
+
+/// All PDs of the application that have twins.
+static ALL: Mutex<Vec<Weak<PdShadow>>> = Mutex::new(Vec::new());
+
+fn remember(shadow: &Arc<PdShadow>) {
+    if shadow.standbys.is_err() {
+        return;
+    }
+    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|other| other.strong_count() != 0);
+    all.push(Arc::downgrade(shadow));
+    drop(all);
+    // Who lets go of a device closes it first, and looks for PDs then: one of the two sees this one.
+    for twin in shadow.twins() {
+        let is_closed = rail::by_id(twin.device).is_none_or(|rail| rail.presence.keep_open().is_none());
+        if is_closed {
+            shadow.part(twin.slot).into_iter().for_each(|twin| reaper::dealloc_pd(twin.pd));
+        }
+    }
+}
+
+/// All of them.
+pub fn all() -> Vec<Arc<PdShadow>> {
+    ALL.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
 }
 
 /// Parent domains: what is made on one is protected through the PD it leads to, whose twin is its twin. Of each: has it a thread domain?
@@ -74,17 +101,20 @@ fn twins_of(device: u16) -> Result<Vec<StandbyPd>, String> {
 /// As `ibv_dealloc_pd`.
 pub unsafe fn dealloc(pd: *mut ibv_pd) -> c_int {
     let shadow = PDS.remove(pd);
+    shadow.iter().for_each(|shadow| shadow.set_freed(true));
     let as_parent = parents().remove(&(pd as usize));
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_dealloc_pd(pd) };
     let Some(shadow) = shadow else { return errno };
     if errno != 0 {
+        shadow.set_freed(false);
         PDS.insert(pd, shadow);
         parents().extend(as_parent.map(|has_thread| (pd as usize, has_thread)));
     } else if as_parent.is_some() {
+        shadow.set_freed(false);
         // The twin is that of the PD it leads to.
     } else {
-        shadow.twins().iter().for_each(|twin| reaper::dealloc_pd(twin.pd));
+        shadow.present().into_iter().for_each(|twin| reaper::dealloc_pd(twin.pd));
     }
     errno
 }

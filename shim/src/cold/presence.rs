@@ -6,13 +6,13 @@
 //! own context: nobody is to wait for that who would not without it.
 
 use crate::cold::rail::{self, Rail};
-use crate::cold::reaper;
+use crate::cold::{parting, reaper};
 use shift_abi::*;
 use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// One entry for each device of the kernel's verbs.
 const CLASS: &str = "/sys/class/infiniband_verbs";
@@ -24,7 +24,7 @@ pub struct Presence {
     entry: Option<(PathBuf, u64)>,
     gone: AtomicBool,
     told: AtomicBool,
-    /// Objects of queue pairs may be on it: they, and with them the context, live as long as the application's.
+    /// Objects of queue pairs may be on it, which have to go before the context does.
     pub is_standby: AtomicBool,
     /// This library's own context of it is closed. Held for reading while that is used.
     closed: RwLock<bool>,
@@ -83,14 +83,26 @@ pub fn removed() -> Vec<u16> {
     rail::rails().iter().filter(is_new).map(|rail| rail.id).collect()
 }
 
-/// The agent has nothing left on that rail, whose device is gone: this library's own context of it is closed, unless it is a standby.
+/// The agent has nothing left on that rail, whose device is gone: this library's own context of it is closed, after the objects that are on it.
 pub fn let_go(id: u16) {
-    // Under the lock under which a rail becomes a standby.
-    let table = rail::rails();
-    let Some(rail) = table.get(usize::from(id)) else { return };
-    if rail.presence.is_standby.load(Ordering::Relaxed) || !rail.presence.close() {
-        return;
-    }
+    let rail = {
+        // Under the lock under which a rail becomes a standby.
+        let table = rail::rails();
+        let Some(rail) = table.get(usize::from(id)) else { return };
+        let is_standby = rail.presence.is_standby.load(Ordering::Relaxed);
+        if is_standby && parting::is_shared(id) || !rail.presence.close() {
+            return;
+        }
+        if !is_standby {
+            return close(rail);
+        }
+        Arc::clone(rail)
+    };
+    parting::begin(&rail);
+}
+
+/// Nothing is on it any more.
+pub fn close(rail: &Rail) {
     rail.pd.get().copied().flatten().into_iter().for_each(reaper::dealloc_pd);
     reaper::close(rail.context);
 }

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::Event;
 use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, GroupId, QpLife};
-use shift_proto::id::{Mtu, MAX_PATHS};
+use shift_proto::id::{Mtu, MAX_STANDBYS};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -648,7 +648,7 @@ fn end(shadow: &Arc<QpShadow>) {
     }
     shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &flushable(&shadow.cold().init, shadow.srq.is_some()));
     twins.into_iter().for_each(|twin| reaper::destroy_twin(twin, Arc::clone(shadow)));
-    (1..MAX_PATHS).filter_map(|place| take_registration(shadow, place)).for_each(reaper::dereg_mr);
+    (1..=MAX_STANDBYS).filter_map(|place| take_registration(shadow, place)).for_each(reaper::dereg_mr);
 }
 
 /// Completions lead to it no more.
@@ -673,7 +673,7 @@ fn withdraw_copies(shadow: &QpShadow) {
 }
 
 /// The registration of the QP's copies on the primary (0) or in a slot (1 more), to be withdrawn.
-fn take_registration(shadow: &QpShadow, place: usize) -> Option<Raw<ibv_mr>> {
+pub fn take_registration(shadow: &QpShadow, place: usize) -> Option<Raw<ibv_mr>> {
     let mr = shadow.sq.copies.get()?.registrations.get(place)?.swap(core::ptr::null_mut(), Ordering::AcqRel);
     (!mr.is_null()).then_some(Raw(mr))
 }

@@ -46,6 +46,8 @@ pub struct Rail {
     pub attr: ibv_device_attr,
     /// Port used: the first.
     pub port: u8,
+    /// What it is a port of, if it says so.
+    pub link_layer: Option<u8>,
     /// May its final rq_psn be taken for a proof?
     pub psn_is_proof: bool,
     /// PD of the probes.
@@ -62,6 +64,8 @@ struct Chosen {
     /// Why there is none.
     why: String,
     since: Instant,
+    /// The device is to be a standby of its own: see [`stand_in`].
+    stands_in: bool,
 }
 
 static RAILS: Mutex<Vec<Arc<Rail>>> = Mutex::new(Vec::new());
@@ -162,6 +166,9 @@ fn describe(id: u16, name: &str, context: Raw<ibv_context>) -> Result<Rail, Stri
     if errno != 0 {
         return Err(format!("device {name} does not say what it can do (errno {errno})"));
     }
+    let mut port = ibv_port_attr::zeroed();
+    // SAFETY: the context was just opened; `port` is writable and at least as long as what the function fills.
+    let is_known = unsafe { real::ibv_query_port(context.0, 1, &mut port) } == 0;
     let psn_is_proof = attr.vendor_id == RXE_VENDOR && kernel_is_tabled();
     Ok(Rail {
         id,
@@ -170,6 +177,7 @@ fn describe(id: u16, name: &str, context: Raw<ibv_context>) -> Result<Rail, Stri
         ops,
         attr,
         port: 1,
+        link_layer: is_known.then_some(port.link_layer),
         psn_is_proof,
         pd: OnceLock::new(),
         presence: Presence::of(context.0),
@@ -327,7 +335,8 @@ pub fn standbys_of(primary: &Rail) -> Result<Vec<Standing>, String> {
     let at = choices.iter().position(|chosen| chosen.primary == primary.id).unwrap_or(choices.len());
     if at == choices.len() {
         let slots = Vec::new();
-        let mut chosen = Chosen { primary: primary.id, slots, why: String::new(), since: Instant::now() };
+        let (why, since) = (String::new(), Instant::now());
+        let mut chosen = Chosen { primary: primary.id, slots, why, since, stands_in: false };
         chosen.fill(primary, config);
         choices.push(chosen);
     }
@@ -343,6 +352,14 @@ pub fn standbys_of(primary: &Rail) -> Result<Vec<Standing>, String> {
     Ok(standbys)
 }
 
+/// The device is to be a standby of its own beside the others: the peers' ends of its rail were replaced, and the application's queue pairs are connected to
+/// those that were there before. `false`: it is already.
+pub fn stand_in(primary: u16) -> bool {
+    let mut choices = CHOICES.lock().unwrap_or_else(PoisonError::into_inner);
+    let chosen = choices.iter_mut().find(|chosen| chosen.primary == primary);
+    chosen.is_some_and(|chosen| !std::mem::replace(&mut chosen.stands_in, true))
+}
+
 impl Chosen {
     fn present(&self) -> impl Iterator<Item = &Standing> {
         self.slots.iter().filter(|standing| !standing.rail.presence.is_gone())
@@ -350,7 +367,21 @@ impl Chosen {
 
     fn wanted(&self, primary: &Rail, config: &Config) -> usize {
         let list = config.standby.iter().find(|(from, _)| *from == primary.name);
-        list.map_or(usize::from(config.standbys), |(_, list)| list.len())
+        let listed = list.map_or(usize::from(config.standbys), |(_, list)| list.len());
+        listed + usize::from(self.stands_in || primary.presence.is_gone())
+    }
+
+    /// Devices for its slots, the best first.
+    fn candidates(&self, primary: &Rail, config: &Config) -> Result<Vec<(Arc<Rail>, u8)>, String> {
+        let found = choose(primary, config);
+        // What took the place of a device that is gone stands by for what is left of that one.
+        let beside = if self.stands_in || primary.presence.is_gone() { named(&primary.name).ok() } else { None };
+        let Some(beside) = beside else { return found };
+        let mut found = found.unwrap_or_default();
+        let rank = found.iter().map(|(_, rank)| rank.saturating_add(1)).max().unwrap_or(0);
+        found.retain(|(rail, _)| rail.id != beside.id);
+        found.push((beside, rank));
+        Ok(found)
     }
 
     /// Gives slots to devices that have none.
@@ -358,7 +389,7 @@ impl Chosen {
         self.since = Instant::now();
         let room = self.wanted(primary, config).saturating_sub(self.present().count());
         let known: Vec<u16> = self.present().map(|standing| standing.rail.id).collect();
-        match choose(primary, config) {
+        match self.candidates(primary, config) {
             Ok(found) => {
                 for (rail, rank) in found.into_iter().filter(|(rail, _)| !known.contains(&rail.id)).take(room) {
                     let Some(slot) = u8::try_from(self.slots.len()).ok().filter(|slot| *slot < MOST) else { return };
@@ -392,16 +423,18 @@ fn choose(primary: &Rail, config: &Config) -> Result<Vec<(Arc<Rail>, u8)>, Strin
         return Err(format!("SHIFT_STANDBY names no standby for {}", primary.name));
     }
     let names = names();
-    let own = names.iter().position(|name| *name == primary.name).unwrap_or(0);
-    let link_layer = primary.port_attr().map(|attr| attr.link_layer);
+    // One that is gone may not be in the list any more: then the others follow from its beginning.
+    let own = names.iter().position(|name| *name == primary.name).filter(|_| !primary.presence.is_gone());
+    let (own, first) = own.map_or((0, 0), |own| (own, 1));
     let sysfs = Path::new(topology::SYSFS);
     let candidate = |step: usize| {
         let rail = names.get((own + step) % names.len()).and_then(|name| named(name).ok())?;
-        let port = rail.port_attr().filter(|port| Some(port.link_layer) == link_layer)?;
+        let port = rail.port_attr().filter(|port| Some(port.link_layer) == primary.link_layer)?;
         let is_active = port.state == IBV_PORT_ACTIVE;
         Some(Candidate { name: rail.name.clone(), is_active, seat: Seat::read(sysfs, &rail.name) })
     };
-    let ranked = topology::ordered(&Seat::read(sysfs, &primary.name), (1..names.len()).filter_map(candidate).collect());
+    let ranked =
+        topology::ordered(&Seat::read(sysfs, &primary.name), (first..names.len()).filter_map(candidate).collect());
     let of = |(name, rank): (String, u8)| named(&name).ok().map(|rail| (rail, rank));
     let found: Vec<(Arc<Rail>, u8)> = ranked.into_iter().filter_map(of).collect();
     if found.is_empty() {

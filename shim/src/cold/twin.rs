@@ -28,8 +28,9 @@ fn prepare_or_say(qp: &QpShadow) -> Result<Prepared, String> {
     (cold.gid, cold.mtu) = (Some(gid), Some(mtu));
     let psn_base = Psn::new(cold.attr.rq_psn);
     let (mut standbys, mut lacking) = (Vec::new(), Vec::new());
-    // Queue pairs that share their receives share one standby. One that came later than the PD is none of its queue pairs'.
-    let is_used = |slot| qp.pd.twin(slot).is_some() && (qp.srq.is_none() || qp.pd.first_slot() == slot);
+    // Queue pairs that share their receives share one standby. One that came later than the PD serves it once all that was registered is there.
+    let is_there = |slot| qp.pd.is_ready(slot) && qp.pd.twin(slot).is_some();
+    let is_used = |slot| is_there(slot) && (qp.srq.is_none() || qp.pd.first_slot() == slot);
     for standing in standings.iter().filter(|standing| is_used(standing.slot)) {
         let slot = standing.slot;
         match offer(qp, &mut cold, slot, &standing.rail) {
@@ -144,6 +145,10 @@ fn lacks(wanted: &ibv_qp_cap, granted: &ibv_qp_cap) -> Option<String> {
 }
 
 fn primary_gid(qp: &QpShadow, cold: &QpCold) -> Result<ibv_gid_entry, String> {
+    // Chosen once: the device may be gone by now.
+    if let Some(known) = cold.gid {
+        return Ok(known);
+    }
     let rail = rail::by_id(qp.device).ok_or("its device is unknown")?;
     rail.gid_at(cold.attr.ah_attr.port_num, cold.attr.ah_attr.grh.sgid_index)
         .ok_or_else(|| "its source GID is gone".to_owned())
@@ -209,9 +214,7 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
     attr.path_mtu = ibv_mtu::from_bytes(mtu).ok_or(Errno(libc::EINVAL))?;
     attr.sq_psn = own_psn.value();
     attr.rq_psn = peer_psn.value();
-    if let Some(connected) = cold.connected.get_mut(slot) {
-        *connected = None;
-    }
+    disconnect(&mut cold, path);
     let last = if cold.attr.qp_state == IBV_QPS_RTS { IBV_QPS_RTS } else { IBV_QPS_RTR };
     if qp.srq.is_some() {
         qp.takes.fetch_or(1 << path, AcqRel);
@@ -228,6 +231,16 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
     Ok(())
 }
 
+/// Forgets what the object of a path is connected for. It may be that of several paths.
+pub fn disconnect(cold: &mut QpCold, path: u8) {
+    let slot = cold.slot(path);
+    for other in (0..MAX_PATHS as u8).filter(|other| cold.slot(*other) == slot).collect::<Vec<_>>() {
+        if let Some(connected) = cold.connected.get_mut(usize::from(other)) {
+            *connected = None;
+        }
+    }
+}
+
 /// How long the NIC of a QP goes on retrying: 4.096 us * 2^timeout per try (IBA 11.2.4.2, "Local ACK timeout"). `None`: for ever, which is timeout 0,
 /// and retry_cnt 7 on soft-RoCE.
 pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
@@ -242,7 +255,7 @@ pub fn retry_budget(qp: &QpShadow) -> Option<Micros> {
 
 /// Whether an atomic that arrives over one path excludes one that arrives over another at the same time, from whatever peer.
 pub fn atomics_hold(qp: &QpShadow) -> bool {
-    let standbys = qp.pd.twins().iter().map(|standby| standby.device);
+    let standbys = qp.pd.present().into_iter().map(|standby| standby.device);
     let mut devices = std::iter::once(qp.device).chain(standbys);
     devices.all(|device| rail::by_id(device).is_some_and(|rail| rail.is_atomic_host_wide()))
 }

@@ -87,8 +87,7 @@ fn a_rail_that_was_left_is_not_returned_to_by_the_peer_when_the_standby_dies() {
     let mut next = 0;
     let mut talk = |resent| {
         carry(&fabric, resent);
-        a.post(1, next, Kind::Send);
-        b.post(1, next, Kind::Send);
+        talk([&a, &b], next);
         next += 1;
     };
     let rail = |of: &Process| of.qp(1, fabric::Qp::rail);
@@ -107,7 +106,5 @@ fn a_rail_that_was_left_is_not_returned_to_by_the_peer_when_the_standby_dies() {
         talk(0);
         rail(&a) != 0 && rail(&b) != 0
     });
-    eventually("all is delivered", || a.is_done(1) && b.is_done(1));
-    let all: Vec<u32> = (0..next).collect();
-    assert_eq!((a.received(1), b.received(1)), (all.clone(), all));
+    all_arrived([&a, &b], 0..next);
 }

@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, Probe, ProbeStep, QpAddress, SlotOffer,
-    StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_VERSION, WIRE_VERSION,
+    ArmConfirm, Frame, FrameError, Hello, Key, KeyState, Offer, PathOffer, PathPair, Probe, ProbeStep, QpAddress,
+    SlotOffer, StandbyOffer, MAX_ADDRESSES, MAX_FRAME, MAX_VERSION, WIRE_VERSION,
 };
-use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn, MAX_STANDBYS};
+use crate::id::{EndpointId, Mtu, PathId, ProcessId, Psn, MAX_PATHS, MAX_STANDBYS};
 
 const HELLO: u8 = 1;
 const ASK: u8 = 2;
@@ -174,11 +174,17 @@ impl Writer {
         self.address(offer.peer);
         self.flag(offer.standby.is_some());
         if let Some(standby) = &offer.standby {
+            self.u32(standby.revision);
             self.count(standby.standbys.len(), MAX_STANDBYS)?;
             for slot in &standby.standbys {
                 self.u8(slot.slot);
                 self.path_offer(slot.end);
             }
+            self.count(standby.paths.len(), MAX_PATHS)?;
+            for pair in &standby.paths {
+                [pair.path.0, pair.own, pair.peer].into_iter().for_each(|number| self.u8(number));
+            }
+            self.flag(standby.is_first_gone);
             self.u32(standby.primary_mtu.bytes());
             self.psn(standby.primary_psn_base);
             self.u32(standby.access);
@@ -358,21 +364,35 @@ impl Reader<'_> {
         Ok(Offer { from, device, own, peer, standby })
     }
 
-    fn slot_offer(&mut self) -> Result<SlotOffer, FrameError> {
+    fn slot(&mut self) -> Result<u8, FrameError> {
         let slot = self.u8()?;
-        if usize::from(slot) >= MAX_STANDBYS {
-            return Err(FrameError::Value("slot"));
+        (usize::from(slot) < MAX_STANDBYS).then_some(slot).ok_or(FrameError::Value("slot"))
+    }
+
+    fn slot_offer(&mut self) -> Result<SlotOffer, FrameError> {
+        Ok(SlotOffer { slot: self.slot()?, end: self.path_offer()? })
+    }
+
+    fn path_pair(&mut self) -> Result<PathPair, FrameError> {
+        let path = self.u8()?;
+        if !(1..MAX_PATHS).contains(&usize::from(path)) {
+            return Err(FrameError::Value("path"));
         }
-        Ok(SlotOffer { slot, end: self.path_offer()? })
+        Ok(PathPair { path: PathId(path), own: self.slot()?, peer: self.slot()? })
     }
 
     fn standby_offer(&mut self) -> Result<StandbyOffer, FrameError> {
+        let revision = self.u32()?;
         let count = self.count(MAX_STANDBYS)?;
         let standbys = (0..count).map(|_| self.slot_offer()).collect::<Result<Vec<_>, _>>()?;
-        if standbys.is_empty() {
+        if standbys.is_empty() && revision == 0 {
             return Err(FrameError::Value("standbys"));
         }
-        Ok(StandbyOffer { standbys, primary_mtu: self.mtu()?, primary_psn_base: self.psn()?, access: self.u32()? })
+        let count = self.count(MAX_PATHS)?;
+        let paths = (0..count).map(|_| self.path_pair()).collect::<Result<Vec<_>, _>>()?;
+        let is_first_gone = self.flag("first gone")?;
+        let (primary_mtu, primary_psn_base, access) = (self.mtu()?, self.psn()?, self.u32()?);
+        Ok(StandbyOffer { revision, standbys, paths, is_first_gone, primary_mtu, primary_psn_base, access })
     }
 
     fn arm_confirm(&mut self) -> Result<ArmConfirm, FrameError> {

@@ -78,11 +78,28 @@ pub struct SlotOffer {
     pub end: PathOffer,
 }
 
+/// Which ends a path is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathPair {
+    /// Its number, 1 or more and below [`MAX_PATHS`](crate::id::MAX_PATHS): never another pair's.
+    pub path: PathId,
+    /// The sender's slot.
+    pub own: u8,
+    /// The receiver's.
+    pub peer: u8,
+}
+
 /// What an end has to offer beside the application's own path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandbyOffer {
-    /// The standbys, the one that the sender would rather have first. At least one, at most [`MAX_STANDBYS`](crate::id::MAX_STANDBYS).
+    /// Counts the offers of the sender that differ: of two the one with the larger number counts.
+    pub revision: u32,
+    /// The standbys, the one that the sender would rather have first. At least one in the first offer, at most [`MAX_STANDBYS`](crate::id::MAX_STANDBYS).
     pub standbys: Vec<SlotOffer>,
+    /// The paths that are kept ready from now on, said by the end with the larger id. Empty: those that follow from both first offers.
+    pub paths: Vec<PathPair>,
+    /// The device of the first path is gone at the sender, for good: whoever is alone on its rail would need another end there.
+    pub is_first_gone: bool,
     /// MTU of the primary path.
     pub primary_mtu: Mtu,
     /// The PSN that the sender expects first of the receiver on the primary path: the base of the receiver's PSNs there, for epochs after the first.

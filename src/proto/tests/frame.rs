@@ -14,11 +14,11 @@ use proptest::option;
 use proptest::prelude::*;
 
 use shift_proto::frame::{
-    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, Opening, PathOffer, Probe,
-    ProbeStep, QpAddress, SlotOffer, StandbyOffer, Versions, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS, MAX_VERSION,
-    OPENING, WIRE_VERSION,
+    split_prefixed, ArmConfirm, Frame, FrameError, Handshake, Hello, Key, KeyState, Offer, Opening, PathOffer,
+    PathPair, Probe, ProbeStep, QpAddress, SlotOffer, StandbyOffer, Versions, MAX_ADDRESSES, MAX_FRAME, MAX_REPORTS,
+    MAX_VERSION, OPENING, WIRE_VERSION,
 };
-use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple, MAX_STANDBYS};
+use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple, MAX_PATHS, MAX_STANDBYS};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::Cause;
 
@@ -118,11 +118,21 @@ fn hello() -> impl Strategy<Value = Hello> {
 
 fn offer() -> impl Strategy<Value = Offer> {
     let slot = (0..MAX_STANDBYS as u8, path_offer()).prop_map(|(slot, end)| SlotOffer { slot, end });
-    let standbys = vec(slot, 1..=MAX_STANDBYS);
-    let standby =
-        (standbys, mtu(), psn(), any::<u32>()).prop_map(|(standbys, primary_mtu, primary_psn_base, access)| {
-            StandbyOffer { standbys, primary_mtu, primary_psn_base, access }
-        });
+    let slots = 0..MAX_STANDBYS as u8;
+    let pair = (1..MAX_PATHS as u8, slots.clone(), slots);
+    let paths = vec(pair.prop_map(|(path, own, peer)| PathPair { path: PathId(path), own, peer }), 0..=MAX_PATHS);
+    let standbys = (any::<u32>(), vec(slot, 1..=MAX_STANDBYS), paths, any::<bool>());
+    let standby = (standbys, mtu(), psn(), any::<u32>()).prop_map(
+        |((revision, standbys, paths, is_first_gone), primary_mtu, primary_psn_base, access)| StandbyOffer {
+            revision,
+            standbys,
+            paths,
+            is_first_gone,
+            primary_mtu,
+            primary_psn_base,
+            access,
+        },
+    );
     (endpoint(), any::<u16>(), address(), address(), option::of(standby))
         .prop_map(|(from, device, own, peer, standby)| Offer { from, device, own, peer, standby })
 }

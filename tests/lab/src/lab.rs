@@ -231,13 +231,36 @@ impl Lab {
         until("the card to be there", READY_LIMIT, || {
             Ok(self.guest(host).shell("ls /sys/class/net")?.contains(&card).then_some(()))
         })?;
-        let (mtu, address) = (link.mtu(), link.address(host));
-        let line = format!(
-            "/sbin/ip link set {card} mtu {mtu} && /sbin/ip addr add {address}/24 dev {card} && /sbin/ip link set {card} up && {}",
-            make_device(device, &card)
-        );
-        self.guest(host).shell(&line)?;
+        self.guest(host).shell(&format!("{} && {}", raise_card(host, rail), make_device(device, &card)))?;
         self.wait_ready()
+    }
+
+    /// Takes the driver off the card of a rail: its interface goes, and the RDMA device with it. The kernel waits for everybody who has the device open.
+    ///
+    /// # Errors
+    /// The guest refuses.
+    pub fn unbind(&mut self, host: Host, rail: Rail) -> Result<Running> {
+        self.spoil();
+        let card = rail.link().interface();
+        let line = format!(
+            "d=$(/bin/busybox readlink /sys/class/net/{card}/device) && d=${{d##*/}} && echo $d > /tmp/unbound-{card} && \
+             echo $d > /sys/bus/virtio/drivers/virtio_net/unbind"
+        );
+        self.guest(host).spawn(&Program::shell(&line))
+    }
+
+    /// Gives it back, with its RDMA device.
+    ///
+    /// # Errors
+    /// The guest refuses.
+    pub fn bind(&mut self, host: Host, rail: Rail) -> Result<()> {
+        let card = rail.link().interface();
+        let line = format!(
+            "echo $(/bin/busybox cat /tmp/unbound-{card}) > /sys/bus/virtio/drivers/virtio_net/bind && {} && {}",
+            raise_card(host, rail),
+            make_device(rail.device(), &card)
+        );
+        self.guest(host).shell(&line).map(drop)
     }
 
     /// Starts `server` on `host`, waits until it listens, then starts `client` on the other host.
@@ -357,6 +380,13 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+/// The line that gives a card that came back its address.
+fn raise_card(host: Host, rail: Rail) -> String {
+    let link = rail.link();
+    let (card, mtu, address) = (link.interface(), link.mtu(), link.address(host));
+    format!("/sbin/ip link set {card} mtu {mtu} && /sbin/ip addr add {address}/24 dev {card} && /sbin/ip link set {card} up")
 }
 
 /// The line that makes an RDMA device which everybody may open.

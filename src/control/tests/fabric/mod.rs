@@ -87,8 +87,8 @@ pub struct Qp {
     incarnations: BTreeMap<u32, Incarnation>,
     epoch: u32,
     pub path: u8,
-    /// The rails of the paths of the shim's own.
-    rails: Vec<usize>,
+    /// The devices of the paths of the shim's own.
+    devices: Vec<usize>,
     excluded: bool,
     fenced: bool,
     /// The NIC gave up in that epoch.
@@ -111,7 +111,7 @@ pub struct Qp {
 
 struct Probe {
     host: usize,
-    peer: usize,
+    peer: (usize, usize),
     rail: usize,
     started: bool,
     failed: bool,
@@ -123,8 +123,14 @@ struct Probe {
 pub struct State {
     pub rail_up: [bool; RAILS],
     pub acks_lost: [bool; RAILS],
-    /// The standbys of a process, the best first; the rail after the first where it is not here.
+    /// The standbys of a process, the best first; the rail after the first where it is not here. A device is on the rail that remains of it modulo [`RAILS`].
     pub standbys: BTreeMap<usize, Vec<usize>>,
+    /// Devices that were removed, by process.
+    pub gone: BTreeSet<(usize, DeviceId)>,
+    /// Processes that are to have a standby on their first device.
+    pub stood_in: BTreeSet<usize>,
+    /// The rails of hosts 1 and 2 that reach one another; if there are none here, those of one number.
+    pub wires: Vec<[usize; 2]>,
     qps: BTreeMap<(usize, QpLife), Qp>,
     probes: BTreeMap<u32, Probe>,
     standby_keys: BTreeMap<(usize, u32), u32>,
@@ -314,10 +320,9 @@ impl State {
             if entry.done || entry.posted.map(|(e, _)| e.0) != Some(epoch) {
                 continue;
             }
-            let up = self.carries(rail, [key.0, peer.0]);
-            let open =
-                self.qps.get(&peer).is_some_and(|p| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced);
-            if !up || !open {
+            let is_open = |p: &&Qp| p.epoch == epoch && p.path == path && !p.fenced && !p.surfaced;
+            let peer_rail = self.qps.get(&peer).filter(is_open).map(Qp::rail);
+            if !peer_rail.is_some_and(|peer_rail| self.carries([(key.0, rail), (peer.0, peer_rail)])) {
                 break;
             }
             if !entry.delivered {
@@ -358,13 +363,6 @@ impl Path {
         state.pump();
         done
     }
-
-    fn end(&self, qp: QpLife, rail: usize) -> PathEnd {
-        let (ip_host, standby) = (self.ip_host, if rail == 0 { 0x100 } else { 0x9000 * u32::try_from(rail).unwrap() });
-        // Of the primary each end tells what it expects of the other; here both expect the same.
-        let base = if rail == 0 { 0x70_0000 } else { u32::try_from(ip_host * 0x1000).unwrap() + qp.0 };
-        PathEnd { qpn: standby + qp.0, gid: gid(ip_host, rail), mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(base) }
-    }
 }
 
 impl DataPath for Path {
@@ -399,9 +397,11 @@ impl DataPath for Path {
         own: Psn,
         peer_psn: Psn,
     ) -> Result<(), Errno> {
-        let (_, rail) = host_and_rail(&peer.gid);
-        assert_eq!(rail, self.rail_of(qp, path), "a path connects the same rail at both ends");
-        assert_eq!(own, self.end(qp, rail).psn_base.in_epoch(epoch));
+        let device = self.device_of(qp, path);
+        let are_crossed = !self.fabric.lock().wires.is_empty();
+        let is_one_rail = host_and_rail(&peer.gid).1 == device % RAILS;
+        assert!(is_one_rail || are_crossed, "a path connects the same rail at both ends");
+        assert_eq!(own, self.end(qp, device).psn_base.in_epoch(epoch));
         assert_eq!(peer_psn, peer.psn_base.in_epoch(epoch));
         self.with(qp, |q| {
             q.incarnations.entry(epoch.0).or_insert(Incarnation { path: path.0, ..Incarnation::default() });
@@ -621,6 +621,10 @@ impl DataPath for Path {
         mine.into_iter().filter(|found| state.removed.remove(found)).map(|(_, device)| device).collect()
     }
 
+    fn stand_in(&self, _device: DeviceId) {
+        self.fabric.lock().stood_in.insert(self.process);
+    }
+
     fn let_go(&self, device: DeviceId) {
         self.fabric.lock().let_go.insert((self.process, device));
     }
@@ -628,11 +632,11 @@ impl DataPath for Path {
     fn probe_open(&self, device: DeviceId, like: Gid) -> Result<(ProbeId, PathEnd), Errno> {
         let mut state = self.fabric.lock();
         let id = u32::try_from(state.probes.len()).unwrap() + 1;
-        let rail = usize::from(device.0);
+        let rail = usize::from(device.0) % RAILS;
         assert_eq!(host_and_rail(&like), (self.ip_host, rail));
         let probe = Probe {
             host: self.process,
-            peer: 0,
+            peer: (0, rail),
             rail,
             started: false,
             failed: false,
@@ -655,7 +659,7 @@ impl DataPath for Path {
         let mut state = self.fabric.lock();
         let probe = state.probes.get_mut(&probe.0).unwrap();
         (probe.connected, probe.failed, probe.started) = (true, false, false);
-        probe.peer = host_and_rail(&peer.gid).0;
+        probe.peer = host_and_rail(&peer.gid);
         Ok(())
     }
 
@@ -675,7 +679,8 @@ impl DataPath for Path {
     fn probe_poll(&self, probe: ProbeId) -> ProbeState {
         let mut state = self.fabric.lock();
         let never_fail = state.probes_never_fail;
-        let up = state.probes.get(&probe.0).is_some_and(|probe| state.carries(probe.rail, [probe.host, probe.peer]));
+        let carries = |probe: &Probe| state.carries([(probe.host, probe.rail), probe.peer]);
+        let up = state.probes.get(&probe.0).is_some_and(carries);
         let probe = state.probes.get_mut(&probe.0).unwrap();
         if up {
             ProbeState::Answered

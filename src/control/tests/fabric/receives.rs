@@ -20,8 +20,11 @@ impl State {
         }
     }
 
-    /// Whether a rail carries what these two say to each other.
-    pub(super) fn carries(&self, rail: usize, ends: [usize; 2]) -> bool {
-        self.rail_up[rail] && !ends.iter().any(|host| self.dead_ports.contains(&(*host, rail)))
+    /// Whether what a host sends from a rail reaches the other host on that rail.
+    pub(super) fn carries(&self, ends: [(usize, usize); 2]) -> bool {
+        let [(host, rail), (_, peer_rail)] = ends;
+        let wire = if host == 1 { [rail, peer_rail] } else { [peer_rail, rail] };
+        let is_wired = if self.wires.is_empty() { rail == peer_rail } else { self.wires.contains(&wire) };
+        is_wired && ends.iter().all(|(host, rail)| self.rail_up[*rail] && !self.dead_ports.contains(&(*host, *rail)))
     }
 }

@@ -1,9 +1,9 @@
 //! Standbys of the fabric: which rails there are beside the first one, in which order, and which path is on which.
 
-use shift_control::datapath::{Choice, DeviceId, Prepared, QpLife, Standby, StandbyKeys};
-use shift_proto::id::PathId;
+use shift_control::datapath::{Choice, DeviceId, PathEnd, Prepared, QpLife, Standby, StandbyKeys};
+use shift_proto::id::{Mtu, PathId, Psn};
 
-use super::{Path, Qp};
+use super::{gid, Path, Qp, RAILS};
 
 /// The keys of memory that is on the first standby only.
 pub fn on_first(rkey: u32) -> StandbyKeys {
@@ -13,14 +13,21 @@ pub fn on_first(rkey: u32) -> StandbyKeys {
 }
 
 impl Path {
-    /// The rails of its standbys, by slot.
-    fn standby_rails(&self) -> Vec<usize> {
+    /// The devices of its standbys, by slot, those that are gone too.
+    fn standby_devices(&self) -> Vec<usize> {
         self.fabric.lock().standbys.get(&self.process).cloned().unwrap_or_else(|| vec![1])
     }
 
+    /// Those that are there, with their slots.
+    fn slots(&self) -> Vec<(u8, Choice)> {
+        let choice = |device: usize| Choice { device: DeviceId(u16::try_from(device).unwrap()), rank: 0 };
+        let all: Vec<(u8, Choice)> = (0..).zip(self.standby_devices().into_iter().map(choice)).collect();
+        let state = self.fabric.lock();
+        all.into_iter().filter(|(_, choice)| !state.gone.contains(&(self.process, choice.device))).collect()
+    }
+
     pub(super) fn choices(&self) -> Vec<Choice> {
-        let choice = |rail: usize| Choice { device: DeviceId(u16::try_from(rail).unwrap()), rank: 0 };
-        self.standby_rails().into_iter().map(choice).collect()
+        self.slots().into_iter().map(|(_, choice)| choice).collect()
     }
 
     pub(super) fn prepared(&self, qp: QpLife) -> Prepared {
@@ -28,30 +35,40 @@ impl Path {
             let end = self.end(qp, usize::from(choice.device.0));
             Standby { slot, choice, end }
         };
-        let standbys = (0..).zip(self.choices()).map(standby).collect();
+        let standbys = self.slots().into_iter().map(standby).collect();
         Prepared { primary: self.end(qp, 0), standbys, lacking: Vec::new() }
     }
 
     pub(super) fn arranged(&self, qp: QpLife, slots: &[u8]) {
-        let rails = self.standby_rails();
-        self.with(qp, |q| q.rails = slots.iter().map(|slot| rails[usize::from(*slot)]).collect());
+        let devices = self.standby_devices();
+        self.with(qp, |q| q.devices = slots.iter().map(|slot| devices[usize::from(*slot)]).collect());
     }
 
-    pub(super) fn rail_of(&self, qp: QpLife, path: PathId) -> usize {
-        self.with(qp, |q| q.rail_of(path.0))
+    /// One of its ends.
+    pub(super) fn end(&self, qp: QpLife, device: usize) -> PathEnd {
+        let rail = device % RAILS;
+        let (ip_host, standby) =
+            (self.ip_host, if device == 0 { 0x100 } else { 0x9000 * u32::try_from(device).unwrap() });
+        // Of the primary each end tells what it expects of the other; here both expect the same.
+        let base = if device == 0 { 0x70_0000 } else { u32::try_from(ip_host * 0x1000).unwrap() + qp.0 };
+        PathEnd { qpn: standby + qp.0, gid: gid(ip_host, rail), mtu: Mtu::new(1024).unwrap(), psn_base: Psn::new(base) }
+    }
+
+    pub(super) fn device_of(&self, qp: QpLife, path: PathId) -> usize {
+        self.with(qp, |q| q.device_of(path.0))
     }
 }
 
 impl Qp {
     /// The rail that it is on.
     pub fn rail(&self) -> usize {
-        self.rail_of(self.path)
+        self.device_of(self.path) % RAILS
     }
 
-    fn rail_of(&self, path: u8) -> usize {
+    fn device_of(&self, path: u8) -> usize {
         match usize::from(path).checked_sub(1) {
             None => 0,
-            Some(at) => self.rails[at],
+            Some(at) => self.devices[at],
         }
     }
 }

@@ -230,7 +230,9 @@ impl Stranger {
         frames.push(Frame::Probe(Probe { pair: 1, generation: 1, step: ProbeStep::Offer, own, peer_gid: gid(1) }));
         frames.push(Frame::KeyAsk { device: 0, rkey: 1 });
         let standbys = vec![SlotOffer { slot: 0, end: own }];
-        let standby = StandbyOffer { standbys, primary_mtu: mtu, primary_psn_base: Psn::new(1), access: 0 };
+        let (paths, is_first_gone, primary_psn_base) = (Vec::new(), false, Psn::new(1));
+        let standby =
+            StandbyOffer { revision: 0, standbys, paths, is_first_gone, primary_mtu: mtu, primary_psn_base, access: 0 };
         let numbers = &self.arguments.qpns;
         for (qpn, peer) in numbers.iter().flat_map(|own| numbers.iter().map(move |peer| (*own, *peer))) {
             let (own, peer) = (QpAddress { gid: gid(0), qpn }, QpAddress { gid: gid(1), qpn: peer });

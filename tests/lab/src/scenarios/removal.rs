@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::clock::until;
 use crate::evidence::Evidence;
@@ -16,12 +16,14 @@ use crate::trouble::{require, Result};
 
 use super::failback::{confirmed, judge_ends, judge_plans};
 use super::partners::{last_words, Partners, Plan, ARMING_LIMIT, GO_ON};
-use super::Scenario;
+use super::{shiftctl, Scenario};
 
 const SHAPE: &str =
     "--mode write,send,write_imm,mixed --qps 4 --depth 16 --signal-every 5 --direction both --settle-ms 1000";
 const QPS: usize = 4;
 const STEP: Duration = Duration::from_secs(25);
+/// The shim lets go of a standby that was removed: it looks once a second, and gives threads that have it in hand ten seconds.
+const LET_GO: Duration = Duration::from_secs(25);
 /// Objects of a card that is gone are destroyed, and the device is closed: no wait of soft-RoCE's for packets (50 s) is in that.
 const TEARDOWN: Duration = Duration::from_secs(8);
 
@@ -29,11 +31,13 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     let deleted = "rdma link delete of the rail in use: left by plan, let go, and a rail again in the same processes once it is back";
     let torn =
         "the card of the rail in use is torn out: all goes on, ends in time, and a rail again once it is plugged in";
+    let unbound = "the driver of the standby, then of the rail in use, is unbound and bound: the same queue pairs are protected again, and survive a fault";
     let standby = "the card of the standby is torn out: nothing happens to the traffic, and it is told";
     vec![
         Scenario::guests("shim-removed-deleted", deleted, deleted_and_back),
         Scenario::guests("shim-removed-torn-out", torn, torn_out_and_back),
         Scenario::guests("shim-removed-standby", standby, standby_torn_out),
+        Scenario::guests("shim-removed-unbound", unbound, unbound_and_bound),
     ]
 }
 
@@ -154,4 +158,69 @@ fn standby_torn_out(lab: &mut Lab, seed: u64) -> Result<Figures> {
     require(migrations == 0, || format!("{migrations} migrations, and nothing was wrong"))?;
     lab.plug_in(Host::A, Rail::One)?;
     Ok(Figures::new().with("told", told))
+}
+
+/// First of the standby, under queue pairs that stay: they are protected again when it is back. Then of the rail in use: they leave it, end in time, and the
+/// kernel has waited for the program, not for the shim.
+fn unbound_and_bound(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let host = if seed.is_multiple_of(2) { Host::A } else { Host::B };
+    let pair = idle_pair(lab, seed)?;
+    let away = lab.unbind(host, Rail::One)?;
+    wait_shown(lab, &pair, "nothing stands by", |qp| is_on(qp, "rxe0") && qp["standby"] == json!(null))?;
+    let began = Instant::now();
+    let ended = away.wait(LET_GO)?;
+    require(ended.succeeded(), || ended.brief())?;
+    let let_go_ms = began.elapsed().as_millis() as u64;
+    lab.bind(host, Rail::One)?;
+    let began = Instant::now();
+    wait_shown(lab, &pair, "protected again", |qp| qp["protected"] == true && qp["standby"] == "rxe1")?;
+    let protected_ms = began.elapsed().as_millis() as u64;
+    lab.a().write(GO_ON, "", 0o644)?;
+    lab.cut(host.peer(), Rail::Zero)?;
+    wait_shown(lab, &pair, "on the rail that came back", |qp| is_on(qp, "rxe1"))?;
+    until("both reports", STEP, || Ok(pair.sides().iter().all(|side| last_words(side).is_some()).then_some(())))?;
+    // A queue pair whose packets lie in a card that is down is let go only when it is up.
+    lab.mend(host.peer(), Rail::Zero)?;
+    judge_ends(&pair)?;
+    lab.wait_ready()?;
+    let pair = idle_pair(lab, seed)?;
+    let away = lab.unbind(host, Rail::Zero)?;
+    wait_shown(lab, &pair, "on the other rail", |qp| is_on(qp, "rxe1"))?;
+    lab.a().write(GO_ON, "", 0o644)?;
+    judge_ends(&pair)?;
+    let ended = away.wait(TEARDOWN)?;
+    require(ended.succeeded(), || ended.brief())?;
+    let surfaced = Evidence::collect(lab)?.all().find(|(_, record)| record["surfaced"] != 0).is_some();
+    require(!surfaced, || "an error was surfaced".into())?;
+    lab.bind(host, Rail::Zero)?;
+    lab.wait_ready()?;
+    judge_ends(&start(lab, "", "--duration 1", seed)?)?;
+    Ok(Figures::new().with("let_go_ms", let_go_ms).with("bound_to_protected_ms", protected_ms))
+}
+
+/// Protected, and idle after its first messages until it is to go on.
+fn idle_pair(lab: &Lab, seed: u64) -> Result<Partners> {
+    Evidence::clear(lab)?;
+    lab.a().shell(&format!("rm -f {GO_ON}"))?;
+    let pair = start(lab, "", &format!("--messages 900 --pause-before-message 300 --idle-until-file {GO_ON}"), seed)?;
+    pair.wait_idle()?;
+    Ok(pair)
+}
+
+fn is_on(qp: &Value, device: &str) -> bool {
+    qp["moving"] == false && qp["path"] == device
+}
+
+/// Waits until all queue pairs of both sides are as `wanted` says.
+fn wait_shown(lab: &Lab, pair: &Partners, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+    until(what, STEP, || {
+        for side in pair.sides() {
+            let status = shiftctl::status(lab, side.host(), side.pid())?;
+            let shown = status.pointer("/queue_pairs").and_then(Value::as_array).cloned().unwrap_or_default();
+            if shown.len() != QPS || !shown.iter().all(&wanted) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
 }

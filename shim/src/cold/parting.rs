@@ -1,0 +1,89 @@
+//! Taking apart what this library has on a standby whose device is gone, so that whoever removes the device waits for the program alone.
+//!
+//! Nothing works there any more: the agent saw to it. What must hold: everything is out of its place before anything is destroyed, and what a thread took
+//! out of its place just before is not used any more by then ([`GRACE`]).
+
+use crate::cold::rail::Rail;
+use crate::cold::{channel, cq, mr, pd, presence, qp, reaper, twin};
+use crate::lives;
+use crate::process;
+use crate::shadow::{PdShadow, QpShadow, Raw, TwinMr};
+use crate::tables::GRACE;
+use shift_abi::*;
+use shift_proto::id::MAX_PATHS;
+use std::sync::Arc;
+
+/// All that was there.
+#[derive(Default)]
+struct Remains {
+    qps: Vec<(Raw<ibv_qp>, Arc<QpShadow>)>,
+    cqs: Vec<Raw<ibv_cq>>,
+    channels: Vec<Raw<ibv_comp_channel>>,
+    regions: Vec<Raw<ibv_mr>>,
+    domains: Vec<Raw<ibv_pd>>,
+}
+
+/// Queue pairs that share their receives have their standby there, and keep it.
+pub fn is_shared(device: u16) -> bool {
+    lives::all().iter().any(|qp| qp.srq.is_some() && slot_on(&qp.pd, device).is_some())
+}
+
+/// The slot of that device; a PD has at most one of each.
+fn slot_on(pd: &PdShadow, device: u16) -> Option<u8> {
+    pd.present().into_iter().find(|twin| twin.device == device).map(|twin| twin.slot)
+}
+
+/// Takes everything out of its place, and has it destroyed a while later. The rail is closed for whoever comes now.
+pub fn begin(rail: &Arc<Rail>) {
+    let mut remains = Remains::default();
+    for shadow in lives::all() {
+        if let Some(slot) = slot_on(&shadow.pd, rail.id) {
+            remains.qps.extend(part(&shadow, slot).map(|twin| (twin, Arc::clone(&shadow))));
+            remains.regions.extend(qp::take_registration(&shadow, 1 + usize::from(slot)));
+        }
+    }
+    remains.cqs = cq::part(rail.id);
+    remains.channels = channel::part(rail.id);
+    for domain in pd::all() {
+        let Some(slot) = slot_on(&domain, rail.id) else { continue };
+        // From here on nothing is registered there.
+        remains.domains.extend(domain.part(slot).map(|twin| twin.pd));
+        let of_slot = |region: &Arc<crate::shadow::MrShadow>| region.twin(slot).and_then(TwinMr::take);
+        remains.regions.extend(mr::of_pd(&domain).iter().filter_map(of_slot));
+    }
+    mr::void_caches();
+    let rail = Arc::clone(rail);
+    let builder = std::thread::Builder::new().name("shift-parting".to_owned());
+    let waits = move || {
+        std::thread::sleep(GRACE);
+        remains.destroy(&rail);
+    };
+    if let Err(error) = process::without_signals(|| builder.spawn(waits)) {
+        log::warn!("what is left on a device that is gone stays until the process ends ({error})");
+    }
+}
+
+/// Takes out the twin of a queue pair; it touches no memory from here on.
+fn part(shadow: &QpShadow, slot: u8) -> Option<Raw<ibv_qp>> {
+    let mut cold = shadow.cold();
+    let gone = cold.twins.get_mut(usize::from(slot))?.take()?;
+    for path in (1..MAX_PATHS as u8).filter(|path| cold.slot(*path) == Some(slot)).collect::<Vec<_>>() {
+        twin::disconnect(&mut cold, path);
+    }
+    if twin::to_state(gone.qp, IBV_QPS_RESET) != 0 {
+        twin::to_error(gone.qp);
+    }
+    Some(gone.qp)
+}
+
+impl Remains {
+    fn destroy(self, rail: &Rail) {
+        self.qps.into_iter().for_each(|(twin, shadow)| reaper::destroy_twin(twin, shadow));
+        self.cqs.into_iter().for_each(reaper::destroy_cq);
+        self.channels.into_iter().for_each(reaper::destroy_channel);
+        self.regions.into_iter().for_each(reaper::dereg_mr);
+        self.domains.into_iter().for_each(reaper::dealloc_pd);
+        presence::close(rail);
+        log::debug!("{} is taken apart", rail.name);
+    }
+}
