@@ -29,6 +29,9 @@ pub(crate) unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr,
     let Some(post) = originals(context).post_send else { return libc::EOPNOTSUPP };
     // SAFETY: the context of an open queue pair is open.
     let device = unsafe { Device::of_context(context) };
+    if device.is_gone() {
+        return 0;
+    }
     let mut flows = flows();
     let flow = flows.get_or_insert_default().entry((cq as usize, number)).or_default();
     // SAFETY: passed on from the caller.
@@ -110,6 +113,9 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, entries: c_int, wcs: *m
     let Some(poll) = originals(context).poll_cq else { return -libc::EOPNOTSUPP };
     // SAFETY: the context of an open completion queue is open.
     let device = unsafe { Device::of_context(context) };
+    if device.is_gone() {
+        return 0;
+    }
     let least = device.kinds().find_map(|kind| if let Kind::Break(least) = kind { Some(least) } else { None });
     let mut flows = flows();
     // SAFETY: the caller's own arguments, passed on to the function that stood in this slot.

@@ -7,6 +7,7 @@ use std::ffi::{c_int, CStr};
 use std::io::Write;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The faults of this process, read once.
 fn faults() -> &'static [Fault] {
@@ -70,11 +71,31 @@ impl Device {
             Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) => None,
             Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => None,
             Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => None,
-            Kind::Guids => None,
+            Kind::Guids | Kind::Fatal => None,
         };
-        let (errno, why) = self.kinds().find_map(refusal)?;
+        let gone = || self.is_gone().then_some((libc::EIO, "no queue pair of a device that is gone"));
+        let (errno, why) = self.kinds().find_map(refusal).or_else(gone)?;
         self.say(why);
         Some(errno)
+    }
+
+    /// Whether it was taken away: its port went down once, and that is the end of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        if !self.kinds().any(|kind| kind == Kind::Fatal) {
+            return false;
+        }
+        let mut taken = locked(&TAKEN);
+        let known = taken.get_or_insert_with(HashMap::new).entry(self.name.clone()).or_default();
+        let is_due = known.looked.is_none_or(|looked| looked.elapsed() > LOOK);
+        if !known.is_gone && is_due {
+            let state = std::fs::read_to_string(format!("/sys/class/infiniband/{}/ports/1/state", self.name));
+            known.is_gone = state.is_ok_and(|state| !state.contains("ACTIVE"));
+            known.looked = Some(Instant::now());
+            if known.is_gone {
+                self.say("the device is gone");
+            }
+        }
+        known.is_gone
     }
 
     /// Grants no more than the device has.
@@ -88,7 +109,7 @@ impl Device {
                 }
                 Kind::NoRc | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) | Kind::NoVendor => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
-                Kind::Guids => {}
+                Kind::Guids | Kind::Fatal => {}
             }
         }
     }
@@ -98,6 +119,10 @@ impl Device {
         let asked = |bit: u32, value: u8| if mask & bit != 0 { value } else { 0 };
         let requester = asked(IBV_QP_MAX_QP_RD_ATOMIC, attr.max_rd_atomic);
         let most = requester.max(asked(IBV_QP_MAX_DEST_RD_ATOMIC, attr.max_dest_rd_atomic));
+        if self.is_gone() {
+            self.say("a modification of a device that is gone");
+            return Some(libc::EIO);
+        }
         let refused = self.kinds().any(|kind| matches!(kind, Kind::RdAtom(count) if most > count));
         if refused {
             self.say("too many READs and atomics outstanding");
@@ -137,7 +162,7 @@ impl Device {
                 Kind::NoVendor => attr.vendor_id = 0,
                 Kind::NoRc | Kind::Inline(_) | Kind::NoMr(_) | Kind::PortDown | Kind::Mtu(_) => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
-                Kind::Guids => {}
+                Kind::Guids | Kind::Fatal => {}
             }
         }
     }
@@ -157,11 +182,22 @@ impl Device {
                 }
                 Kind::NoRc | Kind::Inline(_) | Kind::Sge(_) | Kind::RdAtom(_) | Kind::NoMr(_) | Kind::NoVendor => {}
                 Kind::Break(_) | Kind::PostRefused(_) | Kind::WatchFences | Kind::EarlyPsn | Kind::VoidPsn => {}
-                Kind::Guids => {}
+                Kind::Guids | Kind::Fatal => {}
             }
         }
     }
 }
+
+/// What is known of a device that may be taken away.
+#[derive(Default)]
+struct Taken {
+    looked: Option<Instant>,
+    is_gone: bool,
+}
+
+/// How often its port is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+static TAKEN: Mutex<Option<HashMap<String, Taken>>> = Mutex::new(None);
 
 /// Registrations of each device so far.
 static REGISTRATIONS: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
@@ -210,7 +246,7 @@ pub(crate) unsafe fn patch(context: NonNull<ibv_context>, hooks: Originals) {
     }
     // SAFETY: the caller vouches for the context.
     let Some(ops) = (unsafe { VerbsOps::of(context) }) else { return };
-    let on_the_way = device.kinds().any(|kind| matches!(kind, Kind::Break(_) | Kind::PostRefused(_)));
+    let on_the_way = device.kinds().any(|kind| matches!(kind, Kind::Break(_) | Kind::PostRefused(_) | Kind::Fatal));
     // SAFETY: the caller vouches for the context; `ops` is a part of it.
     let inline = unsafe { NonNull::from(&mut (*context.as_ptr()).ops) };
     let originals = Originals {

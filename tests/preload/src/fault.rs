@@ -48,6 +48,9 @@ pub enum Kind {
     VoidPsn,
     /// `guids=DEV`: GIDs that are IPv4 addresses look like those of an InfiniBand port, which are no IP addresses ([`crate::gid`]).
     Guids,
+    /// `fatal=DEV`: when its port has gone down the device is taken away from under its users, for good: what is asked of it is EIO, posts are taken and
+    /// never complete, polls find nothing. What is destroyed is destroyed.
+    Fatal,
 }
 
 /// An item that is none of the known ones.
@@ -58,7 +61,7 @@ impl fmt::Display for BadItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = "no-rc=DEV inline=DEV:BYTES sge=DEV:N rd-atom=DEV:N no-mr=DEV[:N] port-down=DEV mtu=DEV:BYTES \
                      no-vendor=DEV break=DEV:N post-refused=DEV:N watch-fences=DEV early-psn=DEV \
-                     void-psn=DEV guids=DEV";
+                     void-psn=DEV guids=DEV fatal=DEV";
         write!(f, "{VARIABLE}: cannot read {:?}; items are {known}, joined by commas", self.0)
     }
 }
@@ -89,6 +92,7 @@ fn parse_item(item: &str) -> Option<Fault> {
         ("early-psn", None) => Kind::EarlyPsn,
         ("void-psn", None) => Kind::VoidPsn,
         ("guids", None) => Kind::Guids,
+        ("fatal", None) => Kind::Fatal,
         ("mtu", Some(bytes)) => Kind::Mtu(u32::try_from(bytes).ok().filter(|bytes| is_mtu(*bytes))?),
         _ => return None,
     };
@@ -124,6 +128,7 @@ mod tests {
         assert_eq!(one("early-psn=rxe0").kind, Kind::EarlyPsn);
         assert_eq!(one("void-psn=rxe1").kind, Kind::VoidPsn);
         assert_eq!(one("guids=rxe1").kind, Kind::Guids);
+        assert_eq!(one("fatal=rxe0").kind, Kind::Fatal);
         assert_eq!(parse("").map(|faults| faults.len()), Ok(0));
         assert_eq!(parse(" no-rc=a , no-rc=b,").map(|faults| faults.len()), Ok(2));
     }

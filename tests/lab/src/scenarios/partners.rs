@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub(super) bare: bool,
     /// Variables for both.
     pub(super) env: Vec<(String, String)>,
+    /// What is wrong with the devices of the client (tests/preload).
+    pub(super) fault: Option<&'static str>,
 }
 
 /// A pair that was started: the client on A, the server on B.
@@ -47,13 +49,18 @@ impl Partners {
     /// Starts both; the client waits for its server by itself.
     pub(super) fn start(lab: &Lab, plan: &Plan) -> Result<Partners> {
         let at = format!("{}:{}", Link::Management.address(Host::B), PORT + plan.number);
-        let dress = |line: String| {
+        let dress = |line: String, fault: Option<&str>| {
             let program = Program::words(&line);
-            let program = if plan.bare { program } else { program.with_shim() }.as_uid(plan.user);
+            let program = match fault {
+                _ if plan.bare => program,
+                Some(fault) => program.with_shim_over(fault).env("PRELOAD_SAY", "1"),
+                None => program.with_shim(),
+            };
+            let program = program.as_uid(plan.user);
             plan.env.iter().fold(program, |program, (name, value)| program.env(name, value))
         };
-        let server = dress(format!("{PROGRAM} server --dev rxe0 --listen {at} {}", plan.server));
-        let client = dress(format!("{PROGRAM} client --dev rxe0 --connect {at} {}", plan.client));
+        let server = dress(format!("{PROGRAM} server --dev rxe0 --listen {at} {}", plan.server), None);
+        let client = dress(format!("{PROGRAM} client --dev rxe0 --connect {at} {}", plan.client), plan.fault);
         Ok(Partners { server: lab.b().spawn(&server)?, client: lab.a().spawn(&client)? })
     }
 

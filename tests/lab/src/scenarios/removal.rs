@@ -31,6 +31,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     let deleted = "rdma link delete of the rail in use: left by plan, let go, and a rail again in the same processes once it is back";
     let torn =
         "the card of the rail in use is torn out: all goes on, ends in time, and a rail again once it is plugged in";
+    let fatal = "a driver takes its device from under the program (EIO from everything, below the shim): this end cannot fence, the other one does, and it lives on";
     let unbound = "the driver of the standby, then of the rail in use, is unbound and bound: the same queue pairs are protected again, and survive a fault";
     let standby = "the card of the standby is torn out: nothing happens to the traffic, and it is told";
     vec![
@@ -38,6 +39,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::guests("shim-removed-torn-out", torn, torn_out_and_back),
         Scenario::guests("shim-removed-standby", standby, standby_torn_out),
         Scenario::guests("shim-removed-unbound", unbound, unbound_and_bound),
+        Scenario::guests("shim-removed-fatal", fatal, taken_away),
     ]
 }
 
@@ -196,6 +198,28 @@ fn unbound_and_bound(lab: &mut Lab, seed: u64) -> Result<Figures> {
     lab.wait_ready()?;
     judge_ends(&start(lab, "", "--duration 1", seed)?)?;
     Ok(Figures::new().with("let_go_ms", let_go_ms).with("bound_to_protected_ms", protected_ms))
+}
+
+/// What such a driver does is made by tests/preload, for soft-RoCE cannot: the cable of its card is cut as well, for what is below goes on working. What the
+/// other end has received is proven by its fence; of what this one has received nothing could be, so it only sends.
+fn taken_away(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    Evidence::clear(lab)?;
+    let client =
+        format!("--mode write,send,write_imm,mixed --qps {QPS} --depth 16 --duration 5 --settle-ms 1000 --seed {seed}");
+    let pair = Partners::start(lab, &Plan { client, fault: Some("fatal=rxe0"), ..Plan::default() })?;
+    wait_protected(&pair, QPS)?;
+    lab.cut(Host::A, Rail::Zero)?;
+    wait_moved(lab, QPS)?;
+    until("both reports", STEP, || Ok(pair.sides().iter().all(|side| last_words(side).is_some()).then_some(())))?;
+    lab.mend(Host::A, Rail::Zero)?;
+    judge_ends(&pair)?;
+    let said = |words: &str| pair.client.lines().iter().filter(|line| line.text.contains(words)).count();
+    let refused = said("a modification of a device that is gone");
+    require(refused >= QPS, || format!("{refused} refusals: nothing is shown"))?;
+    let evidence = Evidence::collect(lab)?;
+    let surfaced = evidence.all().find(|(_, record)| record["surfaced"] != 0);
+    require(surfaced.is_none(), || format!("an error was surfaced: {surfaced:?}"))?;
+    Ok(Figures::new().with("refused", refused))
 }
 
 /// Protected, and idle after its first messages until it is to go on.
