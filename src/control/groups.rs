@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Group, Input, Machine, Member, Order, Readiness, Scope, Stage};
+use shift_proto::migrate::{Group, GroupLimits, Input, Machine, Member, Order, Readiness, Scope, Stage};
 
 use crate::datapath::{GroupId, QpLife, Round};
+use crate::musters::Moves;
 use crate::qp::{Grouped, Qp};
 use crate::world::World;
 
@@ -25,6 +26,10 @@ pub(crate) struct Groups {
     groups: BTreeMap<GroupId, State>,
     /// Groups so far.
     count: u64,
+    /// Queue pairs that share their receives with nobody, of which a peer that does has said something.
+    others: BTreeMap<QpLife, Moves>,
+    /// Planned moves that this process has led so far.
+    led: u64,
 }
 
 struct State {
@@ -37,6 +42,8 @@ struct State {
     is_hindered: bool,
     /// Who was named for being in the way.
     named: Option<QpLife>,
+    /// Planned moves.
+    moves: Moves,
 }
 
 /// How many members are not armed, and why.
@@ -91,7 +98,9 @@ impl Groups {
         let unarmed = self.groups.values().flat_map(|state| state.unarmed.values());
         let late = unarmed.map(|since| *since + Micros(SILENCE_US)).filter(|due| *due > now);
         let called = self.groups.values().filter_map(|state| state.group.due()).filter(|due| *due > now);
-        moving.then_some(now + Micros(PACE_US)).into_iter().chain(late).chain(called).min()
+        let moves = self.groups.values().map(|state| &state.moves).chain(self.others.values());
+        let planned = moves.filter_map(|moves| moves.due(now));
+        moving.then_some(now + Micros(PACE_US)).into_iter().chain(late).chain(called).chain(planned).min()
     }
 
     /// Gives every queue pair of a group what follows from the others'.
@@ -112,22 +121,46 @@ impl Groups {
         for (_, state) in self.groups.iter_mut().filter(|(id, _)| !members.contains_key(id)) {
             // Nobody is left to be given an order; what it waited for is over.
             let _ = state.group.turn(now, &[]);
+            state.moves.tend(&[], qps, world, now);
         }
+        self.hear(qps, world, now);
         for (id, lives) in members {
             let limits = world.config.deadlines.group_limits();
             let count = &mut self.count;
             let state = self.groups.entry(id).or_insert_with(|| {
                 *count += 1;
-                State::new(Group::new(limits), *count)
+                State::new(Group::new(limits), *count, limits)
             });
             state.tend(&lives, qps, world, now);
+            state.plan(&lives, qps, world, &mut self.led, now);
+        }
+        self.others.retain(|life, _| qps.contains_key(life));
+        for (life, moves) in &mut self.others {
+            let members: Vec<_> = qps.get(life).map(|qp| qp.as_member(false, now)).into_iter().collect();
+            moves.tend(&members, qps, world, now);
+        }
+    }
+
+    /// What peers said of planned moves.
+    fn hear(&mut self, qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
+        let limits = world.config.deadlines.group_limits();
+        for said in std::mem::take(&mut world.musters) {
+            let Some(qp) = qps.get(&said.0) else { continue };
+            let moves = match qp.facts.group {
+                Some(group) => self.groups.get_mut(&group).map(|state| &mut state.moves),
+                None => Some(self.others.entry(said.0).or_insert_with(|| Moves::new(limits))),
+            };
+            if let Some(moves) = moves {
+                moves.hear(said, qps, world, now);
+            }
         }
     }
 }
 
 impl State {
-    const fn new(group: Group<QpLife>, number: u64) -> Self {
-        Self { group, number, unarmed: BTreeMap::new(), is_hindered: false, named: None }
+    const fn new(group: Group<QpLife>, number: u64, limits: GroupLimits) -> Self {
+        let moves = Moves::new(limits);
+        Self { group, number, unarmed: BTreeMap::new(), is_hindered: false, named: None, moves }
     }
 
     fn tend(&mut self, lives: &[QpLife], qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
@@ -135,10 +168,11 @@ impl State {
         let orders = self.group.turn(now, &members);
         let is_told = !orders.is_empty();
         for order in orders {
-            let (Order::Follow(life, _) | Order::Stay(life) | Order::LeaveBehind(life)) = order;
+            let (Order::Follow(life, _) | Order::Depart(life) | Order::Stay(life) | Order::LeaveBehind(life)) = order;
             let Some(qp) = qps.get_mut(&life) else { continue };
             match order {
                 Order::Follow(_, goal) => qp.feed(world, now, Input::Follow(goal)),
+                Order::Depart(_) => qp.feed(world, now, Input::Depart),
                 Order::Stay(_) => qp.feed(world, now, Input::Stay),
                 Order::LeaveBehind(_) => qp.leave_behind(world, now),
             }
@@ -179,6 +213,22 @@ impl State {
             }
         }
         self.tell(&members, qps, readiness, world, now);
+    }
+
+    /// Goes on with a planned move, or begins one.
+    fn plan(
+        &mut self,
+        lives: &[QpLife],
+        qps: &mut BTreeMap<QpLife, Qp>,
+        world: &mut World,
+        led: &mut u64,
+        now: Micros,
+    ) {
+        let members = self.members(lives, qps, now);
+        if self.group.goal().is_none() {
+            self.moves.lead(&members, qps, world, led, now);
+        }
+        self.moves.tend(&members, qps, world, now);
     }
 
     fn round(&self) -> Round {

@@ -31,6 +31,7 @@ mod keys;
 mod links;
 mod migration;
 mod mirror;
+mod musters;
 mod pairing;
 mod peers;
 mod plans;

@@ -107,7 +107,8 @@ impl Qp {
         }
     }
 
-    fn send(&mut self, world: &mut World, msg: Handshake) {
+    /// Says that to the peer.
+    pub fn send(&mut self, world: &mut World, msg: Handshake) {
         if let Some(mirror) = &mut self.mirror {
             return mirror.tell(msg);
         }
@@ -450,8 +451,14 @@ impl Qp {
 
     /// A message of the peer's.
     pub fn handle_message(&mut self, world: &mut World, msg: Handshake, now: Micros) {
-        if matches!(msg, Handshake::Claim { cause: Cause::Planned, .. }) {
-            self.plans.note_heard();
+        if let Handshake::Muster { call, word } = msg {
+            world.musters.push((self.life, call, word));
+            return;
+        }
+        if let Handshake::Claim { tuple, cause } = &msg {
+            if cause.is_planned() {
+                self.plans.note_heard(tuple.target, *cause);
+            }
         }
         if matches!(msg, Handshake::Claim { .. }) {
             self.update_hold(world, now);

@@ -1,19 +1,36 @@
 //! Planned moves of a queue pair: off a rail that an operator drains, and back to its first path when that is good again.
 //!
 //! Nothing is wrong with the path that it is on; so a move that cannot be made without harm is put off, and tried again later and later. When the first
-//! path is good again is judged by [`HoldDown`]. Queue pairs that share their receives stay where they are: all of them would have to be drained at once.
+//! path is good again is judged by [`HoldDown`]. What queue pairs that share their receives wish for is judged for all of them, in [`crate::musters`].
 
 use shift_proto::health::HoldDown;
 use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Attempt, Input, Machine, Stage};
+use shift_proto::migrate::{Attempt, Cause, Input, Machine, Stage};
 
 use crate::qp::Qp;
 use crate::world::World;
 
 /// First pause after a move that was put off; it doubles up to [`LAST_PAUSE_US`].
-const FIRST_PAUSE_US: u64 = 500_000;
+pub(crate) const FIRST_PAUSE_US: u64 = 500_000;
 /// Sends to a peer that is not ready to receive may take any time, and each try holds what is posted meanwhile.
-const LAST_PAUSE_US: u64 = 30_000_000;
+pub(crate) const LAST_PAUSE_US: u64 = 30_000_000;
+
+/// Why a connection is to be elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Its first path is good again.
+    Return(PathId),
+    /// Where it is it must not stay.
+    Leave(PathId),
+}
+
+impl Wish {
+    /// Where it is to be.
+    pub const fn target(self) -> PathId {
+        let (Self::Return(path) | Self::Leave(path)) = self;
+        path
+    }
+}
 
 /// What is wished for, and what became of it.
 #[derive(Debug)]
@@ -28,6 +45,10 @@ pub(crate) struct Plans {
     led_away: bool,
     pause_us: u64,
     not_before: Micros,
+    /// The peer, which shares its receives with nobody, would rather be there.
+    asked: Option<PathId>,
+    /// What was put off may be possible now.
+    is_hurried: bool,
 }
 
 impl Plans {
@@ -40,12 +61,25 @@ impl Plans {
             led_away: false,
             pause_us: FIRST_PAUSE_US,
             not_before: Micros(0),
+            asked: None,
+            is_hurried: false,
         }
     }
 
-    /// A claim of the peer's is one by plan.
-    pub fn note_heard(&mut self) {
+    /// A claim of the peer's is one by plan. It is refused where others receive with this queue pair: that is wished for by all of them then.
+    pub fn note_heard(&mut self, target: PathId, cause: Cause) {
         self.heard = true;
+        self.asked = (cause == Cause::Planned).then_some(target);
+    }
+
+    /// Where the peer would rather be, once.
+    pub fn take_asked(&mut self) -> Option<PathId> {
+        self.asked.take()
+    }
+
+    /// Whether something has changed for what was put off, once.
+    pub fn take_hurry(&mut self) -> bool {
+        std::mem::take(&mut self.is_hurried)
     }
 
     /// What is under way was begun by plan, here or there. To be asked once it has ended.
@@ -57,7 +91,7 @@ impl Plans {
 impl Qp {
     /// Wishes for a move if there is a reason for one and nothing is in its way.
     pub fn tend_plans(&mut self, world: &mut World, now: Micros) {
-        if !self.is_at_rest() {
+        if !self.is_at_rest() || self.facts.group.is_some() {
             return;
         }
         if let Some(target) = self.plans.tried.take() {
@@ -69,10 +103,10 @@ impl Qp {
                 self.plans.pause_us = (self.plans.pause_us * 2).min(LAST_PAUSE_US);
             }
         }
-        let Some(target) = self.wished_path(world, now).filter(|_| now >= self.plans.not_before) else { return };
-        self.plans.tried = Some(target);
+        let Some(wish) = self.wish(world, now).filter(|_| now >= self.plans.not_before) else { return };
+        self.plans.tried = Some(wish.target());
         self.update_hold(world, now);
-        self.feed(world, now, Input::Move(target));
+        self.feed(world, now, Input::Move(wish.target()));
     }
 
     /// Running, and nothing is under way.
@@ -81,9 +115,16 @@ impl Qp {
         state.is_some_and(|s| (s.stage, s.attempt) == (Stage::Running, Attempt::Idle)) && self.is_quiet()
     }
 
-    fn wished_path(&self, world: &World, now: Micros) -> Option<PathId> {
+    /// Whether it may be moved by plan to that path at all.
+    pub fn may_go(&self, world: &World, path: PathId, now: Micros) -> bool {
         let is_able = self.masked && self.refused.is_none() && !self.peer_gone && !self.has_ended;
-        if !is_able || self.facts.group.is_some() || self.is_suspected() {
+        is_able && !self.is_suspected() && !self.is_path_closed(world, path) && !self.is_path_avoided(world, path, now)
+    }
+
+    /// What it wishes for while nothing is under way.
+    pub fn wish(&self, world: &World, now: Micros) -> Option<Wish> {
+        let is_able = self.masked && self.refused.is_none() && !self.peer_gone && !self.has_ended;
+        if !is_able || !self.is_at_rest() || self.is_suspected() {
             return None;
         }
         // No path on a rail that is drained or gone is armed; the first one comes first.
@@ -96,23 +137,26 @@ impl Qp {
         let better = self.next_paths().find(|path| !is_avoided(path));
         let leaves = self.is_path_closed(world, current).then_some(better.unwrap_or(first));
         let is_gray = self.is_path_gray(world, current);
-        goes_back.then_some(first).or(leaves).or(better.filter(|_| is_gray))
+        let leave = || leaves.or(better.filter(|_| is_gray)).map(Wish::Leave);
+        goes_back.then_some(Wish::Return(first)).or_else(leave)
     }
 
     /// Another one is better while it answers: this end avoids it, or its peer led the connection away from it and leads it back.
     pub fn is_path_shunned(&self, world: &World, path: PathId, now: Micros) -> bool {
-        path == PathId::PRIMARY && self.plans.led_away || self.is_path_avoided(world, path, now)
+        // Of a group all know who led it.
+        let is_led_away = path == PathId::PRIMARY && self.plans.led_away && self.facts.group.is_none();
+        is_led_away || self.is_path_avoided(world, path, now)
     }
 
     /// What is wished for has changed: what was put off is tried at once, and a rail that is not drained any more has to be good first.
     pub fn hurry_plans(&mut self) {
-        (self.plans.not_before, self.plans.pause_us) = (Micros(0), FIRST_PAUSE_US);
+        (self.plans.not_before, self.plans.pause_us, self.plans.is_hurried) = (Micros(0), FIRST_PAUSE_US, true);
         self.plans.hold_down.note_bad();
     }
 
     /// How often a path that answers is probed while the connection may go back to it.
     pub fn pace_of_return(&self, world: &World, path: PathId) -> Option<Micros> {
-        let is_wished = path == PathId::PRIMARY && path != self.current() && self.facts.group.is_none();
+        let is_wished = path == PathId::PRIMARY && path != self.current();
         (is_wished && world.config.failback).then(|| self.plans.hold_down.pace())
     }
 

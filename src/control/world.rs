@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shift_proto::frame::Frame;
 use shift_proto::id::{Micros, PathId, ProcessId};
+use shift_proto::migrate::{Call, Word};
 
 use crate::address::Network;
 use crate::audit::Audit;
@@ -79,6 +80,8 @@ pub struct World {
     pub has_unused: bool,
     /// Where receives of groups have been posted.
     pub posted: Vec<(GroupId, PathId)>,
+    /// What peers have said of planned moves of those that receive together, and to which queue pair.
+    pub musters: Vec<(QpLife, Call, Word)>,
     /// Lines in the making.
     tallies: BTreeMap<String, Tally>,
 }
@@ -117,6 +120,7 @@ impl World {
             loads: BTreeMap::new(),
             has_unused: false,
             posted: Vec::new(),
+            musters: Vec::new(),
             tallies: BTreeMap::new(),
         }
     }

@@ -13,86 +13,8 @@ mod fabric;
 
 use std::time::Duration;
 
-use fabric::{config, config_of, connect_grouped, connect_unmet, eventually, stays, Fabric, Kind, Process};
+use fabric::{config, config_of, connect_grouped, connect_unmet, eventually, stays, Fabric, Kind, Mesh, Process, SRQ};
 use shift_control::datapath::{DeviceId, Errno, Event, Unprotected};
-
-/// The one group of each process that has one.
-const SRQ: Option<u32> = Some(900);
-
-/// Each process with its queue pairs: number and process at the other end.
-struct Mesh {
-    fabric: Fabric,
-    hosts: Vec<Process>,
-    pairs: Vec<[(usize, u32); 2]>,
-}
-
-impl Mesh {
-    /// All hosts connected with all others, each receiving through one shared queue.
-    fn full(net: u8, count: usize) -> Self {
-        let mut mesh = Self::of(net, count);
-        for a in 0..count {
-            for b in a + 1..count {
-                mesh.connect((a, SRQ), (b, SRQ));
-            }
-        }
-        mesh
-    }
-
-    fn of(net: u8, count: usize) -> Self {
-        Self::with(net, count, &[])
-    }
-
-    /// With deadlines of its own.
-    fn with(net: u8, count: usize, variables: &[(&str, &str)]) -> Self {
-        let fabric = Fabric::new(net);
-        let hosts = (0..count).map(|host| fabric.process(host + 1, config_of(variables))).collect();
-        Self { fabric, hosts, pairs: Vec::new() }
-    }
-
-    /// The first pair moves, and with it its groups.
-    fn moves(&self) {
-        let [(_, _), (peer, life)] = self.pairs[0];
-        self.fabric.set_rail(0, false);
-        self.hosts[peer].fail(life);
-        self.has_moved_whole();
-    }
-
-    fn connect(&mut self, (a, a_group): (usize, Option<u32>), (b, b_group): (usize, Option<u32>)) {
-        let life = u32::try_from(self.pairs.len()).unwrap() + 1;
-        connect_grouped((&self.hosts[a], life, a_group), (&self.hosts[b], life, b_group));
-        self.pairs.push([(a, life), (b, life)]);
-    }
-
-    fn ends(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        self.pairs.iter().flatten().copied()
-    }
-
-    fn all(&self, holds: impl Fn(&Process, u32) -> bool) -> bool {
-        self.ends().all(|(host, life)| holds(&self.hosts[host], life))
-    }
-
-    fn post(&self, messages: std::ops::Range<u32>) {
-        for message in messages {
-            self.ends().for_each(|(host, life)| self.hosts[host].post(life, message, Kind::Send));
-        }
-    }
-
-    fn is_armed(&self) {
-        eventually("every end is armed", || self.all(Process::is_armed));
-    }
-
-    fn has_moved_whole(&self) {
-        eventually("every end has moved", || self.all(|host, life| host.qp(life, |q| q.path == 1)));
-    }
-
-    fn has_everything(&self, messages: u32) {
-        eventually("all is delivered", || self.all(Process::is_done));
-        for (host, life) in self.ends() {
-            assert_eq!(self.hosts[host].received(life), (0..messages).collect::<Vec<u32>>(), "at {host}, {life}");
-            assert!(self.hosts[host].qp(life, |q| !q.surfaced && q.reposts == 1), "at {host}, {life}");
-        }
-    }
-}
 
 #[test]
 fn a_fault_of_one_connection_moves_all_that_receive_with_it() {

@@ -4,9 +4,9 @@ use alloc::vec::Vec;
 
 use super::codec::{Reader, Writer};
 use super::{FrameError, Handshake, MAX_REPORTS};
-use crate::id::{Epoch, PathId, Tuple};
+use crate::id::{Epoch, PathId, ProcessId, Tuple};
 use crate::ledger::{IncarnationReport, Proof};
-use crate::migrate::Cause;
+use crate::migrate::{Call, Cause, Word};
 
 const CLAIM: u8 = 1;
 const ACCEPT: u8 = 2;
@@ -20,6 +20,7 @@ const CONFIRM: u8 = 9;
 const DEAD: u8 = 10;
 const SURFACE: u8 = 11;
 const GONE: u8 = 12;
+const MUSTER: u8 = 13;
 
 const PROOF_NONE: u8 = 0;
 const PROOF_COUNT: u8 = 1;
@@ -56,6 +57,17 @@ impl Writer {
             }
             Handshake::Surface { tuple } => self.about(SURFACE, *tuple),
             Handshake::Gone => self.u8(GONE),
+            Handshake::Muster { call, word } => {
+                self.u8(MUSTER);
+                self.u64(call.leader.0);
+                self.u64(call.number);
+                self.u8(call.target.0);
+                self.u8(match word {
+                    Word::Come => 1,
+                    Word::Present => 2,
+                    Word::Dismissed => 3,
+                });
+            }
         }
         Ok(())
     }
@@ -79,6 +91,7 @@ impl Writer {
             Cause::Operator => 7,
             Cause::Planned => 8,
             Cause::Group => 9,
+            Cause::Muster => 10,
         });
     }
 
@@ -115,7 +128,21 @@ impl Reader<'_> {
             DEAD => Handshake::Dead { epoch: Epoch(self.u32()?) },
             SURFACE => Handshake::Surface { tuple: self.tuple()? },
             GONE => Handshake::Gone,
+            MUSTER => Handshake::Muster { call: self.call()?, word: self.word()? },
             _ => return Err(FrameError::Value("message")),
+        })
+    }
+
+    fn call(&mut self) -> Result<Call, FrameError> {
+        Ok(Call { leader: ProcessId(self.u64()?), number: self.u64()?, target: PathId(self.u8()?) })
+    }
+
+    fn word(&mut self) -> Result<Word, FrameError> {
+        Ok(match self.u8()? {
+            1 => Word::Come,
+            2 => Word::Present,
+            3 => Word::Dismissed,
+            _ => return Err(FrameError::Value("word")),
         })
     }
 
@@ -139,6 +166,7 @@ impl Reader<'_> {
             7 => Cause::Operator,
             8 => Cause::Planned,
             9 => Cause::Group,
+            10 => Cause::Muster,
             _ => return Err(FrameError::Value("cause")),
         })
     }

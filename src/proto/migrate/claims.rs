@@ -106,7 +106,7 @@ impl Machine {
         if let Claimed::Deferred(tuple) = self.claimed {
             if self.planned && self.follow.is_none() {
                 // What waited for sends to end by themselves waits for them no more.
-                self.consider(tuple, Some(Cause::Planned));
+                self.consider(tuple, self.plan_cause());
             }
         }
     }
@@ -237,11 +237,17 @@ impl Machine {
 
     /// A claim of the peer's, with nothing of the own in its way.
     pub(super) fn consider(&mut self, tuple: Tuple, cause: Option<Cause>) {
+        if cause == Some(Cause::Planned) && self.mustered {
+            // What one alone would like is no reason to stop what all are about.
+            return self.send(Handshake::Refuse { tuple });
+        }
+        let may = self.may_accept(tuple.target, cause);
         for timer in [Timer::Claim, Timer::Exclude, Timer::Plan] {
             self.timers.clear(timer);
         }
-        self.planned = cause == Some(Cause::Planned);
-        if !self.can_use(tuple.target) || (self.is_by_plan() && !self.can_move(tuple.target)) {
+        self.planned = cause.is_some_and(Cause::is_planned);
+        self.mustered &= self.planned;
+        if !may {
             if !self.is_by_plan() && self.carries(tuple.target) {
                 self.asked = Some((self.asked(self.now).unwrap_or(self.now), self.now));
             }
@@ -255,6 +261,14 @@ impl Machine {
             self.claimed = Claimed::Taken(tuple);
             self.exclude();
             self.set(Timer::Exclude, self.deadlines.exclude);
+        }
+    }
+
+    fn may_accept(&self, target: PathId, cause: Option<Cause>) -> bool {
+        match cause {
+            Some(Cause::Muster) if self.fault.is_none() => self.is_mustered_for(target),
+            Some(Cause::Planned) if self.fault.is_none() => self.can_use(target) && self.can_move(target),
+            _ => self.can_use(target),
         }
     }
 
@@ -320,7 +334,7 @@ impl Machine {
         }
         match self.claimed {
             Claimed::Granted(tuple) => self.commit(tuple),
-            Claimed::Taken(tuple) => self.consider(tuple, self.planned.then_some(Cause::Planned)),
+            Claimed::Taken(tuple) => self.consider(tuple, self.plan_cause()),
             Claimed::Nothing
             | Claimed::Sought
             | Claimed::Draining(_)
@@ -395,7 +409,7 @@ impl Machine {
             self.timers.clear(timer);
         }
         self.claimed = if self.fault.is_some() { Claimed::Sought } else { Claimed::Nothing };
-        self.planned = false;
+        (self.planned, self.mustered) = (false, false);
         self.pause_until = self.now + self.deadlines.resend;
         if self.fault.is_none() {
             self.hold_until = None;

@@ -153,6 +153,12 @@ pub struct GroupLimits {
     pub ask: Micros,
     /// For one who is connected where the receives are not, to get to where they are.
     pub call: Micros,
+    /// From the first COMMIT, for those who hold by plan to be claimed; who is not is told to follow, as after a fault.
+    pub depart: Micros,
+    /// For a muster to be complete.
+    pub plan: Micros,
+    /// For those who take part in one that others lead.
+    pub muster: Micros,
 }
 
 /// A relation between two deadlines does not hold.
@@ -168,12 +174,21 @@ impl fmt::Display for DeadlineError {
 impl core::error::Error for DeadlineError {}
 
 impl Deadlines {
+    /// How long sends are held for a planned move of a group that others lead: the leader decides within the plan's deadline, and the claims reach
+    /// every group, one after the other, in the time of two.
+    #[must_use]
+    pub const fn muster(&self) -> Micros {
+        Micros(self.plan.0.saturating_add(self.claim.0.saturating_mul(2)))
+    }
+
     /// What follows from them for groups.
     #[must_use]
     pub const fn group_limits(&self) -> GroupLimits {
         let fence = self.exchange.since(Micros(self.control_round_trip.0.saturating_mul(2)));
         let come = fence.since(Micros(self.drain.0.saturating_mul(2)));
-        GroupLimits { come, fence, ask: Micros(self.probe.0.saturating_mul(3)), call: self.patience }
+        let ask = Micros(self.probe.0.saturating_mul(3));
+        let depart = Micros(come.0 / 2);
+        GroupLimits { come, fence, ask, call: self.patience, depart, plan: self.plan, muster: self.muster() }
     }
 
     /// Checks the relations between the deadlines.

@@ -63,6 +63,9 @@ impl Machine {
             Input::Follow(goal) => Some((Event::Follow, Cue { goal: Some(goal), ..Cue::default() })),
             Input::Stay => plain(Event::Stay),
             Input::Move(path) => Some((Event::Move, Cue { path: Some(path), ..Cue::default() })),
+            Input::Muster(path) => Some((Event::Muster, Cue { path: Some(path), ..Cue::default() })),
+            Input::Depart => plain(Event::Depart),
+            Input::Dismiss => plain(Event::Dismiss),
             Input::Drained => plain(Event::Drained),
             Input::LeftBehind => plain(Event::LeftBehind),
             Input::Hold(risk) => Some((Event::Hold, Cue { holds: risk, ..Cue::default() })),
@@ -100,7 +103,8 @@ impl Machine {
             | Handshake::Ready { .. }
             | Handshake::Surface { .. }
             | Handshake::Dead { .. }
-            | Handshake::Gone => Cue { tuple, ..Cue::default() },
+            | Handshake::Gone
+            | Handshake::Muster { .. } => Cue { tuple, ..Cue::default() },
         };
         (event, cue)
     }
@@ -135,7 +139,8 @@ impl Machine {
                 | Handshake::Cancel { .. }
                 | Handshake::Accept { .. }
                 | Handshake::Refuse { .. }
-                | Handshake::Wait { .. },
+                | Handshake::Wait { .. }
+                | Handshake::Muster { .. },
                 _,
             ) => Event::Stray,
         }
@@ -202,7 +207,10 @@ impl Machine {
             Rule::GiveUp => self.give_up(),
             Rule::PutOff => self.put_off(),
             Rule::Lapse => self.fall_back(),
-            Rule::Plan => path.into_iter().for_each(|path| self.plan(path)),
+            Rule::Plan => path.into_iter().for_each(|path| self.begin_plan(path)),
+            Rule::Muster => path.into_iter().for_each(|path| self.muster(path)),
+            Rule::Depart => self.depart(),
+            Rule::Dismiss => self.dismiss(),
             Rule::NoteDrained => self.note_drained(),
         }
     }

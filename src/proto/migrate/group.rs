@@ -12,7 +12,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::{GroupLimits, Machine, Stage};
+use super::{GroupLimits, Machine, Plan, Progress, Stage};
 use crate::id::{Epoch, Micros, PathId};
 
 /// Moves within the patience deadline after which claims of peers are refused.
@@ -89,6 +89,10 @@ pub struct Member<K> {
     pub asked: Option<Micros>,
     /// By path: when the last probe that was answered was sent.
     pub answered: [Option<Micros>; 2],
+    /// By path: it could go there by plan.
+    pub can_go: [bool; 2],
+    /// The planned move that is under way, if it has not committed.
+    pub plan: Option<Plan>,
 }
 
 impl<K> Member<K> {
@@ -104,6 +108,8 @@ impl<K> Member<K> {
             follows: machine.follows().is_some(),
             readiness: if machine.is_armed() { Readiness::Ready } else { Readiness::Arming },
             is_movable: true,
+            can_go: [PathId::PRIMARY, PathId::STANDBY].map(|path| machine.can_muster(path)),
+            plan: machine.plan(),
             ..Self::without_machine(key)
         }
     }
@@ -124,12 +130,20 @@ impl<K> Member<K> {
             sought: None,
             asked: None,
             answered: [None; 2],
+            can_go: [false; 2],
+            plan: None,
         }
     }
 
     /// It takes receives, or may.
     pub const fn is_live(&self) -> bool {
         !matches!(self.stage, Stage::Dead | Stage::Gone)
+    }
+
+    /// It holds for a planned move to that path, which is the better way of getting there: nothing is outstanding, so there is nothing to be proven.
+    fn leaves_by_plan(&self, goal: PathId) -> Option<Progress> {
+        let plan = self.plan.filter(|plan| plan.target == goal && self.path != goal)?;
+        Some(plan.progress).filter(|progress| *progress != Progress::Alone)
     }
 
     /// It wants to go elsewhere since then.
@@ -142,11 +156,13 @@ impl<K> Member<K> {
     }
 }
 
-/// What a member is to be given: [`super::Input::Follow`], [`super::Input::Stay`] or [`super::Input::LeftBehind`].
+/// What a member is to be given: [`super::Input::Follow`], [`super::Input::Depart`], [`super::Input::Stay`] or [`super::Input::LeftBehind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order<K> {
     /// The group moves there.
     Follow(K, Goal),
+    /// The group moves there by plan, and it holds and is complete.
+    Depart(K),
     /// It is where the group is.
     Stay(K),
     /// The group goes on without it.
@@ -320,6 +336,8 @@ impl<K: Copy + Ord> Group<K> {
             let can_come = has_come || (member.has_peer && member.is_movable);
             if is_late || !can_come {
                 orders.push(Order::LeaveBehind(member.key));
+            } else if let Some(progress) = member.leaves_by_plan(goal).filter(|_| so_far < self.limits.depart) {
+                orders.extend((progress == Progress::Complete).then_some(Order::Depart(member.key)));
             } else if !has_come {
                 let above = self.arrived.get(&member.key).copied().unwrap_or(member.epoch);
                 orders.push(Order::Follow(member.key, Goal { path: goal, above }));

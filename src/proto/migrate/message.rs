@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use super::muster::{Call, Word};
 use crate::id::{Epoch, Tuple};
 use crate::ledger::IncarnationReport;
 
@@ -27,6 +28,16 @@ pub enum Cause {
     Planned,
     /// Another queue pair of the same shared receive queue has moved there.
     Group,
+    /// A planned move of all queue pairs that share their receives: both ends hold their sends, and those that were out are complete.
+    Muster,
+}
+
+impl Cause {
+    /// Nothing is wrong with the path that is left.
+    #[must_use]
+    pub const fn is_planned(self) -> bool {
+        matches!(self, Self::Planned | Self::Muster)
+    }
 }
 
 impl fmt::Display for Cause {
@@ -41,6 +52,7 @@ impl fmt::Display for Cause {
             Self::Operator => "operator",
             Self::Planned => "planned",
             Self::Group => "group",
+            Self::Muster => "muster",
         })
     }
 }
@@ -114,6 +126,13 @@ pub enum Handshake {
     },
     /// The sender's application destroyed the QP, or its process ended in an orderly way.
     Gone,
+    /// What the groups of the two ends say to each other before a planned move; no machine hears it.
+    Muster {
+        /// Which one.
+        call: Call,
+        /// What is said of it.
+        word: Word,
+    },
 }
 
 /// Reports in one message: one for each incarnation that the sender keeps.
@@ -134,7 +153,7 @@ impl Handshake {
             | Self::Ready { tuple }
             | Self::Confirm { tuple, .. }
             | Self::Surface { tuple } => Some(*tuple),
-            Self::Dead { .. } | Self::Gone => None,
+            Self::Dead { .. } | Self::Gone | Self::Muster { .. } => None,
         }
     }
 }

@@ -13,6 +13,7 @@ mod deadlines;
 mod dispatch;
 mod group;
 mod message;
+mod muster;
 mod passage;
 mod plans;
 mod table;
@@ -27,6 +28,7 @@ pub use deadlines::{
 };
 pub use group::{Goal, Group, Member, Order, Readiness, Scope};
 pub use message::{Cause, Handshake, MAX_REPORTS};
+pub use muster::{Call, Errand, Muster, Plan, Progress, Word};
 pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
 
 use crate::id::{EndpointId, Epoch, Micros, PathId, Tuple};
@@ -97,6 +99,13 @@ pub enum Input {
     /// The connection is to go to that path by plan: nothing is wrong with the one that it is on. Taken up only in
     /// [`Stage::Running`] with nothing under way, both ends confirmed and the path armed; then [`Attempt::Draining`] follows.
     Move(PathId),
+    /// All that receive together are to go to that path by plan: new sends are held, as for [`Input::Move`], and nothing is claimed before
+    /// [`Input::Depart`]. Taken up where [`Machine::can_muster`] says so.
+    Muster(PathId),
+    /// All of them hold, and their sends are complete: the path is claimed.
+    Depart,
+    /// They do not go: posting goes on.
+    Dismiss,
     /// All own sends that a NIC has are complete. To be given once [`Machine::wants_drain`] says that it is waited for; what
     /// [`Input::Hold`] has to say comes first.
     Drained,
@@ -286,8 +295,10 @@ pub struct Machine {
     planned: bool,
     /// Nobody posts, and all own sends are complete.
     drained: bool,
-    /// Planned moves of the peer's are refused.
+    /// Planned moves are those of its group: one alone is refused.
     fixed: bool,
+    /// The attempt is a planned move of the group.
+    mustered: bool,
     /// The own ledger holds work that could end in an error.
     risk: bool,
     /// Until then that is a reason to wait; starts when it first is one.
@@ -336,6 +347,7 @@ impl Machine {
             planned: false,
             drained: false,
             fixed: false,
+            mustered: false,
             risk: false,
             hold_until: None,
             patience_until: None,
@@ -359,7 +371,7 @@ impl Machine {
         self.scope = scope;
     }
 
-    /// Refuses planned moves: those that receive with it would have to come along.
+    /// Refuses planned moves of this queue pair alone: those that receive with it have to come along.
     pub const fn fix(&mut self) {
         self.fixed = true;
     }
@@ -418,6 +430,18 @@ impl Machine {
     pub const fn wants_drain(&self) -> bool {
         let waits = matches!(self.claimed, Claimed::Draining(_) | Claimed::Deferred(_));
         self.is_by_plan() && waits && !self.drained && matches!(self.exclusion, Exclusion::Done)
+    }
+
+    /// Whether it could go there by plan with its group: nothing is under way, at either end as far as is known.
+    #[must_use]
+    pub fn can_muster(&self, target: PathId) -> bool {
+        self.claimed == Claimed::Nothing && !self.peer_gone && self.could_move(target)
+    }
+
+    /// The planned move that is under way before COMMIT, if one is.
+    #[must_use]
+    pub fn plan(&self) -> Option<Plan> {
+        self.plan_under_way()
     }
 
     /// No incarnation before the current one takes anything any more, whatever the peer's fence came to.

@@ -77,7 +77,7 @@ impl Machine {
         let agreed = [self.claimed.own(), self.claimed.theirs()].contains(&Some(tuple));
         let planned = self.is_by_plan() && agreed;
         self.stop_seeking();
-        (self.claimed, self.planned) = (Claimed::Nothing, false);
+        (self.claimed, self.planned, self.mustered) = (Claimed::Nothing, false, false);
         self.timers.clear_all();
         self.epoch = tuple.epoch;
         self.path = tuple.target;
@@ -314,7 +314,7 @@ impl Machine {
 
     pub(super) fn end(&mut self, stage: Stage) {
         self.stop_seeking();
-        (self.claimed, self.planned) = (Claimed::Nothing, false);
+        (self.claimed, self.planned, self.mustered) = (Claimed::Nothing, false, false);
         self.timers.clear_all();
         self.patience_until = None;
         self.stage = stage;

@@ -2,9 +2,10 @@
 //! sends are held, receives go on, and each end claims, accepts or commits only when all of its own sends are complete.
 //!
 //! What must hold: whatever ends it before COMMIT, posting goes on where it was; a fault in the middle of it makes it an unplanned one;
-//! nothing is surfaced for its sake.
+//! nothing is surfaced for its sake. Those that share their receives hold and claim together, see [`super::muster`].
 
 use super::claims::{Claimed, Exclusion};
+use super::muster::{Plan, Progress};
 use super::passage::Passage;
 use super::{Cause, Handshake, Machine, Phase, Stage, Timer};
 use crate::id::{Micros, PathId, Tuple};
@@ -12,8 +13,37 @@ use crate::id::{Micros, PathId, Tuple};
 impl Machine {
     /// Whether a planned move may go there: nothing else is under way, at either end as far as is known.
     pub(super) fn can_move(&self, target: PathId) -> bool {
+        !self.fixed && self.can_use(target) && self.could_move(target)
+    }
+
+    /// The same with its group: where that allows nobody to be moved after a fault, all can be moved by plan.
+    pub(super) fn could_move(&self, target: PathId) -> bool {
         let settled = self.stage == Stage::Running && self.passage.as_ref().is_none_or(Passage::is_over);
-        settled && !self.fixed && self.fault.is_none() && target != self.path && self.can_use(target)
+        settled && self.fault.is_none() && target != self.path && self.carries(target)
+    }
+
+    /// It holds its sends for a move of its group to that path.
+    pub(super) fn is_mustered_for(&self, target: PathId) -> bool {
+        self.mustered && self.plan_under_way().is_some_and(|plan| plan.target == target) && self.could_move(target)
+    }
+
+    pub(super) fn plan_under_way(&self) -> Option<Plan> {
+        let (target, is_claimed) = match self.claimed {
+            Claimed::Nothing | Claimed::Sought => return None,
+            Claimed::Draining(target) => (target, false),
+            Claimed::Sent(tuple)
+            | Claimed::Granted(tuple)
+            | Claimed::Deferred(tuple)
+            | Claimed::Taken(tuple)
+            | Claimed::Accepted(tuple) => (tuple.target, true),
+        };
+        let progress = match (self.mustered, is_claimed, self.drained) {
+            (false, ..) => Progress::Alone,
+            (true, false, false) => Progress::Holding,
+            (true, false, true) => Progress::Complete,
+            (true, true, _) => Progress::Leaving,
+        };
+        self.is_by_plan().then_some(Plan { target, progress })
     }
 
     /// The attempt is a planned move; with a fault of the own it is none any more.
@@ -37,7 +67,7 @@ impl Machine {
     }
 
     /// The own sends are held from here on; the claim goes out when those that are out are complete.
-    pub(super) fn plan(&mut self, target: PathId) {
+    pub(super) fn begin_plan(&mut self, target: PathId) {
         if !self.can_move(target) || self.peer_gone {
             return;
         }
@@ -47,6 +77,37 @@ impl Machine {
         self.exclude();
     }
 
+    /// The own sends are held from here on, and posting goes on when the group says so, or nothing is heard of it.
+    pub(super) fn muster(&mut self, target: PathId) {
+        if self.mustered && self.claimed == Claimed::Draining(target) {
+            // Another muster stands in place of the one that it was for.
+            return self.set(Timer::Plan, self.deadlines.muster());
+        }
+        if !self.can_muster(target) {
+            return;
+        }
+        (self.claimed, self.planned, self.mustered) = (Claimed::Draining(target), true, true);
+        self.set(Timer::Plan, self.deadlines.muster());
+        self.set(Timer::Exclude, self.deadlines.exclude);
+        self.exclude();
+    }
+
+    /// All that receive together hold and are complete.
+    pub(super) fn depart(&mut self) {
+        if let Claimed::Draining(target) = self.claimed {
+            if self.mustered && self.drained && self.could_move(target) {
+                self.set(Timer::Plan, self.deadlines.plan);
+                self.send_claim(target, Cause::Muster);
+            }
+        }
+    }
+
+    pub(super) fn dismiss(&mut self) {
+        if self.mustered {
+            self.give_up();
+        }
+    }
+
     /// Nobody posts, so it stays so until posting goes on.
     pub(super) fn note_drained(&mut self) {
         if !self.wants_drain() {
@@ -54,8 +115,10 @@ impl Machine {
         }
         self.drained = true;
         match self.claimed {
+            // The group says when.
+            Claimed::Draining(_) if self.mustered => {}
             Claimed::Draining(target) => self.send_claim(target, Cause::Planned),
-            Claimed::Deferred(tuple) => self.consider(tuple, Some(Cause::Planned)),
+            Claimed::Deferred(tuple) => self.consider(tuple, self.plan_cause()),
             Claimed::Nothing
             | Claimed::Sought
             | Claimed::Sent(_)
@@ -92,7 +155,16 @@ impl Machine {
 
     /// What the own claim is said to be for.
     pub(super) fn cause(&self) -> Option<Cause> {
-        self.fault.or(self.planned.then_some(Cause::Planned))
+        self.fault.or(self.plan_cause())
+    }
+
+    /// What a planned attempt is said to be for.
+    pub(super) const fn plan_cause(&self) -> Option<Cause> {
+        match (self.planned, self.mustered) {
+            (false, _) => None,
+            (true, false) => Some(Cause::Planned),
+            (true, true) => Some(Cause::Muster),
+        }
     }
 
     pub(super) fn send_claim(&mut self, target: PathId, cause: Cause) {

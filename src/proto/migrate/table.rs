@@ -206,6 +206,12 @@ events! {
     LeftBehind,
     /// The connection is to go to another path although nothing is wrong.
     Move,
+    /// All that receive together are to go to another path although nothing is wrong.
+    Muster,
+    /// They go.
+    Depart,
+    /// They do not.
+    Dismiss,
     /// All own sends are complete.
     Drained,
     /// The peer cannot be reached.
@@ -364,6 +370,12 @@ rules! {
     Lapse,
     /// Hold new sends, and claim when those that are out are complete.
     Plan,
+    /// Hold new sends for the group.
+    Muster,
+    /// Claim for the group.
+    Depart,
+    /// Hold no more for the group.
+    Dismiss,
     /// The own sends are complete: claim or accept, whatever waited for it.
     NoteDrained,
 }
@@ -387,20 +399,20 @@ const fn live(event: Event, rule: Rule, dead: Rule, gone: Rule) -> Row<9> {
 }
 
 use Rule::{
-    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Disarm, FollowDead, FollowGroup,
-    GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact, LosePeer,
-    NoteDrained, NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, Plan, PutOff, RecallCommit, Reconsider,
-    RepeatCommit, RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling, SurfaceApplication,
-    SurfaceExchange, SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay, SurfaceRepost, SurfaceStop,
-    SurfaceUnreachable, TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady, TakeRefuse, TakeReport, TakeRepost,
-    TakeWait, Target, Vanish, Withdraw,
+    Adopt, AnswerDead, AnswerGone, Arm, ByAttempt, ClaimNow, Consider, Contest, Depart, Disarm, Dismiss, FollowDead,
+    FollowGroup, GiveUp, GiveUpFence, Heal, HearDead, Ignore, KeepConfirm, KeepReady, KeepReport, Lapse, LoseContact,
+    LosePeer, Muster, NoteDrained, NoteExcluded, NoteFault, NoteHold, NoteProgress, NoteReplayed, Plan, PutOff,
+    RecallCommit, Reconsider, RepeatCommit, RepeatReport, Resend, Resume, Settle, StayWithGroup, StopTelling,
+    SurfaceApplication, SurfaceExchange, SurfaceLeftBehind, SurfacePatience, SurfacePeerGone, SurfaceReplay,
+    SurfaceRepost, SurfaceStop, SurfaceUnreachable, TakeAccept, TakeCancel, TakeConfirm, TakeFence, TakeReady,
+    TakeRefuse, TakeReport, TakeRepost, TakeWait, Target, Vanish, Withdraw,
 };
 
 /// What each event does in each stage.
 ///
 /// Columns: Running, Fencing, Fenced, Settling, Reposting, Ready, Replaying, Dead, Gone.
 #[rustfmt::skip]
-pub static TRANSITIONS: [Row<9>; 48] = [
+pub static TRANSITIONS: [Row<9>; 51] = [
     live(Event::Claim, ByAttempt, AnswerDead, AnswerGone),
     live(Event::OldClaim, RecallCommit, AnswerDead, AnswerGone),
     live(Event::Accept, ByAttempt, AnswerDead, AnswerGone),
@@ -438,6 +450,9 @@ pub static TRANSITIONS: [Row<9>; 48] = [
     live(Event::Stay, StayWithGroup, Ignore, Ignore),
     live(Event::LeftBehind, SurfaceLeftBehind, Ignore, Ignore),
     row(Event::Move, [ByAttempt, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Muster, [ByAttempt, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Depart, [ByAttempt, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Dismiss, [ByAttempt, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
     live(Event::Drained, NoteDrained, Ignore, Ignore),
     row(Event::Unreachable, [LoseContact, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, SurfaceUnreachable, Ignore, Ignore]),
     live(Event::ClaimOver, ByAttempt, Ignore, Ignore),
@@ -455,7 +470,7 @@ pub static TRANSITIONS: [Row<9>; 48] = [
 ///
 /// Columns: Idle, Seeking, Draining, Claiming, Committing, Holding, Accepting, Accepted.
 #[rustfmt::skip]
-pub static ATTEMPTS: [Row<8>; 12] = [
+pub static ATTEMPTS: [Row<8>; 15] = [
     row(Event::Claim, [Consider, Consider, Consider, Contest, Contest, Reconsider, Reconsider, Reconsider]),
     row(Event::Accept, [Ignore, Ignore, Ignore, TakeAccept, Ignore, Ignore, Ignore, Ignore]),
     row(Event::Refuse, [Ignore, Ignore, Ignore, TakeRefuse, Ignore, Ignore, Ignore, Ignore]),
@@ -464,6 +479,9 @@ pub static ATTEMPTS: [Row<8>; 12] = [
     row(Event::PathAnswered, [Ignore, Target, Ignore, Heal, Heal, Heal, Heal, Heal]),
     row(Event::NotExcluded, [Ignore, Ignore, GiveUp, Ignore, GiveUp, Ignore, PutOff, Ignore]),
     row(Event::Move, [Plan, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Muster, [Muster, Ignore, Muster, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Depart, [Ignore, Ignore, Depart, Ignore, Ignore, Ignore, Ignore, Ignore]),
+    row(Event::Dismiss, [Ignore, Ignore, Dismiss, Dismiss, Ignore, Ignore, Ignore, Ignore]),
     row(Event::ClaimOver, [Ignore, Ignore, Ignore, GiveUp, Ignore, Lapse, Ignore, Lapse]),
     row(Event::ExcludeOver, [Ignore, Ignore, GiveUp, Ignore, GiveUp, Ignore, PutOff, Ignore]),
     row(Event::PauseOver, [Ignore, ClaimNow, Ignore, Ignore, Ignore, Ignore, Ignore, Ignore]),

@@ -20,7 +20,7 @@ use shift_proto::frame::{
 };
 use shift_proto::id::{EndpointId, Epoch, Mtu, PathId, ProcessId, Psn, Tuple, MAX_PATHS, MAX_STANDBYS};
 use shift_proto::ledger::{IncarnationReport, Proof};
-use shift_proto::migrate::Cause;
+use shift_proto::migrate::{Call, Cause, Word};
 
 fn endpoint() -> impl Strategy<Value = EndpointId> {
     any::<(u64, u32, u8)>().prop_map(|(process, life, side)| EndpointId { process: ProcessId(process), life, side })
@@ -67,7 +67,12 @@ fn cause() -> impl Strategy<Value = Cause> {
         Cause::Operator,
         Cause::Planned,
         Cause::Group,
+        Cause::Muster,
     ])
+}
+
+fn word() -> impl Strategy<Value = Word> {
+    prop::sample::select(vec![Word::Come, Word::Present, Word::Dismissed])
 }
 
 fn handshake() -> impl Strategy<Value = Handshake> {
@@ -89,6 +94,10 @@ fn handshake() -> impl Strategy<Value = Handshake> {
         any::<u32>().prop_map(|epoch| Handshake::Dead { epoch: Epoch(epoch) }),
         tuple().prop_map(|tuple| Handshake::Surface { tuple }),
         Just(Handshake::Gone),
+        (any::<(u64, u64, u8)>(), word()).prop_map(|((leader, number, target), word)| Handshake::Muster {
+            call: Call { leader: ProcessId(leader), number, target: PathId(target) },
+            word,
+        }),
     ]
 }
 

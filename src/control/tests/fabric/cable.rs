@@ -101,7 +101,8 @@ fn step_of(frame: &Frame) -> Option<Step> {
         | Handshake::Cancel { .. }
         | Handshake::Dead { .. }
         | Handshake::Surface { .. }
-        | Handshake::Gone => None,
+        | Handshake::Gone
+        | Handshake::Muster { .. } => None,
     }
 }
 

@@ -17,6 +17,7 @@ pub mod cable;
 mod connect;
 mod held;
 pub mod lines;
+mod mesh;
 mod network;
 mod process;
 mod receives;
@@ -39,6 +40,7 @@ use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Le
 use shift_proto::policy::OnUnknown;
 
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
+pub use mesh::{Mesh, SRQ};
 pub use network::own_port;
 use network::{Reach, TestNetwork};
 pub use process::{all_arrived, are_on, talk};

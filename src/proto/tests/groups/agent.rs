@@ -47,7 +47,7 @@ impl World {
         let members = self.members(process);
         let orders = self.groups[process].turn(Micros(self.now), &members);
         let is_resting = self.groups[process].goal().is_none();
-        let told = !orders.is_empty();
+        let mut told = !orders.is_empty();
         for order in orders {
             match order {
                 Order::Follow(end, goal) => {
@@ -56,6 +56,7 @@ impl World {
                     }
                     self.give(end, Input::Follow(goal));
                 }
+                Order::Depart(end) => self.give(end, Input::Depart),
                 Order::Stay(end) => {
                     self.marks.insert("stayed");
                     self.give(end, Input::Stay);
@@ -66,6 +67,7 @@ impl World {
                 }
             }
         }
+        told |= self.muster(process);
         let members = self.members(process);
         let readiness = self.groups[process].readiness(&members);
         for member in &members {

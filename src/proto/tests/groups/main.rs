@@ -16,6 +16,7 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at the few cases it is about")]
 
 mod agent;
+mod plans;
 mod receives;
 mod world;
 
@@ -24,6 +25,8 @@ use std::collections::BTreeMap;
 use world::{Profile, World};
 
 const DEFAULT_SEEDS: u64 = 200;
+/// Of planned moves a run has many.
+const PLANNED_SEEDS: usize = 60;
 
 fn seeds() -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
@@ -33,10 +36,22 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+/// So many by default; of more that are asked for the same share.
+fn seeds_of(count: usize) -> Vec<u64> {
+    let all = seeds();
+    let share = count.saturating_mul(all.len()) / DEFAULT_SEEDS as usize;
+    all.into_iter().take(share.max(1)).collect()
+}
+
 /// Runs all seeds and gives how often each outcome was seen.
 fn explore(name: &str, profile: Profile) -> BTreeMap<&'static str, u64> {
+    explore_first(DEFAULT_SEEDS as usize, name, profile)
+}
+
+/// The same with so many seeds by default.
+fn explore_first(count: usize, name: &str, profile: Profile) -> BTreeMap<&'static str, u64> {
     let mut seen = BTreeMap::new();
-    for seed in seeds() {
+    for seed in seeds_of(count) {
         match std::panic::catch_unwind(|| World::new(seed, profile).run()) {
             Ok(marks) => marks.into_iter().for_each(|mark| *seen.entry(mark).or_default() += 1),
             Err(cause) => {
@@ -68,6 +83,29 @@ fn on_a_bad_network_no_receive_is_posted_too_early_and_nobody_waits_for_ever() {
     let marks =
         ["all moved", "moved back", "connected anew", "surfaced", "left behind", "destroyed", "application's error"];
     expect(&seen, &marks);
+}
+
+#[test]
+fn a_planned_move_takes_all_that_are_connected_when_all_are_complete_and_surfaces_nothing() {
+    let seen = explore_first(
+        PLANNED_SEEDS,
+        "a_planned_move_takes_all_that_are_connected_when_all_are_complete_and_surfaces_nothing",
+        Profile::PLANS,
+    );
+    expect(&seen, &["moved by plan", "moved", "moved back", "all moved", "put off", "another one stood"]);
+    for harm in ["surfaced", "left", "left behind", "connected anew", "committed too early"] {
+        assert!(!seen.contains_key(harm), "by plan: {seen:?}");
+    }
+}
+
+#[test]
+fn planned_moves_among_faults_lose_no_receive_and_leave_nobody_waiting() {
+    let seen = explore_first(
+        PLANNED_SEEDS,
+        "planned_moves_among_faults_lose_no_receive_and_leave_nobody_waiting",
+        Profile::PLANS_AND_FAULTS,
+    );
+    expect(&seen, &["moved by plan", "moved", "moved back", "connected anew", "called", "put off"]);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId};
 use shift_proto::ledger::{IncarnationReport, Proof};
-use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Stage, Surfaced};
+use shift_proto::migrate::{
+    Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Muster, Phase, Stage, Surfaced,
+};
 
 use crate::receives::{Posted, Receives};
 
@@ -31,6 +33,10 @@ pub struct Profile {
     pub error: u64,
     /// Pairs that do not exist, of those that could.
     pub sparse: u64,
+    /// How often somebody wishes for a planned move.
+    pub wishes: u64,
+    /// Sends that take long to complete.
+    pub slow_sends: u64,
 }
 
 impl Profile {
@@ -49,6 +55,8 @@ impl Profile {
         unmet: 0,
         error: 0,
         sparse: 0,
+        wishes: 0,
+        slow_sends: 0,
     };
     pub const ROUGH: Self = Self {
         processes: 3,
@@ -65,10 +73,27 @@ impl Profile {
         unmet: 0,
         error: 40,
         sparse: 0,
+        wishes: 0,
+        slow_sends: 0,
     };
     /// Many small faults of few connections, among queue pairs that come late, or whose peer nobody knows.
     pub const CHURN: Self =
         Self { processes: 4, late: 500, unmet: 150, outages: 5, drop: 20, silent: 0, sparse: 400, ..Self::ROUGH };
+    /// Nothing is wrong but the network of the agents, and who is asked for a planned move has work that takes long.
+    pub const PLANS: Self = Self {
+        processes: 5,
+        drop: 50,
+        max_delay_us: 20_000,
+        outages: 0,
+        hold: 100,
+        refused: 300,
+        sparse: 300,
+        wishes: 12,
+        slow_sends: 60,
+        ..Self::CALM
+    };
+    /// Planned moves among faults, late comers and ends.
+    pub const PLANS_AND_FAULTS: Self = Self { wishes: 20, slow_sends: 60, outages: 3, unmet: 50, ..Self::CHURN };
 }
 
 /// The faults end then.
@@ -111,6 +136,11 @@ pub enum Happening {
     TryRepost(usize, u64),
     Port(usize, u8, bool),
     RetriesOver(usize, Epoch),
+    /// Somebody wishes that process's queue pairs elsewhere.
+    Wish(usize),
+    /// What a NIC had of that end is complete, if it is waited for still.
+    SendsOver(usize, u64),
+    MusterPace(usize),
 }
 
 pub struct Scheduled(u64, u64, Happening);
@@ -158,6 +188,8 @@ pub struct End {
     pub generation: u64,
     pub surfaced: bool,
     pub replaying: bool,
+    /// That its sends are complete is waited for.
+    pub draining: Option<u64>,
 }
 
 pub struct World {
@@ -169,6 +201,10 @@ pub struct World {
     pub ends: Vec<End>,
     pub groups: Vec<Group<usize>>,
     pub receives: Vec<Receives>,
+    pub musters: Vec<Muster<usize>>,
+    /// By process: the muster that it leads or takes part in, and when its pace was set.
+    pub mustering: Vec<bool>,
+    pub led: u64,
     /// By process: whom the members probe for.
     pub probing: Vec<Option<Micros>>,
     /// By process and path.
@@ -190,6 +226,9 @@ impl World {
             ends: Vec::new(),
             groups: Vec::new(),
             receives: (0..profile.processes).map(|_| Receives::new()).collect(),
+            musters: vec![Muster::new(Deadlines::default().group_limits()); profile.processes],
+            mustering: vec![false; profile.processes],
+            led: 0,
             probing: vec![None; profile.processes],
             ports: vec![[true; 2]; profile.processes],
             silent: vec![0; profile.processes],
@@ -221,6 +260,15 @@ impl World {
             let length = if self.profile.outages == 1 { RUN_END } else { self.dice.below(FAULTS_END / 2) };
             self.schedule(at, Happening::Port(process, path, false));
             self.schedule(at + length, Happening::Port(process, path, true));
+        }
+        for _ in 0..self.profile.wishes {
+            let at = 100_000 + self.dice.below(FAULTS_END - 2_000_000);
+            // Several at once, as when a path is good again.
+            for _ in 0..1 + self.dice.below(3) {
+                let process = self.dice.below(count as u64) as usize;
+                let at = at + self.dice.below(30_000);
+                self.schedule(at, Happening::Wish(process));
+            }
         }
         for process in 0..count {
             if self.dice.chance(self.profile.silent) {
@@ -256,6 +304,7 @@ impl World {
                 generation: 0,
                 surfaced: false,
                 replaying: false,
+                draining: None,
             });
         }
         let late = if self.dice.chance(self.profile.late) { self.dice.below(FAULTS_END / 2) } else { 0 };
@@ -325,8 +374,14 @@ impl World {
             Happening::Meet(end) => self.ends[end].met = true,
             Happening::GroupProbe(process, since) => self.probe_for_group(process, since),
             Happening::Traffic(end) => self.traffic(end),
+            Happening::Wish(process) => self.wish(process),
+            Happening::SendsOver(end, wait) => self.sends_over(end, wait),
+            Happening::MusterPace(process) => self.keep_pace(process),
+            Happening::Deliver(end, Handshake::Muster { call, word }) => self.hear(end, call, word),
             Happening::TryRepost(end, generation) => self.try_repost(end, generation),
             Happening::Deliver(end, message) => self.input(end, Input::Frame(message)),
+            // Nobody posts what could end in an error while posts are held.
+            Happening::Notice(end, Input::Hold(true)) if self.ends[end].is_complete() => {}
             Happening::Notice(end, input) => {
                 if input == Input::Destroyed {
                     self.stop(end);
@@ -485,6 +540,7 @@ impl World {
         while let Some(effect) = self.ends[end].machine.poll_effect() {
             self.effect(end, effect);
         }
+        self.watch_sends(end);
         if let Some(due) = self.ends[end].machine.deadline() {
             let at = due.0.max(self.now) + self.dice.below(500);
             self.schedule(at, Happening::Tick(end));
@@ -520,6 +576,7 @@ impl World {
                 self.replay(end);
             }
             Effect::Surface { why } => self.surface(end, why),
+            Effect::Phase(Phase::Committed) if self.ends[end].machine.is_planned() => self.judge_plan(end),
             Effect::Forget { .. } | Effect::Phase(_) | Effect::Confirmed { .. } => {}
         }
     }
@@ -558,7 +615,7 @@ impl World {
         self.stop(end);
     }
 
-    fn send(&mut self, end: usize, message: Handshake) {
+    pub fn send(&mut self, end: usize, message: Handshake) {
         let peer = end ^ 1;
         let mute = [end, peer].iter().any(|end| self.silent[self.ends[*end].process] > self.now);
         let clean = self.now >= FAULTS_END;

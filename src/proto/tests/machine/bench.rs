@@ -175,6 +175,33 @@ impl Bench {
         self.attempt() == attempt
     }
 
+    /// The same of a planned move of the group.
+    pub fn reach_mustered(&mut self, attempt: Attempt) -> bool {
+        self.hold();
+        match attempt {
+            Attempt::Draining => {}
+            Attempt::Claiming => {
+                self.give(Input::Drained);
+                self.give(Input::Depart);
+            }
+            Attempt::Holding | Attempt::Accepted => {
+                if attempt == Attempt::Accepted {
+                    self.give(Input::Drained);
+                }
+                let tuple = self.theirs(1, 1);
+                self.hear(Handshake::Claim { tuple, cause: Cause::Muster });
+            }
+            Attempt::Idle | Attempt::Seeking | Attempt::Committing | Attempt::Accepting => return false,
+        }
+        self.attempt() == attempt
+    }
+
+    /// Holds for its group, with nobody posting.
+    pub fn hold(&mut self) {
+        self.give(Input::Muster(PathId(1)));
+        self.give(Input::Excluded);
+    }
+
     /// Drains and claims the other path by plan.
     pub fn claim_by_plan(&mut self) -> Tuple {
         self.give(Input::Move(PathId(1)));

@@ -13,5 +13,6 @@ mod deadlines;
 mod pairs;
 mod rules_of_claims;
 mod rules_of_groups;
+mod rules_of_musters;
 mod rules_of_passage;
 mod rules_of_plans;

@@ -101,6 +101,9 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
         Rule::StayWithGroup => (vec![from.stage, Stage::Replaying], vec![from.attempt, Idle]),
         Rule::NoteHold => (vec![from.stage], vec![from.attempt, Claiming]),
         Rule::Plan => (vec![from.stage], vec![Idle, Draining]),
+        Rule::Muster => (vec![from.stage], vec![Idle, Draining]),
+        Rule::Depart => (vec![from.stage], vec![Draining, Claiming]),
+        Rule::Dismiss => (vec![from.stage, Stage::Replaying], vec![from.attempt, Idle, Seeking]),
         Rule::NoteDrained => match from.attempt {
             Draining => (vec![from.stage], vec![Draining, Claiming]),
             Holding => (vec![from.stage], vec![Holding, Accepted]),
@@ -141,9 +144,12 @@ fn states() -> Vec<(StateName, Bench)> {
                 if bench.reach_attempt(attempt) {
                     states.push((bench.machine.state(), bench));
                 }
-                let mut planned = Bench::new(peer);
+                let (mut planned, mut mustered) = (Bench::new(peer), Bench::new(peer));
                 if stage == Stage::Running && planned.reach_planned(attempt) {
                     states.push((planned.machine.state(), planned));
+                }
+                if stage == Stage::Running && mustered.reach_mustered(attempt) {
+                    states.push((mustered.machine.state(), mustered));
                 }
             }
         }
@@ -229,6 +235,9 @@ fn inputs(event: Event, bench: &Bench) -> Vec<Input> {
         }
         Event::Stay => vec![Input::Stay],
         Event::Move => vec![Input::Move(PathId(0)), Input::Move(PathId(1)), Input::Move(PathId(9))],
+        Event::Muster => vec![Input::Muster(PathId(0)), Input::Muster(PathId(1)), Input::Muster(PathId(9))],
+        Event::Depart => vec![Input::Depart],
+        Event::Dismiss => vec![Input::Dismiss],
         Event::Drained => vec![Input::Drained],
         Event::LeftBehind => vec![Input::LeftBehind],
         Event::Unreachable => vec![Input::Unreachable],
