@@ -52,11 +52,9 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
     require(drained.succeeded() && is_empty, || format!("{} {rail}", drained.brief()))?;
     let late = start(lab, 2, 0, seed)?;
     let pairs = pairs.into_iter().chain([late]).collect::<Vec<_>>();
-    until(
-        "all are on rail 1, the job that came later too",
-        LIMIT,
-        || Ok((all_on(lab, &pairs, "rxe1")?).then_some(())),
-    )?;
+    until("all are on rail 1, the job that came later too", LIMIT, || {
+        Ok((all_on(lab, &pairs, "rxe1", 2 * QPS)?).then_some(()))
+    })?;
     let words = shiftctl::ask(lab, "status", 0)?.out;
     require(words.contains("drained: rxe0"), || words.clone())?;
     let again = shiftctl::ask(lab, "drain rxe0", USER)?;
@@ -64,7 +62,7 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
 
     let undrained = shiftctl::ask(lab, "undrain rxe0", 0)?;
     require(undrained.succeeded(), || undrained.brief())?;
-    until("all are back on rail 0", LIMIT, || Ok((all_on(lab, &pairs, "rxe0")?).then_some(())))?;
+    until("all are back on rail 0", LIMIT, || Ok((all_on(lab, &pairs, "rxe0", 2 * QPS)?).then_some(())))?;
     for pair in &pairs {
         judge_ends(pair)?;
     }
@@ -84,9 +82,10 @@ fn start(lab: &Lab, number: u16, user: u32, seed: u64) -> Result<Partners> {
     Partners::start(lab, &Plan { number, user, client, env, ..Plan::default() })
 }
 
-fn all_on(lab: &Lab, pairs: &[Partners], device: &str) -> Result<bool> {
+/// Whether the queue pairs of both ends of each pair, so many together, are on that device.
+pub(super) fn all_on(lab: &Lab, pairs: &[Partners], device: &str, count: u64) -> Result<bool> {
     let counts = pairs.iter().map(|pair| on(lab, pair, device, false)).collect::<Result<Vec<_>>>()?;
-    Ok(counts.iter().all(|count| *count == 2 * QPS))
+    Ok(counts.iter().all(|found| *found == count))
 }
 
 /// Queue pairs of both ends of a pair that are on that device, protected if that is asked.

@@ -36,6 +36,7 @@ mod race;
 mod removal;
 mod rough;
 mod second_fault;
+mod shared_plans;
 mod shared_port;
 mod shared_receives;
 mod shiftctl;
@@ -121,6 +122,7 @@ pub fn all() -> Vec<Scenario> {
         shared_port::scenarios(),
         directory::scenarios(),
         operator::scenarios(),
+        shared_plans::scenarios(),
         shared_receives::scenarios(),
         race::scenarios(),
         removal::scenarios(),
