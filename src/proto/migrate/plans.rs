@@ -135,20 +135,18 @@ impl Machine {
         }
     }
 
-    /// The path carries nothing any more: a plan to go there is void.
+    /// The path carries nothing any more, or is not to: a plan to go there is void, and so is a claim, until COMMIT. A member of a group goes where
+    /// the group goes.
     pub(super) fn disarm(&mut self, path: PathId) {
         self.armed.remove(&path);
         let target = match self.claimed {
             Claimed::Draining(target) => Some(target),
-            Claimed::Sent(tuple) => Some(tuple.target),
-            Claimed::Nothing
-            | Claimed::Sought
-            | Claimed::Granted(_)
-            | Claimed::Deferred(_)
-            | Claimed::Taken(_)
-            | Claimed::Accepted(_) => None,
+            Claimed::Sent(tuple) | Claimed::Granted(tuple) => Some(tuple.target),
+            Claimed::Nothing | Claimed::Sought | Claimed::Deferred(_) | Claimed::Taken(_) | Claimed::Accepted(_) => {
+                None
+            }
         };
-        if self.planned && target == Some(path) {
+        if target == Some(path) && self.follow.is_none() && !self.can_use(path) {
             self.give_up();
         }
     }

@@ -110,8 +110,9 @@ fn may_lead_to(rule: Rule, from: StateName) -> (Vec<Stage>, Vec<Attempt>) {
             Idle | Seeking | Claiming | Committing | Accepting | Accepted => stay,
         },
         Rule::Disarm => {
-            let ends = matches!(from.attempt, Draining | Claiming);
-            (vec![from.stage], vec![from.attempt, if ends { Idle } else { from.attempt }])
+            let ends =
+                if matches!(from.attempt, Draining | Claiming | Committing) { vec![Idle, Seeking] } else { vec![] };
+            (vec![from.stage], [vec![from.attempt], ends].concat())
         }
         Rule::NoteExcluded => match from.attempt {
             Committing => (vec![Stage::Fencing, from.stage], vec![Idle, Seeking]),

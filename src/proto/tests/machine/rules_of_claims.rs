@@ -118,6 +118,26 @@ fn a_path_that_is_no_target_any_more_is_not_claimed_although_it_answered() {
 }
 
 #[test]
+fn a_claim_of_a_path_that_is_no_target_any_more_is_cancelled_until_it_is_committed_to() {
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.reach_claiming();
+    assert_eq!(sent(&bench.give(Input::PathDisarmed(PathId(1)))), [Handshake::Cancel { tuple }]);
+    assert_eq!(sent(&bench.hear(Handshake::Accept { tuple })), []);
+
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.reach_claiming();
+    bench.hear(Handshake::Accept { tuple });
+    assert_eq!(sent(&bench.give(Input::PathDisarmed(PathId(1)))), [Handshake::Cancel { tuple }]);
+    assert_eq!(sent(&bench.give(Input::Excluded)), []);
+
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.reach_claiming();
+    bench.hear(Handshake::Accept { tuple });
+    assert_eq!(sent(&bench.give(Input::Excluded)), [Handshake::Commit { tuple }]);
+    assert_eq!(sent(&bench.give(Input::PathDisarmed(PathId(1)))), [], "COMMIT is the point of no return");
+}
+
+#[test]
 fn the_hold_ends_with_the_retry_budget_of_the_queue_pair() {
     let hold_of = |budget_ms: u64| {
         let mut bench = Bench::new(SMALLER);

@@ -50,8 +50,8 @@ pub(super) struct Hands {
     looks: [bool; 2],
     removed: [BTreeSet<u8>; 2],
     torn: [BTreeSet<u8>; 2],
-    /// What it has claimed or accepted so far.
-    agreed: [BTreeSet<Tuple>; 2],
+    /// What it has said so far that leads to a path: claimed, accepted, committed.
+    agreed: [BTreeSet<(Tuple, bool)>; 2],
     /// The path of the incarnation that was posted on last.
     pub(super) posts_on: [u8; 2],
     pub(super) dead: [bool; 2],
@@ -141,11 +141,13 @@ impl World {
         self.path_up[path as usize] && !self.hands.dead[1 - side]
     }
 
-    /// Nothing is claimed or accepted that the end knows to be closed, here or there.
+    /// Nothing is claimed, accepted or committed to that the end knows to be closed, here or there.
     pub(super) fn check_target(&mut self, side: usize, message: &Handshake) {
-        if let Handshake::Claim { tuple, .. } | Handshake::Accept { tuple } = message {
+        if let Handshake::Claim { tuple, .. } | Handshake::Accept { tuple } | Handshake::Commit { tuple } = message {
+            let is_final = matches!(message, Handshake::Commit { .. });
             let is_open = self.hands.armed[side].contains(&tuple.target.0);
-            assert!(!self.hands.agreed[side].insert(*tuple) || is_open, "{tuple} leads to a path that is closed");
+            let is_new = self.hands.agreed[side].insert((*tuple, is_final));
+            assert!(!is_new || is_open, "{tuple} leads to a path that is closed");
         }
     }
 
