@@ -6,7 +6,7 @@
 
 use shift_proto::frame::{ArmConfirm, Frame, Offer, PathOffer, StandbyOffer};
 use shift_proto::id::{Micros, PathId, ProcessId};
-use shift_proto::migrate::{Input, Machine};
+use shift_proto::migrate::{Input, Machine, Stage};
 
 use crate::choice::{offered, pair, PeerStandby};
 use crate::datapath::{Errno, PathEnd, Standby};
@@ -210,9 +210,7 @@ impl Qp {
         let own_primary = PathEnd { psn_base: offer.primary_psn_base, ..own.primary };
         let gids = (own_primary.gid, peer_primary.gid);
         let pairs = pair(gids, &own.standbys, &PeerStandby::of(offer), self.me > remote.end);
-        if !self.connect_standbys(world, &pairs, now) {
-            return;
-        }
+        self.add_standbys(world, &pairs, now);
         self.machine = Some(Machine::new(self.me, remote.end, world.config.deadlines));
         if let (Some(machine), Some(_)) = (&mut self.machine, self.facts.group) {
             machine.fix();
@@ -227,37 +225,54 @@ impl Qp {
         self.tick_paths(world, now);
     }
 
-    /// Makes the paths of the shim's own; `false` if there is none.
-    fn connect_standbys(&mut self, world: &mut World, pairs: &[(Standby, PeerStandby)], now: Micros) -> bool {
+    /// Makes the paths of the shim's own.
+    fn add_standbys(&mut self, world: &mut World, pairs: &[(Standby, PeerStandby)], now: Micros) {
         self.paths.truncate(1);
         let slots: Vec<u8> = pairs.iter().map(|(own, _)| own.slot).collect();
         world.data.arrange(self.life, &slots);
+        self.paths.extend(pairs.iter().map(|(own, peer)| PathState {
+            ends: Some((own.end, peer.end)),
+            device: Some(own.choice.device),
+            slots: (own.slot, peer.slot),
+            rank: own.choice.rank,
+            is_lost: self.lost.contains(&own.slot),
+            connects_ahead: true,
+            probe_due: now,
+            ..PathState::default()
+        }));
+    }
+
+    /// A path that answers for the first time is connected for the next epoch, so that a migration need not; not before, for of a dead one the kernel looks
+    /// for the other end for a second. `false`: it cannot be used, or not yet.
+    fn connect_ahead(&mut self, world: &mut World, path: PathId, now: Micros) -> bool {
+        let is_awaited = self.path(path).filter(|state| state.connects_ahead && !state.is_given_up);
+        let Some((slots, (own, peer))) = is_awaited.and_then(|state| Some((state.slots, state.ends?))) else {
+            return true;
+        };
+        let current = self.current();
+        let is_in_use = current != PathId::PRIMARY && self.path(current).is_some_and(|state| state.slots.0 == slots.0);
+        let is_at_rest = self.machine.as_ref().is_some_and(|machine| machine.state().stage == Stage::Running);
+        if is_in_use || !is_at_rest {
+            return path == current;
+        }
         let epoch = self.next_epoch();
-        let mut failure = None;
-        for (path, (own, peer)) in (1..).map(PathId).zip(pairs) {
-            let psns = (own.end.psn_base.in_epoch(epoch), peer.end.psn_base.in_epoch(epoch));
-            let connected = world.data.connect(self.life, path, epoch, &peer.end, psns.0, psns.1);
-            if connected == Err(Errno::DESTROYED) {
-                return false;
-            }
-            failure = failure.or(connected.err());
-            self.paths.push(PathState {
-                // Without ends it is never tried; its number stays its own, as it does at the peer.
-                ends: connected.is_ok().then_some((own.end, peer.end)),
-                device: Some(own.choice.device),
-                slots: (own.slot, peer.slot),
-                rank: own.choice.rank,
-                is_lost: self.lost.contains(&own.slot),
-                probe_due: now,
-                ..PathState::default()
-            });
+        let psns = (own.psn_base.in_epoch(epoch), peer.psn_base.in_epoch(epoch));
+        let connected = world.data.connect(self.life, path, epoch, &peer, psns.0, psns.1);
+        if connected != Err(Errno::DESTROYED) {
+            self.note_connected(world, path, connected, now);
         }
-        let is_any = self.paths.iter().any(|state| state.ends.is_some());
-        if !is_any {
-            let why = failure.map_or_else(|| "it has none".to_owned(), |error| error.to_string());
-            self.refuse(world, &format!("its standby cannot be connected to the peer's ({why})"), now);
+        connected.is_ok()
+    }
+
+    fn note_connected(&mut self, world: &mut World, path: PathId, connected: Result<(), Errno>, now: Micros) {
+        if let Some(state) = self.path_mut(path) {
+            state.connects_ahead = false;
+            // Without ends it is never tried; its number stays its own, as it does at the peer.
+            state.ends = state.ends.filter(|_| connected.is_ok());
         }
-        is_any
+        if let (Err(error), true) = (connected, self.paths.iter().skip(1).all(|state| state.ends.is_none())) {
+            self.refuse(world, &format!("its standby cannot be connected to the peer's ({error})"), now);
+        }
     }
 
     /// Says everything again: a new connection to the peer stands. The offer comes first: it shows whose connection it is.
@@ -299,11 +314,12 @@ impl Qp {
         if path == PathId::PRIMARY && path != self.current() {
             self.plans.hold_down.note_answer(started);
         }
+        let is_usable = self.connect_ahead(world, path, now);
         let Some(state) = self.path_mut(path) else {
             return;
         };
-        let news = !state.own_ready;
-        (state.own_ready, state.failures, state.wanted) = (true, 0, false);
+        let news = is_usable && !state.own_ready;
+        (state.own_ready, state.failures, state.wanted) = (is_usable, 0, false);
         let is_heard_again = std::mem::take(&mut state.is_silent);
         state.answered = state.answered.max(Some(started));
         let is_wanted_anew = seeking.is_some() || sought.is_some_and(|since| started < since);

@@ -42,6 +42,8 @@ pub(crate) struct PathState {
     pub idle_from: Micros,
     /// It was tried several times, and has not answered since.
     pub is_silent: bool,
+    /// Its objects are to be connected when it answers.
+    pub connects_ahead: bool,
     /// A probe of this end was answered.
     pub own_ready: bool,
     /// The peer said the same.

@@ -65,6 +65,11 @@ fn three_rails_die_in_turn_and_every_message_arrives_once_and_in_order() {
 #[test]
 fn a_standby_that_was_dead_all_along_is_found_and_another_one_is_taken() {
     let (fabric, a, b) = armed(91, [&[1, 2], &[1, 2]], &[1]);
+    // A kernel would look for the other end of the dead one for a second, for each queue pair.
+    assert!(
+        [&a, &b].iter().all(|end| end.qp(1, |q| q.ahead() == Some(2))),
+        "the one that lives is connected ahead, and it alone"
+    );
     fabric.set_rail(0, false);
     send(&a, 0..4);
     a.fail(1);

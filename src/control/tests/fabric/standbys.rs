@@ -72,3 +72,10 @@ impl Qp {
         }
     }
 }
+
+impl Qp {
+    /// The path that was connected first for the next epoch.
+    pub fn ahead(&self) -> Option<u8> {
+        self.incarnations.get(&(self.epoch + 1)).map(|incarnation| incarnation.path)
+    }
+}
