@@ -11,7 +11,7 @@ use crate::id::{Epoch, Psn, Psn64, WrSeq};
 use crate::policy::Facts;
 
 /// The level of proof that a report came to, after its numbers were checked against the sender's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Level {
     /// Every packet before this one was executed, none from it on.
     Exact(Psn64),
@@ -22,7 +22,7 @@ enum Level {
 }
 
 /// One incarnation, as the sender knows it and as the receiver reported it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Incarnation {
     facts: IncarnationFacts,
     level: Option<Level>,
@@ -108,7 +108,7 @@ fn span(entry: &Entry, posting: Posting, facts: &IncarnationFacts) -> u64 {
 }
 
 /// What one incarnation proves of one posting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Finding {
     /// All of it took effect.
     Executed(Basis),
@@ -155,14 +155,14 @@ fn drained(ordinal: u64, count: u64, epoch: Epoch) -> Finding {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Posted {
     posting: Posting,
     finding: Option<Finding>,
 }
 
 /// One entry with all that is known of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Record {
     pub(super) entry: Entry,
     /// Oldest first; at most [`MAX_INCARNATIONS`].

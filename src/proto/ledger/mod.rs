@@ -68,7 +68,7 @@ impl Op {
 }
 
 /// A work request as the application posted it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// Its place in the queue.
     pub seq: WrSeq,
@@ -83,7 +83,7 @@ pub struct Entry {
 }
 
 /// One posting of an entry on one incarnation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Posting {
     /// The incarnation.
     pub epoch: Epoch,
@@ -96,7 +96,7 @@ pub struct Posting {
 }
 
 /// The sender's own numbers of one incarnation. All but `posted_psn` and the `completed_` pair are fixed at connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IncarnationFacts {
     /// The incarnation.
     pub epoch: Epoch,
@@ -124,7 +124,7 @@ pub enum Proof {
 }
 
 /// What one end says, after its fence, of one incarnation that it received on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IncarnationReport {
     /// The incarnation.
     pub epoch: Epoch,
@@ -169,7 +169,7 @@ pub enum Basis {
 }
 
 /// Why a step is as it is; for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Evidence {
     /// The state.
     pub state: State,
@@ -178,7 +178,7 @@ pub struct Evidence {
 }
 
 /// What to do with one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// It took effect. Its completion is due when every entry before it is complete.
     Complete,
@@ -190,7 +190,7 @@ pub enum Action {
 }
 
 /// One entry's part of the plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
     /// The entry.
     pub seq: WrSeq,
@@ -210,7 +210,7 @@ pub enum StopReason {
 }
 
 /// Where the walk stops: this entry and all behind it are surfaced, after the steps before it are complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stop {
     /// The first entry that ends in an error.
     pub seq: WrSeq,
@@ -219,7 +219,7 @@ pub struct Stop {
 }
 
 /// What to do with every entry, in posting order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Plan {
     /// The entries before the stop.
     pub steps: Vec<Step>,
@@ -276,7 +276,7 @@ impl fmt::Display for LedgerError {
 impl core::error::Error for LedgerError {}
 
 /// One entry as the log shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntryView {
     /// The entry.
     pub entry: Entry,
@@ -293,7 +293,7 @@ pub struct EntryView {
 }
 
 /// The ledger of one send queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ledger {
     /// In posting order; at most [`MAX_ENTRIES`].
     records: BTreeMap<WrSeq, Record>,

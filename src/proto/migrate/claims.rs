@@ -8,7 +8,7 @@ use super::{Attempt, Cause, Effect, Goal, Handshake, Machine, Phase, Stage, Surf
 use crate::id::{Micros, PathId, Tuple};
 
 /// An attempt and the tuple it is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Claimed {
     Nothing,
     Sought,
@@ -61,7 +61,7 @@ impl Claimed {
 }
 
 /// Whether posters are kept out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Exclusion {
     None,
     /// New posts are held; somebody may still be inside.

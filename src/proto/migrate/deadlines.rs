@@ -26,7 +26,7 @@ pub struct DeadlineRow {
 macro_rules! deadlines {
     ($($field:ident, $variable:literal, $millis:literal, $bounds:literal, $outcome:literal, $reason:literal;)*) => {
         /// All deadlines. Made by [`Deadlines::default`] and [`Deadlines::set`], to be checked by [`Deadlines::check`] before use.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub struct Deadlines {
             $(#[doc = $bounds] #[doc = ""] #[doc = concat!("When it passes: ", $outcome, ". `", $variable, "`.")] pub $field: Micros,)*
         }

@@ -19,7 +19,7 @@ use crate::id::{Epoch, Micros, PathId};
 const MOST_MOVES: usize = 4;
 
 /// Which paths a queue pair may be moved to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Every one that is armed.
     #[default]
@@ -54,7 +54,7 @@ pub enum Readiness {
 }
 
 /// Where a member has to be: on a path, connected anew there if it was there before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Goal {
     /// The path.
     pub path: PathId,

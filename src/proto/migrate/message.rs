@@ -58,7 +58,7 @@ impl fmt::Display for Cause {
 }
 
 /// One message of the handshake. All may be lost, delayed, repeated and reordered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Handshake {
     /// The sender wants the connection on `tuple.target` in `tuple.epoch`.
     Claim {

@@ -13,6 +13,8 @@ mod deadlines;
 mod dispatch;
 mod group;
 mod message;
+#[cfg(feature = "model")]
+mod model;
 mod muster;
 mod passage;
 mod plans;
@@ -30,6 +32,8 @@ pub use group::{Goal, Group, Member, Order, Readiness, Scope};
 pub use message::{Cause, Handshake, MAX_REPORTS};
 pub use muster::{Call, Errand, Muster, Plan, Progress, Word};
 pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
+#[cfg(feature = "model")]
+pub use timers::Timer as Deadline;
 
 use crate::id::{EndpointId, Epoch, Micros, PathId, Tuple};
 use crate::ledger::IncarnationReport;
@@ -116,7 +120,7 @@ pub enum Input {
 }
 
 /// What has to be done, in the order given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Send that to the peer.
     Send(Handshake),
@@ -259,7 +263,7 @@ pub enum Phase {
 /// outstanding. With [`Input::Retired`] the ledger may forget what is below the epoch; with [`Effect::Forget`] the own
 /// reports may go. What the peer says about a QP that this process does not know any more is answered with
 /// [`Handshake::Gone`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
     me: EndpointId,
     peer: EndpointId,

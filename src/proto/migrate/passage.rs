@@ -8,7 +8,7 @@ use crate::id::{Micros, Tuple};
 use crate::ledger::{IncarnationReport, MAX_INCARNATIONS};
 
 /// How the own fence went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum OwnFence {
     /// It runs.
     Running,
@@ -21,7 +21,7 @@ enum OwnFence {
 }
 
 /// What the peer says of its own fence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum PeerFence {
     /// It could not be completed.
     Failed,
@@ -31,14 +31,14 @@ enum PeerFence {
     Complete,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PeerReport {
     fence: PeerFence,
     reports: Vec<IncarnationReport>,
 }
 
 /// The migration to the current epoch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Passage {
     pub(super) tuple: Tuple,
     fence: OwnFence,

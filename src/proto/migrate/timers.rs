@@ -12,15 +12,24 @@ const MOST_SLEEPS: u32 = 8;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Timer {
+pub enum Timer {
+    /// The answer to a claim, or COMMIT after an acceptance.
     Claim,
+    /// The posters' way out.
     Exclude,
+    /// The moment from which the own claim may go out.
     Pause,
+    /// The end of a planned move's patience.
     Plan,
+    /// The own fence.
     Fence,
+    /// The packet lifetime.
     Settle,
+    /// The exchange of reports and receives.
     Exchange,
+    /// A first success.
     Patience,
+    /// An answer to what was said.
     Resend,
 }
 
@@ -39,7 +48,7 @@ impl Timer {
     ];
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Timers {
     due: [Option<Micros>; Timer::ALL.len()],
     resend_doublings: u32,

@@ -4,7 +4,9 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use crate::explorer::{Explorer, Liveness};
+use crate::explorer::{Explorer, Extent, Liveness};
+use crate::failover::checks::{breaches, cases, lists, search_all, Breach};
+use crate::failover::Proven;
 use crate::theorems::aba::{right_verdicts, worlds, Looks};
 use crate::theorems::atomics::{characterisation, repeat};
 use crate::theorems::hierarchy::{agreement, Step};
@@ -93,7 +95,21 @@ pub fn checks() -> Vec<Check> {
         ),
         ("two-nics", "theorems/two_nics.rs", "fenced and counted, a request writes once over two NICs", two_nics),
     ];
-    theorems.into_iter().map(|(name, place, claim, run)| Check { name, place, claim, run }).collect()
+    let failover = [
+        (
+            "failover-lists",
+            "failover/checks.rs",
+            "the safety rule's seven points, and every run can end: one fault anywhere under every list of requests",
+            failover_lists as fn(Scale) -> Finding,
+        ),
+        (
+            "failover-faults",
+            "failover/checks.rs",
+            "the same under second faults, crossing claims, failing fences, planned moves, destroys, other MTUs",
+            failover_faults,
+        ),
+    ];
+    theorems.into_iter().chain(failover).map(|(name, place, claim, run)| Check { name, place, claim, run }).collect()
 }
 
 const LISTS: &str = "complete within bounds";
@@ -245,6 +261,61 @@ fn two_nics(_: Scale) -> Finding {
         extent: good.extent.to_string(),
         ..finding("4 requests that each consume a receive, a fault anywhere", good.states as u64, &control, failure)
     }
+}
+
+/// What is broken on purpose, and in how many steps each is found.
+fn breaches_found() -> Result<String, String> {
+    let mut words = Vec::new();
+    let all = breaches();
+    let settings: Vec<_> = all.iter().map(|breach| breach.setting.clone()).collect();
+    for (Breach { setting, steps, .. }, report) in all.into_iter().zip(search_all(&settings)) {
+        let name = setting.control.map_or("UnsignalledConsumer".to_string(), |control| format!("{control:?}"));
+        match report.length() {
+            Some(found) if found == steps => words.push(format!("{name} {found}")),
+            found => return Err(format!("{name} takes {found:?} steps, not {steps}")),
+        }
+    }
+    Ok(format!("steps to each breach: {}", words.join(", ")))
+}
+
+fn failover_lists(scale: Scale) -> Finding {
+    let longest = if scale == Scale::Long { 3 } else { 2 };
+    let (mut states, mut worlds, mut completed) = (0, 0, 0);
+    let mut failure = None;
+    let settings: Vec<_> = lists(longest).collect();
+    for (setting, report) in settings.iter().zip(search_all(&settings)) {
+        states += report.states as u64;
+        worlds += 1;
+        // By counts alone some lists can only end in an error; by packet numbers each can come through.
+        let holds = if setting.proven == Proven::Psn { report.is_proof() } else { report.violation.is_none() };
+        completed += u64::from(report.holds());
+        if !(holds && report.extent == Extent::Complete) && failure.is_none() {
+            failure = Some(format!("{:?} {:?}: {report}", setting.wants[0], setting.proven));
+        }
+    }
+    let bounds = format!(
+        "{worlds} worlds: lists of up to {longest} of WRITE, WRITE_WITH_IMM, SEND, READ, FADD, CAS, each plain, fenced or{} unsignalled; proof by PSN, by count; in {completed} of them everything may complete on the other path",
+        if longest > 2 { ", up to 2," } else { "" }
+    );
+    match breaches_found() {
+        Ok(control) => finding(&bounds, states, &control, failure),
+        Err(words) => finding(&bounds, states, "", Some(words)),
+    }
+}
+
+fn failover_faults(scale: Scale) -> Finding {
+    let all = cases(scale == Scale::Long);
+    let mut states = 0;
+    let mut failure = None;
+    let settings: Vec<_> = all.iter().map(|case| case.setting.clone()).collect();
+    for (case, report) in all.iter().zip(search_all(&settings)) {
+        states += report.states as u64;
+        if !report.is_proof() && failure.is_none() {
+            failure = Some(format!("{}: {report}", case.name));
+        }
+    }
+    let bounds = all.iter().map(|case| case.name).collect::<Vec<_>>().join("; ");
+    finding(&bounds, states, "as above: the same worlds with a breach", failure)
 }
 
 /// Runs a check and says how long it took.

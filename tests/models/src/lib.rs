@@ -1,7 +1,7 @@
 //! Finite models, and one explorer for all of them.
 //!
 //! [`explorer`] searches breadth first and draws what it finds; [`theorems`] has the impossibility of failover as programs;
-//! [`catalogue`] is the list of what is checked, from which the table in this crate's README is made.
+//! [`failover`] has the machines of `shift-proto` themselves in a world of paths, NICs and messages; [`catalogue`] is the list of what is checked, from which the table in this crate's README is made.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,4 +13,5 @@
 
 pub mod catalogue;
 pub mod explorer;
+pub mod failover;
 pub mod theorems;
