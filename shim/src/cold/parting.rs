@@ -13,6 +13,9 @@ use shift_abi::*;
 use shift_proto::id::MAX_PATHS;
 use std::sync::Arc;
 
+/// In how many steps that time is waited for.
+const STEPS: u32 = 100;
+
 /// All that was there.
 #[derive(Default)]
 struct Remains {
@@ -55,7 +58,8 @@ pub fn begin(rail: &Arc<Rail>) {
     let rail = Arc::clone(rail);
     let builder = std::thread::Builder::new().name("shift-parting".to_owned());
     let waits = move || {
-        std::thread::sleep(GRACE);
+        // In steps: of the time for which the whole process is stopped, in which no thread goes on either, they count one at most.
+        (0..STEPS).for_each(|_| std::thread::sleep(GRACE / STEPS));
         remains.destroy(&rail);
     };
     if let Err(error) = process::without_signals(|| builder.spawn(waits)) {
