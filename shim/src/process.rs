@@ -135,6 +135,12 @@ pub fn without_signals<R>(start: impl FnOnce() -> R) -> R {
     started
 }
 
+/// Starts a thread of that name as [`without_signals`] does, for work that has an end.
+pub fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    without_signals(|| builder.spawn(work)).map(drop)
+}
+
 extern "C" fn in_child() {
     CHILD.store(true, Ordering::Relaxed);
     shift_control::inherited::close_all();

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Slots of a table: 64 Ki objects of one kind, most jobs have a few hundred. Beyond it an object is passed through unprotected.
@@ -129,6 +129,29 @@ impl<T: Send + Sync> PtrTable<T> {
             }
         }
         None
+    }
+}
+
+/// Shadows that have something in common, as long as they live. One that is entered twice is listed twice.
+pub struct Roll<T>(Mutex<Vec<Weak<T>>>);
+
+impl<T> Roll<T> {
+    /// Nobody yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Enters one.
+    pub fn enter(&self, shadow: &Arc<T>) {
+        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.retain(|other| other.strong_count() != 0);
+        all.push(Arc::downgrade(shadow));
+    }
+
+    /// All that live.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        let all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.iter().filter_map(Weak::upgrade).collect()
     }
 }
 

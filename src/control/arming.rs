@@ -230,16 +230,10 @@ impl Qp {
         self.paths.truncate(1);
         let slots: Vec<u8> = pairs.iter().map(|(own, _)| own.slot).collect();
         world.data.arrange(self.life, &slots);
-        self.paths.extend(pairs.iter().map(|(own, peer)| PathState {
-            ends: Some((own.end, peer.end)),
-            device: Some(own.choice.device),
-            slots: (own.slot, peer.slot),
-            rank: own.choice.rank,
-            is_lost: self.lost.contains(&own.slot),
-            connects_ahead: true,
-            probe_due: now,
-            ..PathState::default()
-        }));
+        let lost = &self.lost;
+        self.paths.extend(
+            pairs.iter().map(|(own, peer)| PathState { connects_ahead: true, ..PathState::of(own, peer, lost, now) }),
+        );
     }
 
     /// A path that answers for the first time is connected for the next epoch, so that a migration need not; not before, for of a dead one the kernel looks

@@ -169,6 +169,12 @@ impl Qp {
         (0..).map(PathId).zip(&self.paths).skip(1).filter(|(_, state)| !state.is_given_up)
     }
 
+    /// The path that was made of these ends, given up or not.
+    fn pair_of(&self, slots: (u8, u8)) -> Option<(PathId, &PathState)> {
+        let all = (0..).map(PathId).zip(&self.paths).skip(1);
+        all.into_iter().find(|(_, state)| state.ends.is_some() && state.slots == slots)
+    }
+
     fn match_idle_ends(&mut self, world: &mut World, now: Micros) {
         let (own, peer) = (self.usable_standbys(world), self.peers_standbys());
         let trial = self.trial(world);
@@ -188,8 +194,7 @@ impl Qp {
         let own: Vec<Standby> = own.into_iter().filter(|one| held.iter().all(|pair| pair.0 != one.slot)).collect();
         let peer: Vec<PeerStandby> =
             peer.into_iter().filter(|one| held.iter().all(|pair| pair.1 != one.slot)).collect();
-        let known = |of: (u8, u8)| self.paths.iter().skip(1).find(|state| state.slots == of && state.ends.is_some());
-        let tried = |own, peer| known((own, peer)).map(|state| state.idle_from);
+        let tried = |own, peer| self.pair_of((own, peer)).map(|(_, state)| state.idle_from);
         let wanted = match_again((self.facts.gid, self.facts.peer_gid), &own, &peer, tried);
         self.hurry_pairs(next_look);
         let is_changed = wanted.iter().any(|pair| idle.iter().all(|(_, slots)| slots != pair))
@@ -211,10 +216,8 @@ impl Qp {
 
     /// The number of a pair: its own, or the next one. There may be none left.
     fn number_of(&self, slots: (u8, u8)) -> Option<PathId> {
-        let known = (1..self.paths.len())
-            .find(|at| self.paths.get(*at).is_some_and(|state| state.ends.is_some() && state.slots == slots));
-        let number = known.or_else(|| (self.paths.len() < MAX_PATHS).then_some(self.paths.len()))?;
-        u8::try_from(number).ok().map(PathId)
+        let next = || u8::try_from(self.paths.len()).ok().filter(|next| usize::from(*next) < MAX_PATHS).map(PathId);
+        self.pair_of(slots).map(|(path, _)| path).or_else(next)
     }
 
     /// That path is to be kept ready, and is made of these ends, of which one may not be known here.
@@ -225,25 +228,13 @@ impl Qp {
         while self.paths.len() <= usize::from(path.0) {
             self.paths.push(PathState { is_given_up: true, ..PathState::default() });
         }
-        let is_lost = self.lost.contains(&slots.0);
+        let fresh = PathState::of(&own, &peer, &self.lost, now);
         let Some(state) =
             self.path_mut(path).filter(|state| state.is_given_up && (state.ends.is_none() || state.slots == slots))
         else {
             return;
         };
-        let (fenced, answered) = (state.fenced, state.answered);
-        *state = PathState {
-            ends: Some((own.end, peer.end)),
-            device: Some(own.choice.device),
-            slots,
-            rank: own.choice.rank,
-            is_lost,
-            probe_due: now,
-            idle_from: now,
-            fenced,
-            answered,
-            ..PathState::default()
-        };
+        *state = PathState { fenced: state.fenced, answered: state.answered, ..fresh };
         let arranged: Vec<u8> = self.paths.iter().skip(1).map(|state| state.slots.0).collect();
         world.data.arrange(self.life, &arranged);
         self.note_unarmed(world, path, now);

@@ -10,7 +10,8 @@ use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq
 use shift_proto::ledger::{Ledger, Plan};
 use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness, Scope, Stage};
 
-use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, Prepared, QpLife, Round};
+use crate::choice::PeerStandby;
+use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, Prepared, QpLife, Round, Standby};
 use crate::keys::place_of;
 use crate::mirror::Mirror;
 use crate::pairing::Pairing;
@@ -64,6 +65,21 @@ pub(crate) struct PathState {
     pub answered: Option<Micros>,
     /// When an incarnation on it was fenced last, here or, as far as it is known, there: packets of it may still be on their way.
     pub fenced: Option<Micros>,
+}
+
+impl PathState {
+    /// A pair of standbys of which nothing is known yet. `lost`: own slots in which memory is missing.
+    pub fn of(own: &Standby, peer: &PeerStandby, lost: &[u8], now: Micros) -> Self {
+        Self {
+            ends: Some((own.end, peer.end)),
+            device: Some(own.choice.device),
+            slots: (own.slot, peer.slot),
+            rank: own.choice.rank,
+            is_lost: lost.contains(&own.slot),
+            probe_due: now,
+            ..Self::default()
+        }
+    }
 }
 
 /// The other end.

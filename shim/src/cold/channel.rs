@@ -14,14 +14,14 @@ use crate::cold::{cq, device, notify, reaper, tell};
 use crate::process::Inside;
 use crate::real;
 use crate::shadow::Raw;
-use crate::tables::PtrTable;
+use crate::tables::{PtrTable, Roll};
 use crate::wait::{self, errno};
 use core::ffi::{c_int, c_void};
 use shift_abi::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Channels of ours, by the pointer that the application has.
 pub static CHANNELS: PtrTable<ChannelShadow> = PtrTable::new();
@@ -143,9 +143,7 @@ impl ChannelShadow {
         }
         state.twins.push((standby.id, Raw(twin)));
         drop(state);
-        let mut twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
-        twinned.retain(|other| other.strong_count() != 0);
-        twinned.push(Arc::downgrade(self));
+        TWINNED.enter(self);
         Ok(twin)
     }
 
@@ -180,14 +178,11 @@ impl ChannelShadow {
 }
 
 /// Channels that have, or had, twins.
-static TWINNED: Mutex<Vec<Weak<ChannelShadow>>> = Mutex::new(Vec::new());
+static TWINNED: Roll<ChannelShadow> = Roll::new();
 
 /// Takes the twins on a device that is gone out of all channels.
 pub fn part(device: u16) -> Vec<Raw<ibv_comp_channel>> {
-    let twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<Arc<ChannelShadow>> = twinned.iter().filter_map(Weak::upgrade).collect();
-    drop(twinned);
-    all.iter().filter_map(|channel| channel.part(device)).collect()
+    TWINNED.all().iter().filter_map(|channel| channel.part(device)).collect()
 }
 
 impl State {

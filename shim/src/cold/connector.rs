@@ -63,8 +63,7 @@ pub fn begin(rail: &Arc<Rail>, objects: &Arc<Objects>, attr: ibv_qp_attr) -> Res
     let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
     list.jobs.push_back(Job { rail: Arc::clone(rail), objects: Arc::downgrade(objects), attr });
     if list.threads < MOST_THREADS {
-        let builder = std::thread::Builder::new().name("shift-connector".to_owned());
-        list.threads += usize::from(crate::process::without_signals(|| builder.spawn(run)).is_ok());
+        list.threads += usize::from(crate::process::start_thread("shift-connector", run).is_ok());
     }
     if list.threads == 0 {
         // No thread can be had.

@@ -7,13 +7,13 @@ use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
 use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TwinCq, IN_CALL, MAPPED, TAGGED, UNLOCKED};
 use crate::spin::SpinCell;
-use crate::tables::PtrTable;
+use crate::tables::{PtrTable, Roll};
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// CQs of the application.
@@ -394,9 +394,7 @@ pub fn twin(cq: &CqShadow, standby: &Rail, slot: u8) -> Result<Raw<ibv_cq>, Stri
         inner.moderation
     };
     if let Some(shadow) = CQS.get_arc(cq.cq.0) {
-        let mut twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
-        twinned.retain(|other| other.strong_count() != 0);
-        twinned.push(Arc::downgrade(&shadow));
+        TWINNED.enter(&shadow);
     }
     if let Some(attr) = moderation {
         moderate_twin(Raw(twin), attr);
@@ -405,15 +403,12 @@ pub fn twin(cq: &CqShadow, standby: &Rail, slot: u8) -> Result<Raw<ibv_cq>, Stri
 }
 
 /// CQs that have, or had, twins.
-static TWINNED: Mutex<Vec<Weak<CqShadow>>> = Mutex::new(Vec::new());
+static TWINNED: Roll<CqShadow> = Roll::new();
 
 /// Takes the twins on a device that is gone out of all CQs: nobody polls or arms them from here on who did not begin before.
 pub fn part(device: u16) -> Vec<Raw<ibv_cq>> {
-    let twinned = TWINNED.lock().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<Arc<CqShadow>> = twinned.iter().filter_map(Weak::upgrade).collect();
-    drop(twinned);
     let mut cqs = Vec::new();
-    for cq in all {
+    for cq in TWINNED.all() {
         let mut inner = cq.inner.lock();
         cqs.extend(inner.twins.iter().filter(|twin| twin.device == device).map(|twin| twin.cq));
         inner.twins.retain(|twin| twin.device != device);

@@ -45,8 +45,7 @@ pub fn seek() {
     if wanted.is_empty() || IS_GROWING.swap(true, Ordering::AcqRel) {
         return;
     }
-    let builder = std::thread::Builder::new().name("shift-growth".to_owned());
-    if process::without_signals(|| builder.spawn(move || grow_all(&wanted))).is_err() {
+    if process::start_thread("shift-growth", move || grow_all(&wanted)).is_err() {
         IS_GROWING.store(false, Ordering::Release);
     }
 }

@@ -135,6 +135,20 @@ pub struct Request {
     pub dmabuf: Option<(c_int, u64)>,
 }
 
+impl Request {
+    /// The same memory of the program's, on that PD.
+    fn again(mr: &MrShadow, pd: *mut ibv_pd) -> Self {
+        Self {
+            pd,
+            addr: mr.addr as *mut c_void,
+            length: usize::try_from(mr.length).unwrap_or(0),
+            iova: mr.iova,
+            access: mr.access,
+            dmabuf: None,
+        }
+    }
+}
+
 /// Registers through the function that takes these flags and this address.
 fn register(request: &Request) -> *mut ibv_mr {
     let Request { pd, addr, length, iova, access, dmabuf } = *request;
@@ -247,14 +261,7 @@ pub fn extend(pd: &PdShadow, mr: &MrShadow, standby: &StandbyPd) -> bool {
         return true;
     }
     let made = mr.extend(|| {
-        let request = Request {
-            pd: standby.pd.0,
-            addr: mr.addr as *mut c_void,
-            length: usize::try_from(mr.length).unwrap_or(0),
-            iova: mr.iova,
-            access: mr.access,
-            dmabuf: None,
-        };
+        let request = Request::again(mr, standby.pd.0);
         // Of another device's memory the descriptor may be closed by now.
         let region = if mr.is_dmabuf { core::ptr::null_mut() } else { register(&request) };
         if region.is_null() {
@@ -354,14 +361,7 @@ pub unsafe fn rereg(
     // SAFETY: passed on.
     let status = unsafe { real::ibv_rereg_mr(region, flags, domain, addr, length, access) };
     let Some(shadow) = known else { return status };
-    let mut request = Request {
-        pd: shadow.pd.0,
-        addr: shadow.addr as *mut c_void,
-        length: usize::try_from(shadow.length).unwrap_or(0),
-        iova: shadow.iova,
-        access: shadow.access,
-        dmabuf: None,
-    };
+    let mut request = Request::again(&shadow, shadow.pd.0);
     let changes = |bit| status == 0 && flags as u32 & bit != 0;
     if changes(IBV_REREG_MR_CHANGE_PD) {
         request.pd = domain;

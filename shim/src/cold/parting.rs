@@ -56,13 +56,12 @@ pub fn begin(rail: &Arc<Rail>) {
     }
     mr::void_caches();
     let rail = Arc::clone(rail);
-    let builder = std::thread::Builder::new().name("shift-parting".to_owned());
     let waits = move || {
         // In steps: of the time for which the whole process is stopped, in which no thread goes on either, they count one at most.
         (0..STEPS).for_each(|_| std::thread::sleep(GRACE / STEPS));
         remains.destroy(&rail);
     };
-    if let Err(error) = process::without_signals(|| builder.spawn(waits)) {
+    if let Err(error) = process::start_thread("shift-parting", waits) {
         log::warn!("what is left on a device that is gone stays until the process ends ({error})");
     }
 }

@@ -3,11 +3,11 @@
 use crate::cold::{device, rail, reaper, tell};
 use crate::real;
 use crate::shadow::{PdShadow, Raw, StandbyPd};
-use crate::tables::PtrTable;
+use crate::tables::{PtrTable, Roll};
 use core::ffi::c_int;
 use shift_abi::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// PDs of the application.
 pub static PDS: PtrTable<PdShadow> = PtrTable::new();
@@ -31,16 +31,13 @@ pub unsafe fn alloc(context: *mut ibv_context) -> *mut ibv_pd {
 }
 
 /// All PDs of the application that have twins.
-static ALL: Mutex<Vec<Weak<PdShadow>>> = Mutex::new(Vec::new());
+static ALL: Roll<PdShadow> = Roll::new();
 
 fn remember(shadow: &Arc<PdShadow>) {
     if shadow.standbys.is_err() {
         return;
     }
-    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-    all.retain(|other| other.strong_count() != 0);
-    all.push(Arc::downgrade(shadow));
-    drop(all);
+    ALL.enter(shadow);
     // Who lets go of a device closes it first, and looks for PDs then: one of the two sees this one.
     for twin in shadow.twins() {
         let is_closed = rail::by_id(twin.device).is_none_or(|rail| rail.presence.keep_open().is_none());
@@ -52,7 +49,7 @@ fn remember(shadow: &Arc<PdShadow>) {
 
 /// All of them.
 pub fn all() -> Vec<Arc<PdShadow>> {
-    ALL.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+    ALL.all()
 }
 
 /// Parent domains: what is made on one is protected through the PD it leads to, whose twin is its twin. Of each: has it a thread domain?

@@ -83,8 +83,7 @@ fn add(corpse: Corpse) {
     list.corpses.push_back(corpse);
     if !list.running {
         // Where no thread can be had the list grows until one can, or until the kernel takes all at exit.
-        let builder = std::thread::Builder::new().name("shift-reaper".to_owned());
-        list.running = crate::process::without_signals(|| builder.spawn(run)).is_ok();
+        list.running = crate::process::start_thread("shift-reaper", run).is_ok();
     }
 }
 

@@ -45,6 +45,23 @@ enum Happening {
     Operator(Event),
 }
 
+impl Happening {
+    /// The end that feels it, and misses it while it is asleep.
+    fn felt_by(&self) -> Option<usize> {
+        match self {
+            Self::Deliver(side, _)
+            | Self::Answer(side, ..)
+            | Self::Notice(side, _)
+            | Self::Tick(side)
+            | Self::Probe(side, _)
+            | Self::RetriesOver(side, _)
+            | Self::Drained(side, _)
+            | Self::Return(side) => Some(*side),
+            Self::PathDown(_) | Self::PathUp(_) | Self::Wake(_) | Self::Sleep(_) | Self::Operator(_) => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Scheduled(u64, u64, Happening);
 
@@ -273,6 +290,12 @@ impl World {
         if self.is_lost(&happening) {
             return;
         }
+        if let Some(side) = happening.felt_by().filter(|side| self.ends[*side].asleep) {
+            if !matches!(happening, Happening::Tick(_)) {
+                self.ends[side].missed.push(happening);
+            }
+            return;
+        }
         match happening {
             Happening::Operator(event) => self.operate(event),
             Happening::PathDown(path) => self.path_down(path),
@@ -283,20 +306,6 @@ impl World {
                 let missed = std::mem::take(&mut self.ends[side].missed);
                 missed.into_iter().for_each(|happening| self.happen(happening));
                 self.tick_later(side);
-            }
-            Happening::Deliver(side, _)
-            | Happening::Answer(side, ..)
-            | Happening::Notice(side, _)
-            | Happening::Tick(side)
-            | Happening::Probe(side, _)
-            | Happening::RetriesOver(side, _)
-            | Happening::Drained(side, _)
-            | Happening::Return(side)
-                if self.ends[side].asleep =>
-            {
-                if !matches!(happening, Happening::Tick(_)) {
-                    self.ends[side].missed.push(happening);
-                }
             }
             Happening::Deliver(side, message) => self.input(side, Input::Frame(message)),
             Happening::Notice(side, input) => self.take_notice(side, input),

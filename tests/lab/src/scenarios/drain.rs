@@ -23,13 +23,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) fn scenarios() -> Vec<Scenario> {
     let about =
         "shiftctl drain: two jobs leave rail 0 without a fault, a third that starts then too; undrain lets them back";
-    vec![Scenario::guests("shim-drain", about, run)]
+    vec![Scenario::guests("shim-drain", about, |lab, seed| with_nothing_drained(lab, |lab| judge(lab, seed)))]
 }
 
-fn run(lab: &mut Lab, seed: u64) -> Result<Figures> {
+/// Before and after: guests are used again.
+pub(super) fn with_nothing_drained(lab: &Lab, judge: impl FnOnce(&Lab) -> Result<Figures>) -> Result<Figures> {
     Evidence::clear(lab)?;
-    let judged = judge(lab, seed);
-    // Guests are used again.
+    let judged = judge(lab);
     lab.a().shell("rm -rf /run/shift-verbs")?;
     judged
 }
@@ -60,10 +60,20 @@ fn judge(lab: &Lab, seed: u64) -> Result<Figures> {
     let again = shiftctl::ask(lab, "drain rxe0", USER)?;
     require(again.succeeded() && again.out.contains("this user"), || again.brief())?;
 
-    let undrained = shiftctl::ask(lab, "undrain rxe0", 0)?;
-    require(undrained.succeeded(), || undrained.brief())?;
+    undrain(lab)?;
     until("all are back on rail 0", LIMIT, || Ok((all_on(lab, &pairs, "rxe0", 2 * QPS)?).then_some(())))?;
-    for pair in &pairs {
+    judge_drained(lab, &pairs, empty_ms)
+}
+
+/// Rail 0 may be used again.
+pub(super) fn undrain(lab: &Lab) -> Result<()> {
+    let undrained = shiftctl::ask(lab, "undrain rxe0", 0)?;
+    require(undrained.succeeded(), || undrained.brief())
+}
+
+/// All ended well, and nothing but plans moved them.
+pub(super) fn judge_drained(lab: &Lab, pairs: &[Partners], empty_ms: f64) -> Result<Figures> {
+    for pair in pairs {
         judge_ends(pair)?;
     }
     let evidence = Evidence::collect(lab)?;

@@ -10,7 +10,7 @@ use crate::place::{Host, Rail};
 use crate::trial::all_protected;
 use crate::trouble::{require, Result};
 
-use super::drain::all_on;
+use super::drain::{all_on, judge_drained, undrain, with_nothing_drained};
 use super::failback::{confirmed, judge_ends, judge_plans};
 use super::partners::{Partners, Plan, ARMING_LIMIT};
 use super::{shiftctl, Scenario};
@@ -33,7 +33,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::guests(
             "shim-srq-drain",
             "five queue pairs on one SRQ at each end: shiftctl drain moves all of them, undrain lets them back, nothing in doubt",
-            drain,
+            |lab, seed| with_nothing_drained(lab, |lab| drain(lab, seed)),
         ),
     ]
 }
@@ -72,15 +72,7 @@ fn have_all_gone(lab: &Lab, path: u64) -> Result<()> {
     })
 }
 
-fn drain(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    Evidence::clear(lab)?;
-    let judged = judge_drain(lab, seed);
-    // Guests are used again.
-    lab.a().shell("rm -rf /run/shift-verbs")?;
-    judged
-}
-
-fn judge_drain(lab: &Lab, seed: u64) -> Result<Figures> {
+fn drain(lab: &Lab, seed: u64) -> Result<Figures> {
     let pairs = [start(lab, 16, seed)?];
     let began = monotonic_ns();
     let drained = shiftctl::ask(lab, "drain --json --wait 20 rxe0", 0)?;
@@ -91,16 +83,7 @@ fn judge_drain(lab: &Lab, seed: u64) -> Result<Figures> {
         until(&format!("all are on {device}"), STEP, || Ok(all()?.then_some(())))
     };
     are_on("rxe1")?;
-    let undrained = shiftctl::ask(lab, "undrain rxe0", 0)?;
-    require(undrained.succeeded(), || undrained.brief())?;
+    undrain(lab)?;
     are_on("rxe0")?;
-    for pair in &pairs {
-        judge_ends(pair)?;
-    }
-    let evidence = Evidence::collect(lab)?;
-    judge_plans(&evidence)?;
-    let unplanned =
-        Host::ALL.into_iter().flat_map(|host| evidence.of(host)).find(|record| record["cause"] != "planned");
-    require(unplanned.is_none(), || format!("a fault, and there was none: {unplanned:?}"))?;
-    Ok(Figures::new().with("drain_to_empty_ms", empty_ms).with("migrations", evidence.migrations()))
+    judge_drained(lab, &pairs, empty_ms)
 }

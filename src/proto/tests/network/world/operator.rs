@@ -120,20 +120,12 @@ impl World {
 
     /// It would happen to a process that is no more.
     pub(super) fn is_lost(&self, happening: &Happening) -> bool {
-        match happening {
-            Happening::Deliver(side, _)
-            | Happening::Answer(side, ..)
-            | Happening::Notice(side, _)
-            | Happening::Tick(side)
-            | Happening::Probe(side, _)
-            | Happening::RetriesOver(side, _)
-            | Happening::Drained(side, _)
-            | Happening::Return(side)
-            | Happening::Wake(side)
-            | Happening::Sleep(side) => self.hands.dead[*side],
-            Happening::Operator(event) => event.side().is_some_and(|side| self.hands.dead[side]),
-            Happening::PathDown(_) | Happening::PathUp(_) => false,
-        }
+        let side = match happening {
+            Happening::Wake(side) | Happening::Sleep(side) => Some(*side),
+            Happening::Operator(event) => event.side(),
+            other => other.felt_by(),
+        };
+        side.is_some_and(|side| self.hands.dead[side])
     }
 
     /// What `side` posts there is answered.
