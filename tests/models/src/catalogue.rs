@@ -4,9 +4,11 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use crate::ado::core::Core;
+use crate::ado::{Condition, Quorums};
 use crate::explorer::{Explorer, Extent, Liveness};
-use crate::failover::checks::{breaches, cases, lists, search_all, Breach};
-use crate::failover::Proven;
+use crate::failover::checks::{breaches, cases, invalid_pushes, lists, search_all, Breach};
+use crate::failover::{Proven, Setting};
 use crate::theorems::aba::{right_verdicts, worlds, Looks};
 use crate::theorems::atomics::{characterisation, repeat};
 use crate::theorems::hierarchy::{agreement, Step};
@@ -107,6 +109,18 @@ pub fn checks() -> Vec<Check> {
             "failover/checks.rs",
             "the same under second faults, crossing claims, failing fences, planned moves, destroys, other MTUs",
             failover_faults,
+        ),
+        (
+            "object",
+            "ado/core.rs",
+            "an atomic distributed object has one history: commits on one branch, a leader for each term",
+            object,
+        ),
+        (
+            "failover-object",
+            "failover/lockstep.rs",
+            "each step of every run of the two above is a pull, an invoke, a push or none of them",
+            failover_object,
         ),
     ];
     theorems.into_iter().chain(failover).map(|(name, place, claim, run)| Check { name, place, claim, run }).collect()
@@ -263,10 +277,48 @@ fn two_nics(_: Scale) -> Finding {
     }
 }
 
-/// What is broken on purpose, and in how many steps each is found.
-fn breaches_found() -> Result<String, String> {
+fn object(scale: Scale) -> Finding {
+    let nodes = if scale == Scale::Long { 8 } else { 7 };
+    let core = Core::of_three(3, nodes);
+    let good = Explorer::new(&core).run();
+    let mut failure = unless(good.is_proof(), &good.to_string());
+    let without = |condition| Core { without: Some(condition), ..core.clone() };
     let mut words = Vec::new();
-    let all = breaches();
+    let conditions =
+        [Condition::NewTerm, Condition::Newest, Condition::NotPreempted, Condition::Leads, Condition::Beyond];
+    let all = conditions.map(|condition| (format!("{condition:?}"), without(condition)));
+    let lone = Core { quorums: Quorums::Any(1), ..core.clone() };
+    for (name, core) in all.into_iter().chain([("a quorum of more than one".to_string(), lone)]) {
+        match Explorer::new(&core).run().length() {
+            Some(steps) => words.push(format!("{name} {steps}")),
+            None => failure = Some(format!("without {name} nothing is wrong")),
+        }
+    }
+    let bounds = format!("3 replicas, 3 terms, majorities, {nodes} caches");
+    let control = format!("steps to two histories without {}", words.join(", "));
+    Finding { extent: good.extent.to_string(), ..finding(&bounds, good.states as u64, &control, failure) }
+}
+
+fn failover_object(_: Scale) -> Finding {
+    let mut states = 0;
+    let controls = found(invalid_pushes());
+    let settings: Vec<_> =
+        invalid_pushes().into_iter().map(|breach| Setting { control: None, ..breach.setting }).collect();
+    let mut failure = None;
+    for report in search_all(&settings) {
+        states += report.states as u64;
+        failure = failure.or(unless(report.is_proof(), &report.to_string()));
+    }
+    let bounds = "the worlds of failover-lists and failover-faults, and here those of its controls without the breach";
+    match controls {
+        Ok(words) => finding(bounds, states, &format!("steps to an invalid push: {words}"), failure),
+        Err(words) => finding(bounds, states, "", Some(words)),
+    }
+}
+
+/// What is broken on purpose, and in how many steps each is found.
+fn found(all: Vec<Breach>) -> Result<String, String> {
+    let mut words = Vec::new();
     let settings: Vec<_> = all.iter().map(|breach| breach.setting.clone()).collect();
     for (Breach { setting, steps, .. }, report) in all.into_iter().zip(search_all(&settings)) {
         let name = setting.control.map_or("UnsignalledConsumer".to_string(), |control| format!("{control:?}"));
@@ -275,7 +327,7 @@ fn breaches_found() -> Result<String, String> {
             found => return Err(format!("{name} takes {found:?} steps, not {steps}")),
         }
     }
-    Ok(format!("steps to each breach: {}", words.join(", ")))
+    Ok(words.join(", "))
 }
 
 fn failover_lists(scale: Scale) -> Finding {
@@ -297,8 +349,8 @@ fn failover_lists(scale: Scale) -> Finding {
         "{worlds} worlds: lists of up to {longest} of WRITE, WRITE_WITH_IMM, SEND, READ, FADD, CAS, each plain, fenced or{} unsignalled; proof by PSN, by count; in {completed} of them everything may complete on the other path",
         if longest > 2 { ", up to 2," } else { "" }
     );
-    match breaches_found() {
-        Ok(control) => finding(&bounds, states, &control, failure),
+    match found(breaches()) {
+        Ok(words) => finding(&bounds, states, &format!("steps to each breach: {words}"), failure),
         Err(words) => finding(&bounds, states, "", Some(words)),
     }
 }

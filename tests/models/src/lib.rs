@@ -1,7 +1,7 @@
 //! Finite models, and one explorer for all of them.
 //!
 //! [`explorer`] searches breadth first and draws what it finds; [`theorems`] has the impossibility of failover as programs;
-//! [`failover`] has the machines of `shift-proto` themselves in a world of paths, NICs and messages; [`catalogue`] is the list of what is checked, from which the table in this crate's README is made.
+//! [`failover`] has the machines of `shift-proto` themselves in a world of paths, NICs and messages, step by step those of the object in [`ado`]; [`catalogue`] is the list of what is checked, from which the table in this crate's README is made.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,6 +11,7 @@
     reason = "a model that is wrong ends the check, and what it offers no step for is everything else"
 )]
 
+pub mod ado;
 pub mod catalogue;
 pub mod explorer;
 pub mod failover;

@@ -8,14 +8,22 @@
 )]
 
 use shift_models::explorer::{Extent, Model};
-use shift_models::failover::checks::{breaches, search, search_all};
+use shift_models::failover::checks::{breaches, invalid_pushes, search, search_all, Breach};
 use shift_models::failover::{Control, Setting, Want};
 use shift_proto::ledger::Op;
 
 #[test]
 fn every_breach_is_found_by_a_run_of_that_length_and_breaks_that_point_of_the_rule() {
+    find_all(&breaches());
+}
+
+#[test]
+fn what_is_counted_before_it_is_fenced_or_never_fenced_is_an_invalid_push() {
+    find_all(&invalid_pushes());
+}
+
+fn find_all(all: &[Breach]) {
     let mut wrong = Vec::new();
-    let all = breaches();
     let settings: Vec<_> = all.iter().map(|breach| breach.setting.clone()).collect();
     for (breach, report) in all.iter().zip(search_all(&settings)) {
         let violation = report.violation.as_ref();
@@ -35,7 +43,8 @@ fn every_breach_is_found_by_a_run_of_that_length_and_breaks_that_point_of_the_ru
 fn the_same_worlds_without_the_breach_hold() {
     let all: Vec<_> =
         breaches().into_iter().map(|breach| breach.setting).filter(|setting| setting.control.is_some()).collect();
-    let settings: Vec<_> = all.iter().map(|setting| Setting { control: None, ..setting.clone() }).collect();
+    let settings: Vec<_> =
+        all.iter().map(|setting| Setting { control: None, refines: true, ..setting.clone() }).collect();
     for (broken, report) in all.iter().zip(search_all(&settings)) {
         let holds = report.violation.is_none() && report.extent == Extent::Complete;
         assert!(holds, "{:?} is found without it: {report}", broken.control);

@@ -162,7 +162,7 @@ pub fn lists(longest: usize) -> impl Iterator<Item = Setting> {
 #[must_use]
 pub fn breaches() -> Vec<Breach> {
     let of = |wants: &[Want], control: Control, steps: usize, point: &'static str| Breach {
-        setting: Setting::one_fault(wants).with(control),
+        setting: Setting { refines: false, ..Setting::one_fault(wants).with(control) },
         steps,
         point,
     };
@@ -213,4 +213,21 @@ pub fn breaches() -> Vec<Breach> {
         point: "3: a ghost",
     });
     breaches
+}
+
+const INVALID: &str = "the object: an invalid push: NotPreempted, times[0] = 2, time(cache) = 1";
+
+/// What no atomic distributed object does. In each an old leader's request is executed after the acceptor has promised the next term.
+#[must_use]
+pub fn invalid_pushes() -> Vec<Breach> {
+    let of = |op: Op, control: Control, steps: usize| Breach {
+        setting: Setting::one_fault(&[want(op)]).with(control),
+        steps,
+        point: INVALID,
+    };
+    vec![
+        of(Op::Send, Control::NoFence, 7),
+        of(Op::Send, Control::CountBeforeFence, 6),
+        of(Op::FetchAdd, Control::PsnBeforeFence, 6),
+    ]
 }

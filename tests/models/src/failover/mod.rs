@@ -3,7 +3,8 @@
 //! Nothing of the protocol is written a second time here: what an end claims, fences, reports, decides and replays comes out of
 //! [`shift_proto::migrate::Machine`], [`shift_proto::ledger::Ledger`] and [`shift_proto::policy`]. This module owns what they run in:
 //! [`line`] is one direction of one incarnation, from the sender's NIC to the receiver's; [`end`] is the data path of one end; [`world`]
-//! has both, the messages on their way, and everything that may happen next; [`rules`] judges.
+//! has both, the messages on their way, and everything that may happen next; [`rules`] judges, and so does [`lockstep`], which holds every step against an
+//! atomic distributed object.
 //!
 //! **Time** is no number: a deadline that runs may pass at any moment, so nothing here rests on how long a deadline is. The one exception is
 //! the packet lifetime, which is what it says: when it passes, nothing of an incarnation that its sender has stopped arrives any more.
@@ -15,6 +16,7 @@ pub mod checks;
 pub mod controls;
 pub mod end;
 pub mod line;
+mod lockstep;
 mod path;
 pub mod rules;
 pub mod world;
@@ -79,6 +81,12 @@ impl Want {
     pub const fn has_result(self) -> bool {
         matches!(self.op, Op::Read | Op::FetchAdd | Op::CompareSwap)
     }
+
+    /// Nothing is wrong if it is executed once more before anything behind it.
+    #[must_use]
+    pub const fn may_repeat(self) -> bool {
+        matches!(self.op, Op::Write | Op::Read)
+    }
 }
 
 /// What a fenced end's NIC says.
@@ -123,6 +131,8 @@ pub struct Setting {
     pub claims: u32,
     /// The consumer looks at written data without waiting for a notification.
     pub polls_data: bool,
+    /// Every step is held against an atomic distributed object.
+    pub refines: bool,
     /// What is broken on purpose.
     pub control: Option<Control>,
 }
@@ -146,6 +156,7 @@ impl Setting {
             destroys: 0,
             claims: 1,
             polls_data: false,
+            refines: true,
             control: None,
         }
     }
@@ -160,5 +171,10 @@ impl Setting {
     #[must_use]
     pub fn breaks(&self, control: Control) -> bool {
         self.control == Some(control)
+    }
+
+    /// What is reported was found before the fence was done.
+    pub(super) fn samples_early(&self) -> bool {
+        self.breaks(Control::CountBeforeFence) || self.breaks(Control::PsnBeforeFence)
     }
 }

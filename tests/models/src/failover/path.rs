@@ -40,6 +40,7 @@ impl World {
         self.place(setting, sender, next);
         if next.is_last {
             self.judge_whole(wants, sender, next.want, buffer);
+            self.commit(setting, sender, epoch, next.want);
         }
     }
 
@@ -135,7 +136,7 @@ impl World {
             let truth = &mut Arc::make_mut(&mut self.truth[side])[retired];
             truth.is_complete = true;
             let is_true = if want.has_result() { truth.has_landed } else { truth.executions > 0 };
-            if !is_true {
+            if !is_true || !self.is_committed(setting, side, retired) {
                 self.fault("5: a completion of a request that is not complete");
             }
             retired += 1;
@@ -174,7 +175,7 @@ impl World {
     }
 
     /// The fence is asked for.
-    pub(super) fn begin_fence(&mut self, _: &Setting, side: usize) {
+    pub(super) fn begin_fence(&mut self, setting: &Setting, side: usize) {
         let Some(tuple) = self.ends[side].machine.tuple() else { return };
         match self.adopted.iter().find(|known| known.epoch == tuple.epoch) {
             Some(known) if *known != tuple => self.fault("a split: two migrations of one epoch"),
@@ -195,6 +196,9 @@ impl World {
             if !end.early.iter().any(|(known, ..)| *known == epoch) {
                 end.early.push((epoch, packets, receives));
             }
+        }
+        if setting.samples_early() {
+            self.elect(setting, side);
         }
     }
 
@@ -219,6 +223,11 @@ impl World {
     /// The fence is over, done or not.
     pub(super) fn fence(&mut self, setting: &Setting, side: usize, complete: bool) {
         self.end(side).is_fencing = false;
+        let is_drained =
+            self.lines.iter().all(|line| line.sender == side || line.is_silent || line.responder.is_none());
+        if (complete || is_drained) && !setting.samples_early() {
+            self.elect(setting, side);
+        }
         if complete {
             self.close(setting, side);
         }

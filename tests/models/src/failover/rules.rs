@@ -5,7 +5,7 @@ use shift_proto::ledger::Op;
 use shift_proto::migrate::{Attempt, Handshake, Stage};
 
 use super::world::{Step, World};
-use super::Setting;
+use super::{lockstep, Setting};
 use crate::explorer::draw::Drawn;
 use crate::explorer::{Invariant, Model, Sometimes};
 
@@ -116,6 +116,12 @@ impl Model for Setting {
             if states[0] != states[1] {
                 drawn.push(Drawn::At(side, format!("  now {}", states[1])));
             }
+        }
+        let objects = before.objects.iter().zip(&after.objects).filter(|_| self.refines);
+        let words = objects.filter_map(|(before, after)| lockstep::words(before, after));
+        drawn.extend(words.map(|words| Drawn::Line(format!("that is {words}"))));
+        if let (Some(wrong), true) = (&after.wrong, self.refines) {
+            drawn.push(Drawn::Line(wrong.clone()));
         }
         drawn
     }

@@ -11,7 +11,8 @@ use shift_proto::policy::could_end_in_error;
 use super::controls::Control;
 use super::end::End;
 use super::line::{Line, Responder};
-use super::{Setting, GRAIN};
+use super::{lockstep, Setting, GRAIN};
+use crate::ado::Ado;
 use crate::explorer::fingerprint;
 
 /// A message that may arrive, now or later, once or often.
@@ -76,6 +77,8 @@ pub struct World {
     pub truth: [Arc<Vec<Truth>>; 2],
     /// Sorted.
     pub letters: Vec<Letter>,
+    /// By sender: what its direction is as an object.
+    pub objects: [Arc<Ado<usize>>; 2],
     /// Which migration each epoch is.
     pub adopted: Vec<Tuple>,
     /// What is left.
@@ -135,6 +138,7 @@ impl World {
             lines: Vec::new(),
             truth: [truth(0), truth(1)],
             letters: Vec::new(),
+            objects: [0, 1].map(|_| Arc::new(lockstep::object(setting))),
             adopted: Vec::new(),
             budget: Budget {
                 faults: setting.faults,
@@ -206,7 +210,9 @@ impl World {
 
     pub(super) fn post(&mut self, setting: &Setting, side: usize, want: usize, offset: u32) -> Option<Posting> {
         let line = self.line(side, self.ends[side].posting)?;
-        Some(Arc::make_mut(&mut self.lines[line]).post(want, offset, &setting.wants[side]))
+        let posting = Arc::make_mut(&mut self.lines[line]).post(want, offset, &setting.wants[side]);
+        self.invoke(setting, side, posting.epoch, want);
+        Some(posting)
     }
 
     /// What may happen in it.
