@@ -10,7 +10,7 @@ use crate::ledger::IncarnationReport;
 
 /// What an input carries, whichever it is.
 #[derive(Clone, Debug, Default)]
-struct Cue {
+pub(super) struct Cue {
     tuple: Option<Tuple>,
     cause: Option<Cause>,
     path: Option<PathId>,
@@ -88,7 +88,7 @@ impl Machine {
         }
     }
 
-    fn event_of_message(&self, message: Handshake) -> (Event, Cue) {
+    pub(super) fn event_of_message(&self, message: Handshake) -> (Event, Cue) {
         let tuple = message.tuple();
         let event = self.classify(&message, tuple);
         let cue = match message {
@@ -147,7 +147,7 @@ impl Machine {
     }
 
     /// One call per rule; the rules that are about an attempt have its tuple by the kind of their event.
-    fn perform(&mut self, event: Event, cue: Cue) {
+    pub(super) fn perform(&mut self, event: Event, cue: Cue) {
         let Cue { tuple, cause, path, goal, holds, reports } = cue;
         match rule(self.state(), event) {
             Rule::Ignore | Rule::ByAttempt => {}

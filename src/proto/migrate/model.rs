@@ -1,8 +1,9 @@
 //! What a model checker needs of a machine and nobody else: time that is no number. Its clock stands still, and a deadline passes when it is
 //! told to, so that what holds there holds whatever the deadlines are and however fast the two clocks go.
 
+use super::table::Event;
 use super::timers::Timer;
-use super::Machine;
+use super::{Handshake, Machine};
 use crate::id::Micros;
 
 impl Machine {
@@ -19,6 +20,17 @@ impl Machine {
         }
         self.timers.set(timer, self.now);
         self.handle(self.now, super::Input::Tick);
+    }
+
+    /// Takes a message as if it was of a higher epoch, whatever it says: what the epoch check is there to keep out. Then
+    /// [`Machine::poll_effect`] until it is empty.
+    pub fn hear_as_new(&mut self, message: Handshake) {
+        let before = self.state();
+        let (event, cue) = self.event_of_message(message);
+        let renamed = [(Event::OldClaim, Event::Claim), (Event::OldCommit, Event::Commit)];
+        let event = renamed.into_iter().find(|(old, _)| *old == event).map_or(event, |(_, new)| new);
+        self.perform(event, cue);
+        self.rearm(before);
     }
 
     /// Whether the NIC still has time to heal what could end in an error.

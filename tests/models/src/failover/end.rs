@@ -1,8 +1,10 @@
 //! The data path of one end: it does what its machine asks for, as the shim does, and feeds the answers back.
 
+use std::sync::Arc;
+
 use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple};
 use shift_proto::ledger::{IncarnationReport, Ledger};
-use shift_proto::migrate::{Deadlines, Effect, Input, Machine};
+use shift_proto::migrate::{Deadlines, Effect, Handshake, Input, Machine};
 
 use super::Setting;
 
@@ -24,6 +26,12 @@ pub struct End {
     pub is_fencing: bool,
     /// What was found when the fence began, by epoch, for those who take that for a result: packets, receives.
     pub early: Vec<(Epoch, u64, u64)>,
+    /// The highest epoch for which COMMIT was said here.
+    pub committed: Epoch,
+    /// Before that, for those who go back.
+    pub before: Option<Arc<Machine>>,
+    /// The path that it has to go to, for those who bind themselves.
+    pub bound: Option<PathId>,
     /// Paths are sought.
     pub is_seeking: bool,
     /// Sends go to this incarnation.
@@ -81,6 +89,9 @@ impl End {
             is_stopped: false,
             is_fencing: false,
             early: Vec::new(),
+            committed: Epoch::FIRST,
+            before: None,
+            bound: None,
             is_seeking: false,
             posting: Epoch::FIRST,
             reposted: None,
@@ -104,6 +115,12 @@ impl End {
     /// Gives the machine an input and takes its effects, but for those that are only for the log.
     pub fn give(&mut self, input: Input) -> Vec<Effect> {
         self.machine.handle(NOW, input);
+        self.effects()
+    }
+
+    /// The same with a message of which it is not asked whether it is of a higher epoch.
+    pub fn give_unchecked(&mut self, message: Handshake) -> Vec<Effect> {
+        self.machine.hear_as_new(message);
         self.effects()
     }
 

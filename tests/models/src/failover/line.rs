@@ -18,6 +18,8 @@ pub struct Responder {
     pub lost: u64,
     /// It executes nothing any more.
     pub is_fenced: bool,
+    /// It will be when the packet that it is about is executed.
+    pub runs_on: bool,
 }
 
 /// One direction of one incarnation.

@@ -37,6 +37,9 @@ impl World {
             responder.consumed += 1;
             buffer
         });
+        if let Some(responder) = line.responder.as_mut().filter(|responder| responder.runs_on) {
+            (responder.is_fenced, responder.runs_on) = (true, false);
+        }
         self.place(setting, sender, next);
         if next.is_last {
             self.judge_whole(wants, sender, next.want, buffer);
@@ -188,6 +191,7 @@ impl World {
         if !self.ends[side].is_stopped {
             self.fault("it fences with posters inside");
         }
+        self.end(side).committed = tuple.epoch;
         let samples: Vec<_> =
             self.incoming(side).map(|(line, responder)| (line.epoch, line.packets, responder)).collect();
         let end = self.end(side);
@@ -212,10 +216,11 @@ impl World {
     pub(super) fn close(&mut self, setting: &Setting, side: usize) {
         for line in &mut self.lines {
             let line = Arc::make_mut(line);
+            let runs_on = setting.breaks(Control::PsnAfterErr) && line.next(&setting.wants[line.sender]).is_some();
             if line.sender == side {
                 line.is_stopped = true;
             } else if let Some(responder) = line.responder.as_mut().filter(|_| !setting.breaks(Control::NoFence)) {
-                responder.is_fenced = true;
+                (responder.is_fenced, responder.runs_on) = (!runs_on, runs_on);
             }
         }
     }
@@ -287,8 +292,15 @@ impl World {
             .sum();
         let first = if setting.breaks(Control::ReceivesFromHead) { 0 } else { consumed };
         let copies = if setting.breaks(Control::ReceivesTwice) { 2 } else { 1 };
+        let path = self.ends[side].bound.unwrap_or(tuple.target);
         for sender in 0..2 {
-            self.connect(setting, sender, tuple.epoch, tuple.target);
+            let line = self.connect(setting, sender, tuple.epoch, path);
+            if self.lines[line].path != path {
+                self.fault("a split: the ends connect one epoch on two paths");
+            }
+            if sender != side && self.lines[line].responder.is_some() {
+                self.fault("1: the receives of an incarnation are posted again");
+            }
         }
         self.connect_responder(side, tuple.epoch, first, copies);
         let end = self.end(side);
@@ -308,10 +320,11 @@ impl World {
             self.fault("it replays before the peer has posted its receives");
         }
         let mut ledger = self.ends[side].ledger.clone();
-        if setting.breaks(Control::FirstReportForgotten) {
+        let forgets_stop = setting.breaks(Control::StopForgotten) && self.ends[side].stop.is_some();
+        if setting.breaks(Control::FirstReportForgotten) || forgets_stop {
             ledger = Ledger::new();
         }
-        self.admit(setting, side, tuple, &mut ledger);
+        self.admit(setting, side, tuple, &mut ledger, reports);
         let plan = self.decide(setting, &mut ledger, &self.bent(setting, side, reports));
         self.end(side).ledger = ledger;
         let Some(plan) = plan else { return Some(Input::ReplayFailed) };
@@ -322,7 +335,7 @@ impl World {
         Some(Input::Replayed)
     }
 
-    fn admit(&self, setting: &Setting, side: usize, tuple: Tuple, ledger: &mut Ledger) {
+    fn admit(&self, setting: &Setting, side: usize, tuple: Tuple, ledger: &mut Ledger, reports: &[IncarnationReport]) {
         let wants = &setting.wants[side];
         let newest = self
             .lines
@@ -351,8 +364,11 @@ impl World {
             ledger.landed_through(WrSeq(last as u64));
         }
         for want in self.ends[side].retired..self.ends[side].posted {
-            ledger.admit(entry(setting, side, want), None).expect("few entries");
+            ledger.admit(self.entry(setting, side, want), None).expect("few entries");
             for posting in self.postings(setting, side, want, newest) {
+                if self.is_left_out(setting, side, ledger, WrSeq(want as u64), posting, reports) {
+                    continue;
+                }
                 let is_new = ledger.entries().all(|view| {
                     view.entry.seq.0 != want as u64 || view.newest.is_none_or(|known| known.epoch < posting.epoch)
                 });
@@ -361,6 +377,40 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Postings that a broken ledger is not told of.
+    fn is_left_out(
+        &self,
+        setting: &Setting,
+        side: usize,
+        ledger: &Ledger,
+        seq: WrSeq,
+        posting: Posting,
+        reports: &[IncarnationReport],
+    ) -> bool {
+        if setting.breaks(Control::StopForgotten) {
+            return self.ends[side].stop.is_some_and(|stop| seq.0 >= stop as u64);
+        }
+        let is_proof =
+            |report: &IncarnationReport| report.epoch == posting.epoch && report.fenced && report.proof != Proof::None;
+        let is_unexecuted = ledger
+            .entries()
+            .any(|view| view.entry.seq == seq && view.postings > 0 && view.evidence.state == State::NotExecuted);
+        setting.breaks(Control::BestReportOfAny) && is_unexecuted && !reports.iter().any(is_proof)
+    }
+
+    fn entry(&self, setting: &Setting, side: usize, want: usize) -> Entry {
+        let Want { op, grains, fenced, unknown, .. } = setting.wants[side][want];
+        let is_atomic = matches!(op, Op::FetchAdd | Op::CompareSwap);
+        let op = if is_atomic && setting.breaks(Control::AtomicsReplayed) { Op::Write } else { op };
+        let is_executed = self.truth[side][want].executions > 0;
+        let is_unknown = match setting.control {
+            Some(Control::ReadsBehindExecutedReplayed) => is_executed,
+            Some(Control::ReadsBehindBegunReplayed) => !is_executed,
+            _ => false,
+        };
+        Entry { seq: WrSeq(want as u64), op, bytes: grains * super::GRAIN, fenced: fenced && !is_unknown, unknown }
     }
 
     fn mtu_of(&self, side: usize, epoch: Epoch) -> shift_proto::id::Mtu {
@@ -388,13 +438,16 @@ impl World {
     /// The reports as a broken end would see them.
     fn bent(&self, setting: &Setting, side: usize, reports: &[IncarnationReport]) -> Vec<IncarnationReport> {
         let mut reports = reports.to_vec();
-        if !setting.breaks(Control::NoCountExchange) {
-            return reports;
-        }
+        let (is_blind, is_narrow) = (setting.breaks(Control::NoCountExchange), setting.breaks(Control::WindowBySqPsn));
         let wants = &setting.wants[side];
-        for report in &mut reports {
+        for report in reports.iter_mut().filter(|_| is_blind || is_narrow) {
             let Some(line) = self.line(side, report.epoch).map(|line| &self.lines[line]) else { continue };
-            report.proof = Proof::Psn(line.end_of(line.completed, wants).wire());
+            let acknowledged = Proof::Psn(line.end_of(line.completed, wants).wire());
+            if is_narrow {
+                report.proof = if report.proof == acknowledged { acknowledged } else { Proof::Count };
+                continue;
+            }
+            report.proof = acknowledged;
             let completed = line.postings[..line.completed].iter();
             report.receives = completed.filter(|(want, _)| wants[*want].op.consumes_receive()).count() as u64;
         }
@@ -436,7 +489,8 @@ impl World {
                     {
                         self.fault("3: a WRITE that was executed is posted again in front of an error");
                     }
-                    if let Some(posting) = self.post(setting, side, want, offset) {
+                    let posting = self.post(setting, side, want, offset);
+                    if let Some(posting) = posting.filter(|_| !setting.breaks(Control::BestReportOfAny)) {
                         self.end(side).ledger.posted(step.seq, posting).expect("in order");
                     }
                 }
@@ -451,14 +505,6 @@ impl World {
         end.stop = stop;
         end.awaited = Some((stop.unwrap_or(end.posted), stop.is_some()));
     }
-}
-
-fn entry(setting: &Setting, side: usize, want: usize) -> Entry {
-    let Want { op, grains, fenced, unknown, .. } = setting.wants[side][want];
-    let is_atomic = matches!(op, Op::FetchAdd | Op::CompareSwap);
-    let op = if is_atomic && setting.breaks(Control::AtomicsReplayed) { Op::Write } else { op };
-    let fenced = fenced && !setting.breaks(Control::ReadsBehindFencedReplayed);
-    Entry { seq: WrSeq(want as u64), op, bytes: grains * super::GRAIN, fenced, unknown }
 }
 
 /// From the stop on, as long as there are only WRITEs of which nothing is known.

@@ -164,6 +164,7 @@ impl Setting {
             Step::Drained(side) => Drawn::At(*side, "its sends are complete".to_string()),
             Step::Pass(side, timer) => Drawn::At(*side, format!("a deadline passes: {timer:?}")),
             Step::PassHold(side) => Drawn::At(*side, "the hold is over".to_string()),
+            Step::Resume(side) => Drawn::At(*side, "the claim deadline passes, and it goes back".to_string()),
             Step::Destroy(side) => Drawn::At(*side, "the application destroys its queue pair".to_string()),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shift_proto::id::{Epoch, Mtu, PathId, Psn64, Tuple};
 use shift_proto::ledger::{Op, Posting};
-use shift_proto::migrate::{Attempt, Cause, Deadline, Effect, Handshake, Input, Stage, Surfaced};
+use shift_proto::migrate::{Attempt, Cause, Deadline, Effect, Handshake, Input, Machine, Stage, Surfaced};
 use shift_proto::policy::could_end_in_error;
 
 use super::controls::Control;
@@ -126,6 +126,8 @@ pub enum Step {
     PassHold(usize),
     /// An application destroys its queue pair.
     Destroy(usize),
+    /// An end goes back although COMMIT was said.
+    Resume(usize),
 }
 
 impl World {
@@ -204,7 +206,7 @@ impl World {
     /// The receiving half at `side` of the incarnation.
     pub(super) fn connect_responder(&mut self, side: usize, epoch: Epoch, first_buffer: u64, copies: u64) {
         let Some(line) = self.line(1 - side, epoch) else { return };
-        let responder = Responder { first_buffer, copies, consumed: 0, lost: 0, is_fenced: false };
+        let responder = Responder { first_buffer, copies, consumed: 0, lost: 0, is_fenced: false, runs_on: false };
         Arc::make_mut(&mut self.lines[line]).responder = Some(responder);
     }
 
@@ -309,6 +311,9 @@ impl World {
         if self.budget.destroys > 0 && !end.is_destroyed {
             steps.push(Step::Destroy(side));
         }
+        if end.before.is_some() && end.is_fencing {
+            steps.push(Step::Resume(side));
+        }
     }
 
     /// Receives that completed at an end, over all incarnations.
@@ -382,8 +387,23 @@ impl World {
                 self.end(*side).is_destroyed = true;
                 self.give(setting, *side, Input::Destroyed);
             }
+            Step::Resume(side) => self.go_back(setting, *side),
         }
-        (0..2).for_each(|side| self.note_risk(setting, side));
+        for side in 0..2 {
+            self.note_risk(setting, side);
+            let end = &self.ends[side];
+            let is_live = !matches!(end.machine.state().stage, Stage::Dead | Stage::Gone);
+            if is_live && end.machine.epoch() < end.committed {
+                self.fault("6: it goes on in an old epoch although COMMIT was said");
+            }
+        }
+    }
+
+    fn go_back(&mut self, setting: &Setting, side: usize) {
+        let end = self.end(side);
+        let before = end.before.take().expect("it is offered to who was somewhere");
+        (end.machine, end.is_fencing) = (Machine::clone(&before), false);
+        self.pass(setting, side, Deadline::Claim);
     }
 
     fn pass(&mut self, setting: &Setting, side: usize, timer: Deadline) {
@@ -432,6 +452,15 @@ impl World {
 
     fn hear(&mut self, setting: &Setting, to: usize, message: Handshake, current: Option<Tuple>) {
         let is_report = matches!(message, Handshake::Report { .. });
+        let is_unchecked = match message {
+            Handshake::Claim { .. } => setting.breaks(Control::ClaimsOfAnyEpoch),
+            Handshake::Commit { .. } => setting.breaks(Control::NoticesOfAnyEpoch),
+            _ => false,
+        };
+        if is_unchecked {
+            let effects = self.end(to).give_unchecked(message);
+            return self.perform(setting, to, effects);
+        }
         if let (Handshake::Gone, true) = (&message, setting.breaks(Control::DestroyIsFault)) {
             return self.give(setting, to, Input::Fault { cause: Cause::Flushed, fatal: true });
         }
@@ -443,7 +472,11 @@ impl World {
 
     /// One input and all that follows from it at once.
     pub fn give(&mut self, setting: &Setting, side: usize, input: Input) {
+        let before = setting.breaks(Control::ResumeAfterCommit).then(|| self.ends[side].machine.clone());
         let effects = self.end(side).give(input);
+        if let Some(before) = before.filter(|before| before.epoch() < self.ends[side].machine.epoch()) {
+            self.end(side).before = Some(Arc::new(before));
+        }
         self.perform(setting, side, effects);
     }
 
@@ -484,6 +517,10 @@ impl World {
         }
         if setting.breaks(Control::FenceAtAccept) && matches!(message, Handshake::Accept { .. }) {
             self.close(setting, side);
+        }
+        if let (Handshake::Claim { tuple, .. }, true) = (&message, setting.breaks(Control::EarlyFenceBinds)) {
+            let end = self.end(side);
+            end.bound = end.in_error.then_some(tuple.target);
         }
         let to = 1 - side;
         let print = fingerprint::of(&(to, &message));
