@@ -107,7 +107,7 @@ pub fn checks() -> Vec<Check> {
         (
             "failover-faults",
             "failover/checks.rs",
-            "the same under second faults, crossing claims, failing fences, planned moves, destroys, other MTUs",
+            "the same under second faults, crossing claims, failing fences, planned moves, destroys, other MTUs, posters, cuts",
             failover_faults,
         ),
         (

@@ -82,7 +82,10 @@ pub fn cases(is_long: bool) -> Vec<Case> {
             setting: Setting { faults: 2, proven: Proven::Count, ..three_paths(&pair) },
         },
         Case { name: "a fence that fails at either end", setting: Setting { failing_fences: 1, ..one(&pair) } },
-        Case { name: "fences that fail twice", setting: Setting { failing_fences: 2, ..one(&pair) } },
+        Case {
+            name: "fences that fail twice, or are given up",
+            setting: Setting { failing_fences: 2, lapses: 1, ..one(&pair) },
+        },
         Case { name: "both ends send", setting: Setting { wants: [pair.to_vec(), send.to_vec()], ..one(&pair) } },
         Case { name: "a deadline of the exchange or of patience passes", setting: Setting { lapses: 1, ..one(&pair) } },
         Case { name: "a planned move", setting: Setting { faults: 0, moves: 1, posted: 1, ..one(&pair) } },
@@ -108,8 +111,31 @@ pub fn cases(is_long: bool) -> Vec<Case> {
             setting: Setting { lost_completions: 1, ..one(&send) },
         },
     ];
+    cases.extend([
+        Case {
+            name: "a poster that is inside, posts on, and leaves when it likes",
+            setting: Setting { posters: 1, posted: 1, ..one(&pair) },
+        },
+        Case {
+            name: "a poster that does not leave, and a fence that is given up",
+            setting: Setting { posters: 1, failing_fences: 1, ..one(&send) },
+        },
+        Case { name: "what is said to either end is lost for a while", setting: Setting { cuts: 2, ..one(&send) } },
+        Case {
+            name: "one end hears nothing from before the claim on: no healthy queue pair ends",
+            setting: Setting { faults: 0, suspects: 2, claims: 2, lapses: 2, deaf: [true, false], ..one(&send) },
+        },
+        Case {
+            name: "and the other",
+            setting: Setting { faults: 0, suspects: 2, claims: 2, lapses: 2, deaf: [false, true], ..one(&send) },
+        },
+    ]);
     if is_long {
         cases.extend([
+            Case {
+                name: "what is said is lost for a while, and a deadline of the exchange passes; both ends send",
+                setting: Setting { cuts: 1, lapses: 1, wants: [pair.to_vec(), send.to_vec()], ..one(&pair) },
+            },
             Case {
                 name: "a fault, a port that goes down, and a deadline",
                 setting: Setting { suspects: 1, lapses: 1, claims: 2, ..one(&send) },
@@ -203,12 +229,14 @@ pub fn breaches() -> Vec<Breach> {
         of(&[send], Control::ResumeAfterCommit, 5, "6:"),
         of(&[send], Control::EarlyFenceBinds, 11, "a split"),
         of(&[send], Control::ReportsDroppedEarly, 20, "7:"),
+        of(&[send], Control::NothingSaidAgain, 9, "no end can be reached"),
         of(&[send], Control::DestroyIsFault, 3, "7:"),
         of(&[add], Control::HoldSkipped, 2, "7:"),
     ];
     for Breach { setting, .. } in &mut breaches {
         match setting.control {
             Some(Control::Disagreement) => setting.lost_completions = 1,
+            Some(Control::NothingSaidAgain) => setting.cuts = 1,
             Some(Control::ClaimsOfAnyEpoch) => setting.suspects = 1,
             Some(Control::EarlyFenceBinds) => (setting.suspects, setting.mtus) = (1, vec![1, 1, 1]),
             Some(Control::BestReportOfAny) => setting.failing_fences = 1,

@@ -62,6 +62,8 @@ pub enum Control {
     EarlyFenceBinds,
     /// An end drops its own reports when its own replay has retired.
     ReportsDroppedEarly,
+    /// What got lost is not said again.
+    NothingSaidAgain,
     /// The peer's destroy is told as a fault.
     DestroyIsFault,
     /// The ledger's risk is never told.

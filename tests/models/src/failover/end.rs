@@ -22,6 +22,10 @@ pub struct End {
     pub in_error: bool,
     /// Nobody posts.
     pub is_stopped: bool,
+    /// Somebody is inside.
+    pub is_inside: bool,
+    /// Who is inside is asked to leave, and nobody else is let in.
+    pub is_asked: bool,
     /// The fence runs.
     pub is_fencing: bool,
     /// What was found when the fence began, by epoch, for those who take that for a result: packets, receives.
@@ -87,6 +91,8 @@ impl End {
             ledger: Ledger::new(),
             in_error: false,
             is_stopped: false,
+            is_inside: false,
+            is_asked: false,
             is_fencing: false,
             early: Vec::new(),
             committed: Epoch::FIRST,

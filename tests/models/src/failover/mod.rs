@@ -127,6 +127,12 @@ pub struct Setting {
     pub lost_completions: u8,
     /// Applications that destroy their queue pair.
     pub destroys: u8,
+    /// Posters that are inside when they are to be out, and leave when they like.
+    pub posters: u8,
+    /// Times that what is said to one end is lost, from one moment to another.
+    pub cuts: u8,
+    /// To whom everything is lost, from the beginning and for good.
+    pub deaf: [bool; 2],
     /// Claims that each end makes at most.
     pub claims: u32,
     /// The consumer looks at written data without waiting for a notification.
@@ -154,6 +160,9 @@ impl Setting {
             lapses: 0,
             lost_completions: 0,
             destroys: 0,
+            posters: 0,
+            cuts: 0,
+            deaf: [false; 2],
             claims: 1,
             polls_data: false,
             refines: true,

@@ -74,6 +74,15 @@ impl Model for Setting {
     }
 
     fn sometimes(&self) -> Vec<Sometimes<Self>> {
+        if self.deaf.contains(&true) {
+            return vec![Sometimes {
+                name: "claims were made, nobody moved, and everything is complete",
+                seen: |setting, world| {
+                    let has_claimed = world.ends.iter().any(|end| end.claims > 0);
+                    world.is_at_rest(setting) && has_claimed && world.ends[0].machine.epoch() == Epoch::FIRST
+                },
+            }];
+        }
         let mut sights: Vec<Sometimes<Self>> = Vec::new();
         if self.faults + self.suspects + self.moves > 0 {
             sights.push(Sometimes {
@@ -90,6 +99,25 @@ impl Model for Setting {
         let has_atomic = self.wants[0].iter().any(|want| matches!(want.op, Op::FetchAdd | Op::CompareSwap));
         if self.faults > 0 && has_atomic {
             sights.push(Sometimes { name: "an error was surfaced", seen: |_, world| world.ends[0].is_surfaced });
+        }
+        if self.posters > 0 {
+            sights.push(Sometimes {
+                name: "an end waits for a poster to leave before it fences",
+                seen: |_, world| {
+                    world.ends.iter().any(|end| end.is_asked && end.machine.state().stage == Stage::Fencing)
+                },
+            });
+        }
+        if self.cuts > 0 {
+            sights.push(Sometimes {
+                name: "what was lost in mid-migration is said again, and everything is complete",
+                seen: |setting, world| {
+                    world.is_at_rest(setting)
+                        && world.ends[0].machine.epoch() > Epoch::FIRST
+                        && world.budget.has_cut()
+                        && world.deaf == [false; 2]
+                },
+            });
         }
         if self.failing_fences > 0 {
             sights.push(Sometimes {
@@ -165,6 +193,10 @@ impl Setting {
             Step::Pass(side, timer) => Drawn::At(*side, format!("a deadline passes: {timer:?}")),
             Step::PassHold(side) => Drawn::At(*side, "the hold is over".to_string()),
             Step::Resume(side) => Drawn::At(*side, "the claim deadline passes, and it goes back".to_string()),
+            Step::Enter(side) => Drawn::At(*side, "a poster goes inside".to_string()),
+            Step::Leave(side) => Drawn::At(*side, "the poster leaves".to_string()),
+            Step::Cut(side) => Drawn::At(*side, "nothing reaches it any more".to_string()),
+            Step::Heal(side) => Drawn::At(*side, "it hears again".to_string()),
             Step::Destroy(side) => Drawn::At(*side, "the application destroys its queue pair".to_string()),
         }
     }

@@ -64,6 +64,16 @@ pub struct Budget {
     lapses: u8,
     lost_completions: u8,
     destroys: u8,
+    posters: u8,
+    cuts: u8,
+}
+
+impl Budget {
+    /// Nothing is left of the cuts.
+    #[must_use]
+    pub const fn has_cut(&self) -> bool {
+        self.cuts == 0
+    }
 }
 
 /// A state of everything.
@@ -81,6 +91,8 @@ pub struct World {
     pub objects: [Arc<Ado<usize>>; 2],
     /// Which migration each epoch is.
     pub adopted: Vec<Tuple>,
+    /// Who hears nothing: what is said meanwhile is lost.
+    pub deaf: [bool; 2],
     /// What is left.
     pub budget: Budget,
     /// What is broken already.
@@ -128,6 +140,14 @@ pub enum Step {
     Destroy(usize),
     /// An end goes back although COMMIT was said.
     Resume(usize),
+    /// A poster is inside.
+    Enter(usize),
+    /// It leaves.
+    Leave(usize),
+    /// Nothing reaches that end any more.
+    Cut(usize),
+    /// What is said from now on does.
+    Heal(usize),
 }
 
 impl World {
@@ -150,7 +170,10 @@ impl World {
                 lapses: setting.lapses,
                 lost_completions: setting.lost_completions,
                 destroys: setting.destroys,
+                posters: setting.posters,
+                cuts: setting.cuts,
             },
+            deaf: setting.deaf,
             wrong: None,
         };
         for side in 0..2 {
@@ -242,7 +265,12 @@ impl World {
                 steps.push(Step::LoseCompletion(number));
             }
         }
-        steps.extend((0..self.letters.len()).map(Step::Deliver));
+        let hears = |nth: &usize| !self.deaf[self.letters[*nth].to];
+        steps.extend((0..self.letters.len()).filter(hears).map(Step::Deliver));
+        if setting.cuts > 0 {
+            let cuts = (0..2).filter(|side| !self.deaf[*side] && self.budget.cuts > 0).map(Step::Cut);
+            steps.extend(cuts.chain((0..2).filter(|side| self.deaf[*side]).map(Step::Heal)));
+        }
         for side in 0..2 {
             self.steps_of(setting, side, steps);
         }
@@ -263,6 +291,9 @@ impl World {
             steps.extend(self.truth[1 - side].iter().enumerate().filter(is_new).map(|(want, _)| Step::Look(want)));
         }
         if !is_live {
+            let is_unheard =
+                end.machine.running().any(|timer| timer == Deadline::Resend) && self.has_lost(setting, side);
+            steps.extend(is_unheard.then_some(Step::Pass(side, Deadline::Resend)));
             return;
         }
         if end.posted < setting.wants[side].len() && !end.in_error && end.stop.is_none() {
@@ -299,7 +330,9 @@ impl World {
                 Deadline::Settle | Deadline::Claim | Deadline::Plan => true,
                 Deadline::Pause => end.claims < setting.claims,
                 Deadline::Exchange | Deadline::Patience => self.budget.lapses > 0,
-                Deadline::Fence | Deadline::Exclude | Deadline::Resend => false,
+                Deadline::Fence => self.budget.failing_fences > 0,
+                Deadline::Exclude => end.is_asked,
+                Deadline::Resend => self.has_lost(setting, side),
             };
             if leads_on {
                 steps.push(Step::Pass(side, timer));
@@ -310,6 +343,11 @@ impl World {
         }
         if self.budget.destroys > 0 && !end.is_destroyed {
             steps.push(Step::Destroy(side));
+        }
+        if end.is_inside {
+            steps.push(Step::Leave(side));
+        } else if self.budget.posters > 0 && runs && !end.is_stopped {
+            steps.push(Step::Enter(side));
         }
         if end.before.is_some() && end.is_fencing {
             steps.push(Step::Resume(side));
@@ -347,7 +385,8 @@ impl World {
             Step::Post(side) => {
                 let want = self.ends[*side].posted;
                 self.end(*side).posted += 1;
-                if !self.ends[*side].is_stopped {
+                let end = &self.ends[*side];
+                if !end.is_stopped && (end.is_inside || !end.is_asked) {
                     self.post(setting, *side, want, 0);
                 }
             }
@@ -388,6 +427,16 @@ impl World {
                 self.give(setting, *side, Input::Destroyed);
             }
             Step::Resume(side) => self.go_back(setting, *side),
+            Step::Enter(side) => {
+                self.budget.posters -= 1;
+                self.end(*side).is_inside = true;
+            }
+            Step::Leave(side) => self.leave(setting, *side),
+            Step::Cut(side) => {
+                self.budget.cuts -= 1;
+                self.deaf[*side] = true;
+            }
+            Step::Heal(side) => self.deaf[*side] = false,
         }
         for side in 0..2 {
             self.note_risk(setting, side);
@@ -396,6 +445,26 @@ impl World {
             if is_live && end.machine.epoch() < end.committed {
                 self.fault("6: it goes on in an old epoch although COMMIT was said");
             }
+        }
+    }
+
+    /// Whether an end would say something again that never reached the network.
+    fn has_lost(&self, setting: &Setting, side: usize) -> bool {
+        if setting.cuts == 0 || self.deaf[1 - side] || setting.breaks(Control::NothingSaidAgain) {
+            return false;
+        }
+        let mut end = End::clone(&self.ends[side]);
+        end.machine.pass(Deadline::Resend);
+        let is_known = |message: &Handshake| self.place_of(1 - side, message).is_ok();
+        end.effects().iter().any(|effect| matches!(effect, Effect::Send(message) if !is_known(message)))
+    }
+
+    fn leave(&mut self, setting: &Setting, side: usize) {
+        let end = self.end(side);
+        end.is_inside = false;
+        if end.is_asked {
+            (end.is_asked, end.is_stopped) = (false, true);
+            self.give(setting, side, Input::Excluded);
         }
     }
 
@@ -410,6 +479,10 @@ impl World {
         match timer {
             Deadline::Settle => self.silence(side),
             Deadline::Exchange | Deadline::Patience => self.budget.lapses -= 1,
+            Deadline::Fence => {
+                self.budget.failing_fences -= 1;
+                self.end(side).is_fencing = false;
+            }
             _ => {}
         }
         let end = self.end(side);
@@ -497,8 +570,9 @@ impl World {
             Effect::Seek => self.end(side).is_seeking = true,
             Effect::StopSeek => self.end(side).is_seeking = false,
             Effect::Exclude => {
-                self.end(side).is_stopped = true;
-                return Some(Input::Excluded);
+                let end = self.end(side);
+                (end.is_asked, end.is_stopped) = (end.is_inside, !end.is_inside);
+                return (!end.is_inside).then_some(Input::Excluded);
             }
             Effect::Release => self.release(setting, side),
             Effect::Fence => self.begin_fence(setting, side),
@@ -522,12 +596,19 @@ impl World {
             let end = self.end(side);
             end.bound = end.in_error.then_some(tuple.target);
         }
+        if let Handshake::Claim { tuple, .. } = message {
+            self.end(side).claims = tuple.attempt;
+        }
         let to = 1 - side;
-        let print = fingerprint::of(&(to, &message));
-        if let Err(place) = self.letters.binary_search_by_key(&print, |letter| letter.print) {
-            self.end(side).claims += u32::from(matches!(message, Handshake::Claim { .. }));
+        if let (Err((place, print)), false) = (self.place_of(to, &message), self.deaf[to]) {
             self.letters.insert(place, Letter { print, to, message: Arc::new(message) });
         }
+    }
+
+    /// Where a message is on the network, or would be.
+    fn place_of(&self, to: usize, message: &Handshake) -> Result<usize, (usize, u64)> {
+        let print = fingerprint::of(&(to, message));
+        self.letters.binary_search_by_key(&print, |letter| letter.print).map_err(|place| (place, print))
     }
 
     fn judge_claim(&mut self, setting: &Setting, side: usize, cause: Cause) {
@@ -547,7 +628,8 @@ impl World {
     }
 
     fn release(&mut self, setting: &Setting, side: usize) {
-        self.end(side).is_stopped = false;
+        let end = self.end(side);
+        (end.is_stopped, end.is_asked) = (false, false);
         let Some(line) = self.line(side, self.ends[side].posting) else { return };
         if self.lines[line].is_stopped && !self.ends[side].in_error {
             self.fault("7: posting goes on on an incarnation that is fenced");
@@ -563,6 +645,9 @@ impl World {
     fn surface(&mut self, setting: &Setting, side: usize, why: Surfaced) {
         if why == Surfaced::ReplayFailed && setting.lost_completions == 0 && setting.failing_fences == 0 {
             self.fault("7: an error although both ends have told all that they know");
+        }
+        if setting.deaf.contains(&true) && setting.faults == 0 {
+            self.fault("7: who hears nothing from before the claim on ends a healthy queue pair");
         }
         let was_touched = self.ends.iter().any(|end| end.was_faulted || end.is_destroyed);
         if !was_touched {
