@@ -560,7 +560,11 @@ impl Core {
             Frame::ArmConfirm(confirm) if confirm.from.process == process => {
                 self.with_end(process, confirm.to, |q, world| q.handle_confirm(world, &confirm, now));
             }
-            Frame::Migration { to, from, msg } if from.process == process => self.handle_message(to, from, msg, now),
+            Frame::Migration { number, to, from, msg } if from.process == process => {
+                if self.world.peers.is_new(process, number) {
+                    self.handle_message(to, from, msg, now);
+                }
+            }
             Frame::KeyAdd { key, standby_rkey } => {
                 self.world.peer_keys.entry(process).or_default().handle_add(key, standby_rkey);
             }
@@ -612,7 +616,7 @@ impl Core {
         if !known {
             // Its application destroyed it; the peer named it, so it was here.
             if to.process == self.world.me && msg != Handshake::Gone {
-                self.world.send(from.process, Frame::Migration { to: from, from: to, msg: Handshake::Gone });
+                self.world.send_message(from.process, from, to, Handshake::Gone);
             }
             return;
         }

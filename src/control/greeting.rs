@@ -12,6 +12,7 @@ use shift_proto::id::{Micros, ProcessId};
 
 use crate::acquaintance::Acquaintance;
 use crate::address::{canonical, MAX_ADDRESSES};
+use crate::arrivals::Arrivals;
 use crate::links::{LinkId, Links};
 use crate::peers::{PeerEvent, Peers, Process, Reach, Token, NO_TOKEN};
 use crate::round_trip::RoundTrip;
@@ -229,6 +230,7 @@ impl Peers {
             suspected: None,
             pinged: now,
             wanted: false,
+            arrivals: Arrivals::default(),
             round_trip: RoundTrip::default(),
         });
         process.acquaintance.learn(token, at, told);

@@ -10,6 +10,7 @@ pub mod address;
 mod admin;
 pub mod agent;
 mod arming;
+mod arrivals;
 mod audit;
 pub mod channel;
 mod choice;

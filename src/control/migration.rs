@@ -4,7 +4,6 @@
 //! round of the loop than the fence was begun in, so that every fault of the old incarnation that was on its way has been taken off
 //! the channel before the new one exists.
 
-use shift_proto::frame::Frame;
 use shift_proto::id::{Epoch, Micros, PathId, Tuple, WrSeq};
 use shift_proto::ledger::{IncarnationReport, Plan};
 use shift_proto::migrate::{Attempt, Cause, Effect, Handshake, Input, Machine, Phase, Stage, StateName, Surfaced};
@@ -113,7 +112,8 @@ impl Qp {
             return mirror.tell(msg);
         }
         if let (Some(process), Some(remote)) = (self.process, self.remote) {
-            world.send(process, Frame::Migration { to: remote.end, from: self.me, msg });
+            self.record.iter_mut().for_each(|record| record.messages += 1);
+            world.send_message(process, remote.end, self.me, msg);
         }
     }
 

@@ -18,6 +18,7 @@ use shift_proto::id::{Micros, ProcessId};
 
 use crate::acquaintance::{Acquaintance, Parted};
 use crate::address::{canonical, Network};
+use crate::arrivals::Arrivals;
 use crate::discovery::describe;
 use crate::greeting::Candidate;
 use crate::links::{Draw, Ending, LinkId, Links};
@@ -83,6 +84,8 @@ pub(crate) struct Process {
     pub suspected: Option<Micros>,
     pub pinged: Micros,
     pub wanted: bool,
+    /// Its messages that came.
+    pub arrivals: Arrivals,
     /// Of a ping, over whichever of its connections.
     pub round_trip: RoundTrip,
 }
@@ -147,6 +150,11 @@ impl Peers {
         for line in self.processes.get(&to).into_iter().flat_map(|p| &p.lines) {
             links.send(line.link, frame);
         }
+    }
+
+    /// Whether that message of the process is no copy of one that came before, over whatever connection.
+    pub fn is_new(&mut self, process: ProcessId, number: u64) -> bool {
+        self.processes.get_mut(&process).is_none_or(|known| known.arrivals.is_new(number))
     }
 
     /// By what a process is known, or was before it was forgotten.

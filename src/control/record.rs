@@ -87,6 +87,8 @@ pub struct Record {
     pub phases_ns: BTreeMap<&'static str, u64>,
     /// The mean round trip of the control connection, ns; none if no ping was answered.
     pub control_round_trip_ns: Option<u64>,
+    /// Messages that this end sent to the other one, each once whatever connections there are.
+    pub messages: u64,
     /// When the first error completion was seen, ns.
     pub first_error_ns: Option<u64>,
     /// When the first request completed on the new path, ns.
@@ -131,6 +133,7 @@ impl Record {
             to: PathName::default(),
             phases_ns: BTreeMap::new(),
             control_round_trip_ns: None,
+            messages: 0,
             first_error_ns: None,
             first_success_ns: None,
             proven: 0,

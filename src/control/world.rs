@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use shift_proto::frame::Frame;
-use shift_proto::id::{Micros, PathId, ProcessId};
+use shift_proto::frame::{Frame, Handshake};
+use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
 use shift_proto::migrate::{Call, Word};
 
 use crate::address::Network;
@@ -60,6 +60,8 @@ pub struct World {
     pub devices: BTreeMap<Gid, DeviceId>,
     /// This process.
     pub me: ProcessId,
+    /// Messages of migrations that were sent, to whomever.
+    messages: u64,
     /// Frames to this process itself.
     pub loopback: VecDeque<Frame>,
     /// What the operator knows.
@@ -110,6 +112,7 @@ impl World {
             peer_keys: BTreeMap::new(),
             devices: BTreeMap::new(),
             me,
+            messages: 0,
             loopback: VecDeque::new(),
             told: Told::default(),
             journal,
@@ -132,6 +135,12 @@ impl World {
         } else {
             self.peers.send(&mut self.links, to, &frame);
         }
+    }
+
+    /// Sends a message of a migration to a queue pair of a process.
+    pub fn send_message(&mut self, process: ProcessId, to: EndpointId, from: EndpointId, msg: Handshake) {
+        self.messages += 1;
+        self.send(process, Frame::Migration { number: self.messages, to, from, msg });
     }
 
     /// A device has this GID, by which a peer's frames may name it.

@@ -112,7 +112,7 @@ fn attacks(to: ProcessId, from: u64) -> Vec<Frame> {
         Frame::Probe(probe),
         Frame::Owner { address: QpAddress { gid: gid(1, 0).0, qpn: 0x101 }, port: Some(1) },
     ];
-    messages.into_iter().map(|msg| Frame::Migration { to, from, msg }).chain(rest).collect()
+    (1..).zip(messages).map(|(number, msg)| Frame::Migration { number, to, from, msg }).chain(rest).collect()
 }
 
 /// The pair moves messages, survives the death of its rail, and nothing came twice.

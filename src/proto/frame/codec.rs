@@ -250,7 +250,8 @@ impl Writer {
             Frame::Probe(probe) => self.probe(probe),
             Frame::Ping { stamp } | Frame::Pong { stamp } => self.u64(*stamp),
             Frame::Goodbye => {}
-            Frame::Migration { to, from, msg } => {
+            Frame::Migration { number, to, from, msg } => {
+                self.u64(*number);
                 self.endpoint(*to);
                 self.endpoint(*from);
                 self.handshake(msg)?;
@@ -447,7 +448,12 @@ impl Reader<'_> {
             PING => Frame::Ping { stamp: self.u64()? },
             PONG => Frame::Pong { stamp: self.u64()? },
             GOODBYE => Frame::Goodbye,
-            MIGRATION => Frame::Migration { to: self.endpoint()?, from: self.endpoint()?, msg: self.handshake()? },
+            MIGRATION => Frame::Migration {
+                number: self.u64()?,
+                to: self.endpoint()?,
+                from: self.endpoint()?,
+                msg: self.handshake()?,
+            },
             unknown => return Err(FrameError::Kind(unknown)),
         })
     }

@@ -253,6 +253,8 @@ pub enum Frame {
     Goodbye,
     /// A message of a migration.
     Migration {
+        /// Counts such frames of the sender's process, from 1: the copies that go out on several connections have one number.
+        number: u64,
         /// The receiver's end.
         to: EndpointId,
         /// The sender's end.

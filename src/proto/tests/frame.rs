@@ -182,7 +182,12 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|stamp| Frame::Ping { stamp }),
         any::<u64>().prop_map(|stamp| Frame::Pong { stamp }),
         Just(Frame::Goodbye),
-        (endpoint(), endpoint(), handshake()).prop_map(|(to, from, msg)| Frame::Migration { to, from, msg }),
+        (any::<u64>(), endpoint(), endpoint(), handshake()).prop_map(|(number, to, from, msg)| Frame::Migration {
+            number,
+            to,
+            from,
+            msg
+        }),
     ]
 }
 
@@ -284,7 +289,7 @@ fn lists_beyond_their_bounds_are_not_sent_and_leave_the_buffer_as_it_was() {
     let tuple = Tuple { epoch: Epoch(1), owner: me, attempt: 1, target: PathId(1) };
     let report = IncarnationReport { epoch: Epoch(0), path: PathId(0), proof: Proof::None, receives: 0, fenced: true };
     let msg = Handshake::Report { tuple, fenced: true, reports: vec![report; MAX_REPORTS + 1] };
-    assert_eq!(Frame::Migration { to: me, from: me, msg }.encode(&mut out), Err(FrameError::TooMany));
+    assert_eq!(Frame::Migration { number: 1, to: me, from: me, msg }.encode(&mut out), Err(FrameError::TooMany));
     assert_eq!(out, [7]);
 }
 
@@ -294,8 +299,9 @@ fn the_bytes_of_version_1_do_not_change() {
     let tuple = Tuple { epoch: Epoch(2), owner: me, attempt: 3, target: PathId(1) };
     let msg = Handshake::Claim { tuple, cause: Cause::Stalled };
     let end = [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 1];
-    let expected = [&[1, 15][..], &end, &end, &[1, 2, 0, 0, 0], &end, &[3, 0, 0, 0, 1, 3]].concat();
-    assert_eq!(bytes_of(&Frame::Migration { to: me, from: me, msg }), expected);
+    let expected =
+        [&[1, 15, 7, 0, 0, 0, 0, 0, 0, 0][..], &end, &end, &[1, 2, 0, 0, 0], &end, &[3, 0, 0, 0, 1, 3]].concat();
+    assert_eq!(bytes_of(&Frame::Migration { number: 7, to: me, from: me, msg }), expected);
 }
 
 fn versions() -> impl Strategy<Value = Versions> {

@@ -223,7 +223,12 @@ impl Stranger {
                 Handshake::Surface { tuple },
                 Handshake::Gone,
             ];
-            frames.extend(messages.into_iter().map(|msg| Frame::Migration { to, from, msg }));
+            frames.extend((life * 100..).zip(messages).map(|(number, msg)| Frame::Migration {
+                number: number.into(),
+                to,
+                from,
+                msg,
+            }));
         }
         let mtu = Mtu::new(1024).unwrap_or_else(|| unreachable!("a path MTU"));
         let own = PathOffer { address: QpAddress { gid: gid(0), qpn: 1 }, mtu, psn_base: Psn::new(1) };

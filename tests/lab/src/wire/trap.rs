@@ -277,7 +277,7 @@ mod tests {
     fn message(msg: Handshake) -> Vec<u8> {
         let end = EndpointId { process: ProcessId(1), life: 1, side: 0 };
         let mut bytes = Vec::new();
-        Frame::Migration { to: end, from: end, msg }.encode_prefixed(&mut bytes).unwrap();
+        Frame::Migration { number: 1, to: end, from: end, msg }.encode_prefixed(&mut bytes).unwrap();
         bytes
     }
 
