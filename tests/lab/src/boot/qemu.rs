@@ -170,9 +170,11 @@ fn cable(arg: &mut impl FnMut(&str, String), link: Link, host: Host, port: u16) 
 }
 
 /// A guest that panics must end, so that it is seen; waiting for entropy or a watchdog under emulation helps nobody.
+/// `norandmaps`: QEMU keeps what it translated of a program by its address, so every process at addresses of its own is translated anew, page by page as it
+/// comes to it. A failover, which runs once in a process, took three times as long for that alone.
 fn kernel_arguments(host: Host) -> String {
     format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic random.trust_cpu=on mitigations=off nowatchdog \
+        "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic random.trust_cpu=on mitigations=off nowatchdog norandmaps \
          shift.host={} shift.octet={}",
         host.name(),
         host.octet()
