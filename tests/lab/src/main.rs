@@ -41,7 +41,7 @@ enum Command {
         /// What random choices come from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Runs each so many times, with a seed one higher each time.
+        /// Runs each so many times, with a seed one higher each time; those that make their fault many times by themselves once.
         #[arg(long, default_value_t = 1)]
         times: u64,
         /// Processors of each guest, whatever the scenario asks for: races show with 2.

@@ -37,7 +37,8 @@ impl<W: Write> Runner<W> {
     /// # Errors
     /// The output cannot be written.
     pub fn run_all(&mut self, scenarios: &[&Scenario], seeds: RangeInclusive<u64>) -> Result<bool> {
-        let runs: Vec<_> = scenarios.iter().flat_map(|each| seeds.clone().map(move |seed| (*each, seed))).collect();
+        let seeds_of = |each: &Scenario| seeds.clone().take(if each.once { 1 } else { usize::MAX });
+        let runs: Vec<_> = scenarios.iter().flat_map(|each| seeds_of(each).map(move |seed| (*each, seed))).collect();
         let mut failed = Vec::new();
         for (index, (scenario, seed)) in runs.iter().copied().enumerate() {
             say(&format!("[{}/{}] {}: {}", index + 1, runs.len(), scenario.name, scenario.about));

@@ -62,7 +62,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             for load in LOADS {
                 let name = format!("detect-{}-{}{suffix}", kind.0, load.0);
                 let about = format!("{cuts} times {}, {}: time to the first success", kind.1, load.0);
-                scenarios.push(Scenario::guests(name, about, move |lab, seed| measure(lab, kind, &load, cuts, seed)));
+                let run = move |lab: &mut Lab, seed| measure(lab, kind, &load, cuts, seed);
+                scenarios.push(Scenario::guests(name, about, run).once());
             }
         }
     }

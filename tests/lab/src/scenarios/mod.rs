@@ -73,6 +73,8 @@ pub struct Scenario {
     pub about: String,
     /// What it does.
     pub body: Body,
+    /// It makes its fault often enough by itself: one seed serves, whatever the number of times that was asked for.
+    pub once: bool,
 }
 
 impl Scenario {
@@ -82,7 +84,12 @@ impl Scenario {
         about: impl Into<String>,
         run: impl Fn(&mut Lab, u64) -> Result<Figures> + 'static,
     ) -> Scenario {
-        Scenario { name: name.into(), about: about.into(), body: Body::Guests { cpus: 1, run: Box::new(run) } }
+        Scenario {
+            name: name.into(),
+            about: about.into(),
+            body: Body::Guests { cpus: 1, run: Box::new(run) },
+            once: false,
+        }
     }
 
     /// On this machine alone.
@@ -91,7 +98,12 @@ impl Scenario {
         about: impl Into<String>,
         run: impl Fn(&Setup, u64) -> Result<Figures> + 'static,
     ) -> Scenario {
-        Scenario { name: name.into(), about: about.into(), body: Body::NoBoot(Box::new(run)) }
+        Scenario { name: name.into(), about: about.into(), body: Body::NoBoot(Box::new(run)), once: false }
+    }
+
+    /// The same, with one seed only.
+    pub fn once(self) -> Scenario {
+        Scenario { once: true, ..self }
     }
 }
 

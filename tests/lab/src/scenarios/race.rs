@@ -47,6 +47,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         name: name.into(),
         about: about.into(),
         body: Body::Guests { cpus: 2, run: Box::new(run) },
+        once: false,
     };
     vec![
         race("fence-race", "300 fences in mid-stream, two processors: each packet number is what memory shows", exact),
