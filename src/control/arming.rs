@@ -374,8 +374,8 @@ impl Qp {
             return;
         };
         // What is said of the path in use moves nobody.
-        let of_group = self.group.is_able.get(usize::from(path.0)).copied();
-        let is_able = path == self.current() || of_group.unwrap_or(self.facts.group.is_none());
+        let of_group = || self.site_of(path).is_some_and(|site| site.of(&self.group.is_able) == Some(&true));
+        let is_able = path == self.current() || self.facts.group.is_none() || of_group();
         let is_able = is_able && !self.is_path_closed(world, path);
         let (from, own_peer) = (self.me, self.is_own_peer());
         let Some(state) = self.path_mut(path) else {

@@ -124,6 +124,13 @@ impl Qp {
     /// A path answered while one is sought. One that it would rather have is given the time that its answer may take.
     pub fn hear_answer(&mut self, world: &mut World, path: PathId, now: Micros) {
         let Some(since) = self.seek else { return };
+        if self.facts.group.is_some() {
+            // Who receives with it goes where it goes, so which is the better one is for all of them to say.
+            if path == self.current() || (self.group.choice.is_some() && self.group.choice == self.site_of(path)) {
+                self.feed(world, now, Input::PathAnswered(path));
+            }
+            return;
+        }
         let wait =
             self.better_than(world, path, since, now).into_iter().map(|better| self.time_of(world, better)).max();
         match wait.map(|wait| since + wait).filter(|until| now < *until && path != self.current()) {
@@ -143,14 +150,15 @@ impl Qp {
     }
 
     /// The order at this moment: what is shunned comes last.
-    fn preference(&self, world: &World, now: Micros) -> Vec<PathId> {
+    pub fn preference(&self, world: &World, now: Micros) -> Vec<PathId> {
         let is_shunned = |path: &PathId| self.is_path_shunned(world, *path, now);
         let (last, mut first): (Vec<PathId>, Vec<PathId>) = self.order.iter().partition(|path| is_shunned(path));
         first.extend(last);
         first
     }
 
-    fn time_of(&self, world: &World, path: PathId) -> Micros {
+    /// How long an answer on that path takes.
+    pub fn time_of(&self, world: &World, path: PathId) -> Micros {
         self.probe_key(path).map_or(Micros(0), |(key, _)| world.probes.round_trip(&key).bound())
     }
 

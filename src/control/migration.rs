@@ -11,6 +11,7 @@ use shift_proto::migrate::{Attempt, Cause, Effect, Handshake, Input, Machine, Ph
 use crate::clock;
 use crate::datapath::{Errno, FenceProgress, RemoteKey, RemoteKeys, ReplayProgress};
 use crate::mirror::Mirror;
+use crate::musters::Said;
 use crate::qp::{Job, Qp, Refusal};
 use crate::record::{Outcome, Record};
 use crate::verdicts::{self, Reported};
@@ -174,7 +175,7 @@ impl Qp {
                 }
                 self.job = Job::Idle;
                 self.at = tuple.target;
-                world.posted.extend(self.facts.group.map(|group| (group, tuple.target)));
+                world.posted.extend(self.facts.group.zip(self.site_of(tuple.target)));
                 if let Some(mirror) = &mut self.mirror {
                     mirror.note_reposted(tuple.epoch);
                 }
@@ -451,8 +452,8 @@ impl Qp {
 
     /// A message of the peer's.
     pub fn handle_message(&mut self, world: &mut World, msg: Handshake, now: Micros) {
-        if let Handshake::Muster { call, word } = msg {
-            world.musters.push((self.life, call, word));
+        if let Handshake::Muster { call, target, word } = msg {
+            world.musters.push(Said { from: self.life, call, target, word });
             return;
         }
         if let Handshake::Claim { tuple, cause } = &msg {

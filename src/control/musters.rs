@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Call, Errand, GroupLimits, Handshake, Input, Member, Muster, Word};
+use shift_proto::id::{Micros, PathId, Site};
+use shift_proto::migrate::{Call, Errand, Group, GroupLimits, Handshake, Input, Member, Muster, Word};
 
 use crate::datapath::QpLife;
 use crate::plans::{Wish, FIRST_PAUSE_US, LAST_PAUSE_US};
@@ -15,11 +15,22 @@ use crate::world::World;
 /// Who was led off the first path leaves it to the leader to lead back, for so long: the leader may have ended.
 const LED_AWAY_US: u64 = 60_000_000;
 
+/// What the peer of a queue pair said of a muster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said {
+    /// The queue pair.
+    pub from: QpLife,
+    pub call: Call,
+    /// Where its connection is to go.
+    pub target: PathId,
+    pub word: Word,
+}
+
 /// The planned moves of one group, or of one such queue pair.
 pub(crate) struct Moves {
     muster: Muster<QpLife>,
     /// The muster as of the last look.
-    known: Option<Call>,
+    known: Option<(Call, Site)>,
     /// The one that this end began.
     led: Option<Call>,
     /// Since when others have led it off the first path.
@@ -48,15 +59,21 @@ impl Moves {
     }
 
     /// What the peer of one of its queue pairs said.
-    pub fn hear(
-        &mut self,
-        (from, call, word): (QpLife, Call, Word),
-        qps: &mut BTreeMap<QpLife, Qp>,
-        world: &mut World,
-        now: Micros,
-    ) {
-        log::trace!("{from:?} hears {word:?} of {call:?}");
-        perform(self.muster.hear(now, from, call, word), qps, world, now);
+    pub fn hear(&mut self, said: Said, qps: &mut BTreeMap<QpLife, Qp>, world: &mut World, now: Micros) {
+        log::trace!("{said:?}");
+        let Some(qp) = qps.get_mut(&said.from) else { return };
+        match qp.site_of(said.target).filter(|site| qp.path_to(*site) == Some(said.target)) {
+            Some(site) => {
+                let errands = self.muster.hear(now, said.from, (said.call, site), said.word);
+                perform(errands, qps, world, now);
+            }
+            // That path is none here, or not any more.
+            None if said.word == Word::Come => {
+                let Said { call, target, .. } = said;
+                qp.send(world, Handshake::Muster { call, target, word: Word::Dismissed });
+            }
+            None => {}
+        }
     }
 
     /// Goes on with what is under way.
@@ -65,24 +82,28 @@ impl Moves {
             return;
         }
         let members = travellers(members, qps, world, now);
-        let begun = self.muster.call();
+        let begun = self.under_way();
         log::trace!("{begun:?} of {members:?}");
         perform(self.muster.turn(now, &members), qps, world, now);
-        for call in [self.known, begun].into_iter().flatten() {
+        for (call, target) in [self.known, begun].into_iter().flatten() {
             if self.muster.call() != Some(call) {
-                let has_moved = members.iter().any(|member| member.is_live() && member.path == call.target);
-                self.note_outcome(call, has_moved, world, now);
+                let has_moved = members.iter().any(|member| member.is_live() && member.site == target);
+                self.note_outcome((call, target), has_moved, world, now);
             }
         }
-        self.known = self.muster.call();
+        self.known = self.under_way();
     }
 
-    fn note_outcome(&mut self, call: Call, has_moved: bool, world: &World, now: Micros) {
+    fn under_way(&self) -> Option<(Call, Site)> {
+        self.muster.call().zip(self.muster.target())
+    }
+
+    fn note_outcome(&mut self, (call, target): (Call, Site), has_moved: bool, world: &World, now: Micros) {
         if has_moved {
-            self.led_away = (call.target != PathId::PRIMARY && call.leader != world.me).then_some(now);
+            self.led_away = (target != Site::PRIMARY && call.leader != world.me).then_some(now);
             (self.led, self.pause_us, self.not_before) = (None, FIRST_PAUSE_US, Micros(0));
         } else if self.led.take_if(|led| *led == call).is_some() {
-            log::debug!("the move of a shared receive queue to {} is put off", call.target);
+            log::debug!("the move of a shared receive queue to {} is put off", target);
             self.not_before = now + Micros(self.pause_us);
             self.pause_us = (self.pause_us * 2).min(LAST_PAUSE_US);
         }
@@ -91,6 +112,7 @@ impl Moves {
     /// Leads a move if there is a reason for one and nothing is in its way. `number`: this process's number of the next one.
     pub fn lead(
         &mut self,
+        group: &Group<QpLife>,
         members: &[Member<QpLife>],
         qps: &mut BTreeMap<QpLife, Qp>,
         world: &World,
@@ -101,7 +123,7 @@ impl Moves {
         let mut asked = None;
         for member in live() {
             let Some(qp) = qps.get_mut(&member.key) else { return };
-            asked = qp.plans.take_asked().or(asked);
+            asked = qp.plans.take_asked().and_then(|path| qp.site_of(path)).or(asked);
             if qp.plans.take_hurry() {
                 (self.pause_us, self.not_before) = (FIRST_PAUSE_US, Micros(0));
             }
@@ -109,32 +131,40 @@ impl Moves {
         if self.muster.call().is_some() || (now < self.not_before && asked.is_none()) {
             return;
         }
-        let Some(target) = asked.or_else(|| self.wish(members, qps, world, now)) else { return };
-        let can_go = |member: &Member<QpLife>| member.can_go.get(usize::from(target.0)) == Some(&true);
-        if travellers(members, qps, world, now).iter().filter(|member| member.is_live()).all(can_go) {
+        let wish = self.wish(members, qps, world, now);
+        let Some((first, may_differ)) = asked.map(|site| (site, false)).or(wish) else { return };
+        let travellers = travellers(members, qps, world, now);
+        let can_go =
+            |site: Site| travellers.iter().filter(|m| m.is_live()).all(|member| site.of(&member.can_go) == Some(&true));
+        let others = group.order().into_iter().filter(|_| may_differ);
+        if let Some(target) = std::iter::once(first).chain(others).find(|site| can_go(*site)) {
             *number += 1;
-            let call = Call { leader: world.me, number: *number, target };
+            let call = Call { leader: world.me, number: *number };
             self.led = Some(call);
-            self.muster.lead(now, call);
+            self.muster.lead(now, call, target);
         }
     }
 
-    /// One that must not stay is enough; back to the first path all have to wish.
+    /// One that must not stay is enough, and any site will do to which all can go; back to the first path all have to wish.
     fn wish(
         &self,
         members: &[Member<QpLife>],
         qps: &BTreeMap<QpLife, Qp>,
         world: &World,
         now: Micros,
-    ) -> Option<PathId> {
+    ) -> Option<(Site, bool)> {
         let live = members.iter().filter(|member| member.is_live());
-        let wishes: Vec<Option<Wish>> =
-            live.map(|member| qps.get(&member.key).and_then(|qp| qp.wish(world, now))).collect();
-        let leaves = wishes.iter().flatten().find(|wish| matches!(wish, Wish::Leave(_)));
+        let wish_of = |member: &Member<QpLife>| {
+            let qp = qps.get(&member.key)?;
+            let wish = qp.wish(world, now)?;
+            Some((wish, qp.site_of(wish.target())?))
+        };
+        let wishes: Vec<Option<(Wish, Site)>> = live.map(wish_of).collect();
+        let leaves = wishes.iter().flatten().find(|(wish, _)| matches!(wish, Wish::Leave(_)));
         let is_led_away = self.led_away.is_some_and(|since| now < since + Micros(LED_AWAY_US));
-        let all_return = wishes.iter().all(|wish| matches!(wish, Some(Wish::Return(_)))) && !is_led_away;
+        let all_return = wishes.iter().all(|wish| matches!(wish, Some((Wish::Return(_), _)))) && !is_led_away;
         let returns = wishes.first().copied().flatten().filter(|_| all_return);
-        leaves.copied().or(returns).map(Wish::target)
+        leaves.map(|(_, site)| (*site, true)).or(returns.map(|(_, site)| (site, false)))
     }
 }
 
@@ -145,14 +175,15 @@ fn travellers(
     world: &World,
     now: Micros,
 ) -> Vec<Member<QpLife>> {
-    let may_go = |life: QpLife, path: PathId| {
+    let may_go = |life: QpLife, site: Site| {
+        let path = qps.get(&life).and_then(|qp| Some((qp, qp.path_to(site)?)));
         // The other side of one that is connected to itself holds nothing.
-        qps.get(&life).is_some_and(|qp| !qp.is_own_peer() && qp.may_go(world, path, now))
+        path.is_some_and(|(qp, path)| !qp.is_own_peer() && qp.may_go(world, path, now))
     };
     let of = |member: &Member<QpLife>| {
         let mut member = *member;
-        for (path, can_go) in (0..).map(PathId).zip(&mut member.can_go) {
-            *can_go &= may_go(member.key, path);
+        for (site, can_go) in Site::all().zip(&mut member.can_go) {
+            *can_go &= may_go(member.key, site);
         }
         member
     };
@@ -164,10 +195,16 @@ fn perform(errands: Vec<Errand<QpLife>>, qps: &mut BTreeMap<QpLife, Qp>, world: 
         let (Errand::Say(life, ..) | Errand::Hold(life, _) | Errand::Depart(life) | Errand::Dismiss(life)) = errand;
         let Some(qp) = qps.get_mut(&life) else { continue };
         match errand {
-            Errand::Say(_, call, word) => qp.send(world, Handshake::Muster { call, word }),
-            Errand::Hold(_, target) => {
+            Errand::Say(_, call, site, word) => {
+                if let Some(target) = qp.path_to(site) {
+                    qp.send(world, Handshake::Muster { call, target, word });
+                }
+            }
+            Errand::Hold(_, site) => {
                 qp.update_hold(world, now);
-                qp.feed(world, now, Input::Muster(target));
+                if let Some(path) = qp.path_to(site) {
+                    qp.feed(world, now, Input::Muster(path));
+                }
             }
             Errand::Depart(_) => qp.feed(world, now, Input::Depart),
             Errand::Dismiss(_) => qp.feed(world, now, Input::Dismiss),

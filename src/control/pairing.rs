@@ -99,7 +99,7 @@ impl Qp {
 
     /// One of its device's standbys came after it was connected, and serves its PD: it is offered.
     pub fn handle_grown(&mut self, world: &mut World, now: Micros) {
-        if self.own.is_none() || self.refused.is_some() || self.facts.group.is_some() {
+        if self.own.is_none() || self.refused.is_some() {
             return;
         }
         self.pairing.unready_due = match world.data.prepare_standbys(self.life) {
@@ -132,7 +132,7 @@ impl Qp {
         }
         self.pairing.due = Micros::MAX;
         let is_able = self.refused.is_none() && !self.peer_gone && !self.has_ended && !self.is_own_peer();
-        if !is_able || !self.pairing.is_met || self.machine.is_none() || self.facts.group.is_some() {
+        if !is_able || !self.pairing.is_met || self.machine.is_none() {
             return;
         }
         if !self.is_at_rest() {

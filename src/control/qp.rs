@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use shift_proto::frame::{Offer, PathOffer, QpAddress};
-use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Tuple, WrSeq};
+use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Site, Tuple, WrSeq, MAX_SITES};
 use shift_proto::ledger::{Ledger, Plan};
-use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness, Scope, Stage};
+use shift_proto::migrate::{Attempt, Cause, Handshake, Input, Machine, Readiness, Sites, Stage};
 
 use crate::choice::PeerStandby;
 use crate::datapath::{ConnectionFacts, DeviceId, Gid, PathEnd, Prepared, QpLife, Round, Standby};
@@ -199,31 +199,33 @@ pub(crate) struct Qp {
 /// What a queue pair may do for the sake of the others that receive with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grouped {
-    /// By path: all others could be moved there, as far as this end knows. The peer may be told that this one can. A group has one standby.
-    pub is_able: [bool; 2],
+    /// By site: all others could be moved there, as far as this end knows. The peer may be told that this one can.
+    pub is_able: [bool; MAX_SITES],
     /// Whether faults may be masked.
     pub readiness: Readiness,
     /// Where it may be moved to.
-    pub scope: Scope,
+    pub scope: Sites,
+    /// Which of these it is to claim.
+    pub choice: Option<Site>,
     /// One of them is in fault since then: whether the paths of all others answer is to be known.
     pub sought: Option<Micros>,
-    /// The path on which receives may be posted, if they are not on their way.
-    pub open: Option<PathId>,
+    /// The site in which receives may be posted, if they are not on their way.
+    pub open: Option<Site>,
     /// The move that the receives are where they are by, or on their way by.
     pub round: Round,
 }
 
 impl Grouped {
     const ALONE: Self = Self {
-        is_able: [true; 2],
+        is_able: [true; MAX_SITES],
         readiness: Readiness::Ready,
-        scope: Scope::Any,
+        scope: Sites::NONE,
+        choice: None,
         sought: None,
         open: None,
         round: Round(0),
     };
-    const UNKNOWN: Self =
-        Self { is_able: [false; 2], readiness: Readiness::Arming, scope: Scope::Nowhere, ..Self::ALONE };
+    const UNKNOWN: Self = Self { is_able: [false; MAX_SITES], readiness: Readiness::Arming, ..Self::ALONE };
 }
 
 impl Qp {
@@ -435,7 +437,25 @@ impl Qp {
 
     /// Receives may be posted on that path: those of a shared receive queue only when no queue pair takes one on another path any more.
     pub fn may_receive_on(&self, path: PathId) -> bool {
-        self.facts.group.is_none() || self.group.open == Some(path)
+        self.facts.group.is_none() || (self.group.open.is_some() && self.group.open == self.site_of(path))
+    }
+
+    /// Where the receives of its group lie when it is on that path.
+    pub fn site_of(&self, path: PathId) -> Option<Site> {
+        let state = self.path(path)?;
+        match path {
+            PathId::PRIMARY => Some(Site::PRIMARY),
+            _ => state.ends.map(|_| Site::of_slot(state.slots.0)),
+        }
+    }
+
+    /// The path by which it is there, or would be.
+    pub fn path_to(&self, site: Site) -> Option<PathId> {
+        let current = self.current();
+        let leads_there = |path: &PathId| self.site_of(*path) == Some(site);
+        let is_kept = |path: &PathId| self.path(*path).is_some_and(|state| !state.is_given_up);
+        let kept = self.path_ids().filter(leads_there).find(is_kept);
+        Some(current).filter(leads_there).or(kept)
     }
 
     /// Faults are masked from now on, or are the application's.

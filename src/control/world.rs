@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use shift_proto::frame::{Frame, Handshake};
-use shift_proto::id::{EndpointId, Micros, PathId, ProcessId};
-use shift_proto::migrate::{Call, Word};
+use shift_proto::id::{EndpointId, Micros, ProcessId, Site};
 
 use crate::address::Network;
 use crate::audit::Audit;
@@ -18,6 +17,7 @@ use crate::gray::Gray;
 use crate::interfaces::Interfaces;
 use crate::keys::{KeysOf, OwnKeys, PeerKeys};
 use crate::links::Links;
+use crate::musters::Said;
 use crate::peers::Peers;
 use crate::probes::Probes;
 use crate::record::{Journal, Record};
@@ -81,9 +81,9 @@ pub struct World {
     /// Probes that no queue pair needs any more may be there.
     pub has_unused: bool,
     /// Where receives of groups have been posted.
-    pub posted: Vec<(GroupId, PathId)>,
+    pub posted: Vec<(GroupId, Site)>,
     /// What peers have said of planned moves of those that receive together, and to which queue pair.
-    pub musters: Vec<(QpLife, Call, Word)>,
+    pub musters: Vec<Said>,
     /// Lines in the making.
     tallies: BTreeMap<String, Tally>,
 }

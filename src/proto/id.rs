@@ -85,6 +85,55 @@ pub const MAX_STANDBYS: usize = 7;
 /// Paths that it may have in its life at most: a pair of ends that does not carry is given up for another one, and keeps its number.
 pub const MAX_PATHS: usize = 32;
 
+/// One of the objects at one end in which the receives of a shared receive queue may lie: 0 is the application's, the others are the shim's own, one on each
+/// standby of its device. Which path leads there is another matter for each queue pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site(pub u8);
+
+/// Sites that there may be at most.
+pub const MAX_SITES: usize = 1 + MAX_STANDBYS;
+
+impl Site {
+    /// The application's object.
+    pub const PRIMARY: Self = Self(0);
+
+    /// The object on the standby of that slot.
+    #[must_use]
+    pub const fn of_slot(slot: u8) -> Self {
+        Self(slot.saturating_add(1))
+    }
+
+    /// The slot of its standby.
+    #[must_use]
+    pub const fn slot(self) -> Option<u8> {
+        self.0.checked_sub(1)
+    }
+
+    /// Something for each of them.
+    pub fn list<T>(mut of: impl FnMut(Self) -> T) -> [T; MAX_SITES] {
+        core::array::from_fn(|at| of(Self(at as u8)))
+    }
+
+    /// All that there may be.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        (0..MAX_SITES as u8).map(Self)
+    }
+
+    /// What is known of it, of a list by sites.
+    pub fn of<T>(self, list: &[T; MAX_SITES]) -> Option<&T> {
+        list.get(usize::from(self.0))
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.slot() {
+            None => f.write_str("the first device"),
+            Some(slot) => write!(f, "standby {slot}"),
+        }
+    }
+}
+
 impl fmt::Display for PathId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "path {}", self.0)

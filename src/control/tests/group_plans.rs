@@ -10,39 +10,8 @@
 
 mod fabric;
 
-use fabric::{eventually, stays, Kind, Mesh, Process, SRQ};
+use fabric::{eventually, stays, Kind, Mesh, Process, Talk, SRQ};
 use serial_test::serial;
-
-/// Each end says the next thing.
-struct Talk<'a> {
-    mesh: &'a Mesh,
-    next: u32,
-}
-
-impl<'a> Talk<'a> {
-    fn new(mesh: &'a Mesh) -> Self {
-        Self { mesh, next: 0 }
-    }
-
-    fn go_on(&mut self) {
-        self.mesh.post(self.next..self.next + 1);
-        self.next += 1;
-    }
-
-    fn until_all_are_on(&mut self, path: u8) {
-        eventually("all are there", || {
-            self.go_on();
-            self.mesh.are_all_on(path)
-        });
-    }
-
-    /// Every message arrived once and in order, and nobody was given an error.
-    fn ends_well(&self) {
-        eventually("all is delivered", || self.mesh.all(Process::is_done));
-        let all: Vec<u32> = (0..self.next).collect();
-        assert!(self.mesh.all(|host, life| host.received(life) == all && host.qp(life, |q| !q.surfaced)));
-    }
-}
 
 fn fail_over(mesh: &Mesh) {
     mesh.fabric.set_rail(0, false);
@@ -165,5 +134,48 @@ fn a_rail_that_dies_in_the_middle_of_a_move_is_a_fault_like_any_other() {
     eventually("the move is under way", || !mesh.hosts[1].qp(1, fabric::Qp::is_running));
     mesh.fabric.set_rail(0, false);
     talk.until_all_are_on(1);
+    talk.ends_well();
+}
+
+#[test]
+#[serial]
+fn what_was_drained_for_long_is_used_again_when_it_may_be() {
+    let mesh = woven(157);
+    let mut talk = Talk::new(&mesh);
+    let is_nobody = || mesh.ends().all(|(host, life)| !mesh.hosts[host].is_armed(life));
+    mesh.drain(0, "fake1", true);
+    eventually("nobody is armed", is_nobody);
+    // Longer than a queue pair is waited for.
+    stays("nobody is armed", 4000, is_nobody);
+    mesh.drain(0, "fake1", false);
+    mesh.is_armed();
+    mesh.drain(3, "fake0", true);
+    talk.until_all_are_on(1);
+    stays("off the drained rail", 4000, || {
+        talk.go_on();
+        mesh.have_all_left(0)
+    });
+    mesh.drain(3, "fake0", false);
+    talk.until_all_are_on(0);
+    talk.ends_well();
+}
+
+#[test]
+#[serial]
+fn a_drained_standby_is_left_by_plan_for_another_one() {
+    let mesh = Mesh::planned(156, 3).with_standbys(&[&[1, 2], &[2, 1], &[1, 2]]);
+    let mut talk = Talk::new(&mesh);
+    talk.go_on();
+    mesh.die(0);
+    let first = talk.until_all_have_left(0);
+    let name = format!("fake{first}");
+    mesh.drain(0, &name, true);
+    assert_eq!(talk.until_all_have_left(first), 3 - first);
+    stays("off the drained rail", 1000, || {
+        talk.go_on();
+        mesh.rails().all(|rail| rail == 3 - first)
+    });
+    mesh.fabric.set_rail(0, true);
+    talk.until_all_are_on(0);
     talk.ends_well();
 }

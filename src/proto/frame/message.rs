@@ -57,11 +57,11 @@ impl Writer {
             }
             Handshake::Surface { tuple } => self.about(SURFACE, *tuple),
             Handshake::Gone => self.u8(GONE),
-            Handshake::Muster { call, word } => {
+            Handshake::Muster { call, target, word } => {
                 self.u8(MUSTER);
                 self.u64(call.leader.0);
                 self.u64(call.number);
-                self.u8(call.target.0);
+                self.u8(target.0);
                 self.u8(match word {
                     Word::Come => 1,
                     Word::Present => 2,
@@ -128,13 +128,13 @@ impl Reader<'_> {
             DEAD => Handshake::Dead { epoch: Epoch(self.u32()?) },
             SURFACE => Handshake::Surface { tuple: self.tuple()? },
             GONE => Handshake::Gone,
-            MUSTER => Handshake::Muster { call: self.call()?, word: self.word()? },
+            MUSTER => Handshake::Muster { call: self.call()?, target: PathId(self.u8()?), word: self.word()? },
             _ => return Err(FrameError::Value("message")),
         })
     }
 
     fn call(&mut self) -> Result<Call, FrameError> {
-        Ok(Call { leader: ProcessId(self.u64()?), number: self.u64()?, target: PathId(self.u8()?) })
+        Ok(Call { leader: ProcessId(self.u64()?), number: self.u64()? })
     }
 
     fn word(&mut self) -> Result<Word, FrameError> {

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::muster::{Call, Word};
-use crate::id::{Epoch, Tuple};
+use crate::id::{Epoch, PathId, Tuple};
 use crate::ledger::IncarnationReport;
 
 /// What made an end claim.
@@ -130,6 +130,8 @@ pub enum Handshake {
     Muster {
         /// Which one.
         call: Call,
+        /// Where the connection is to go with it.
+        target: PathId,
         /// What is said of it.
         word: Word,
     },

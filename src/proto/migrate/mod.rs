@@ -28,7 +28,7 @@ use core::fmt;
 pub use deadlines::{
     DeadlineError, DeadlineRow, Deadlines, GroupLimits, DEADLINES, MAX_HOLD_DOWN, MAX_RESEND_DOUBLINGS,
 };
-pub use group::{Goal, Group, Member, Order, Readiness, Scope};
+pub use group::{Goal, Group, Member, Order, Readiness, Scope, Sites};
 pub use message::{Cause, Handshake, MAX_REPORTS};
 pub use muster::{Call, Errand, Muster, Plan, Progress, Word};
 pub use table::{rule, Attempt, Event, Row, Rule, Stage, StateName, ATTEMPTS, TRANSITIONS};
@@ -355,7 +355,7 @@ impl Machine {
             risk: false,
             hold_until: None,
             patience_until: None,
-            scope: Scope::Any,
+            scope: Scope::ANY,
             follow: None,
             asked: None,
             peer_gone: false,
@@ -480,6 +480,12 @@ impl Machine {
     #[must_use]
     pub fn is_armed(&self) -> bool {
         !self.armed.is_empty()
+    }
+
+    /// Whether both ends said that this path carries the connection.
+    #[must_use]
+    pub fn is_armed_for(&self, path: PathId) -> bool {
+        self.armed.contains(&path)
     }
 
     /// Whether that path may be the target of a migration.

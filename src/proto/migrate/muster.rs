@@ -14,8 +14,8 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-use super::{GroupLimits, Member, Readiness};
-use crate::id::{Micros, PathId, ProcessId};
+use super::{GroupLimits, Member};
+use crate::id::{Micros, PathId, ProcessId, Site};
 
 /// How often COME is said again to who has not answered.
 const REPEAT: Micros = Micros::from_millis(100);
@@ -29,8 +29,6 @@ pub struct Call {
     pub leader: ProcessId,
     /// That process's number of it.
     pub number: u64,
-    /// Where all are to go.
-    pub target: PathId,
 }
 
 /// What is said of a muster.
@@ -69,10 +67,10 @@ pub struct Plan {
 /// What has to be done for a muster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errand<K> {
-    /// Say that to the peer of this member.
-    Say(K, Call, Word),
-    /// Give it [`super::Input::Muster`].
-    Hold(K, PathId),
+    /// Say that to the peer of this member, with the path that leads to the site.
+    Say(K, Call, Site, Word),
+    /// Give it [`super::Input::Muster`] with the path that leads there.
+    Hold(K, Site),
     /// Give it [`super::Input::Depart`].
     Depart(K),
     /// Give it [`super::Input::Dismiss`].
@@ -94,6 +92,8 @@ enum Standing {
 #[derive(Clone, Debug)]
 struct UnderWay<K> {
     call: Call,
+    /// Where this group is to go: a group at another end names the same rail by another site.
+    target: Site,
     /// Whose peer called first; `None`: this group leads.
     parent: Option<K>,
     since: Micros,
@@ -137,57 +137,74 @@ impl<K: Copy + Ord> Muster<K> {
         self.under_way.as_ref().map(|under_way| under_way.call)
     }
 
+    /// Where this group is to go by it.
+    #[must_use]
+    pub fn target(&self) -> Option<Site> {
+        self.under_way.as_ref().map(|under_way| under_way.target)
+    }
+
     /// Begins to lead one, if none is under way; [`Muster::turn`] does the rest.
-    pub fn lead(&mut self, now: Micros, call: Call) {
+    pub fn lead(&mut self, now: Micros, call: Call, target: Site) {
         if self.under_way.is_none() {
-            self.under_way = Some(UnderWay::new(call, None, now));
+            self.under_way = Some(UnderWay::new((call, target), None, now));
         }
     }
 
-    /// The peer of that member said something.
-    pub fn hear(&mut self, now: Micros, from: K, call: Call, word: Word) -> Vec<Errand<K>> {
+    /// The peer of that member said something of a move to that site.
+    pub fn hear(&mut self, now: Micros, from: K, (call, target): (Call, Site), word: Word) -> Vec<Errand<K>> {
         match (word, &mut self.under_way) {
+            (Word::Come, Some(known)) if known.call == call && known.target != target => {
+                // There it leads elsewhere: not all of this group could follow.
+                let mut errands = self.call_off(from);
+                errands.push(Errand::Say(from, call, target, Word::Dismissed));
+                errands
+            }
             (Word::Come, Some(known)) if known.call == call => {
                 if known.parent == Some(from) {
                     known.owes_answer = true;
                     return Vec::new();
                 }
                 known.present.insert(from);
-                [Errand::Say(from, call, Word::Present)].into()
+                [Errand::Say(from, call, target, Word::Present)].into()
             }
-            (Word::Come, _) => self.hear_of(now, from, call),
+            (Word::Come, _) => self.hear_of(now, from, call, target),
             (Word::Present, Some(known)) if known.call == call => {
                 known.present.insert(from);
                 Vec::new()
             }
-            (Word::Dismissed, Some(known)) if known.call == call => {
-                match known.parent.filter(|parent| known.has_answered && *parent != from) {
-                    // Until who called it says so, it may be departed from there.
-                    Some(parent) => [Errand::Say(parent, call, Word::Dismissed)].into(),
-                    None if known.has_departed => Vec::new(),
-                    None => self.give_up(),
-                }
-            }
+            (Word::Dismissed, Some(known)) if known.call == call => self.call_off(from),
             (Word::Present | Word::Dismissed, _) => Vec::new(),
         }
     }
 
+    /// It cannot be done where the peer of that member is.
+    fn call_off(&mut self, from: K) -> Vec<Errand<K>> {
+        let Some(known) = &self.under_way else { return Vec::new() };
+        match known.parent.filter(|parent| known.has_answered && *parent != from) {
+            // Until who called it says so, it may be departed from there.
+            Some(parent) => [Errand::Say(parent, known.call, known.target, Word::Dismissed)].into(),
+            None if known.has_departed => Vec::new(),
+            None => self.give_up(),
+        }
+    }
+
     /// COME of a muster that this group does not take part in.
-    fn hear_of(&mut self, now: Micros, from: K, call: Call) -> Vec<Errand<K>> {
+    fn hear_of(&mut self, now: Micros, from: K, call: Call, target: Site) -> Vec<Errand<K>> {
         if let Some((_, is_given_up)) = self.over.iter().find(|(known, _)| *known == call) {
-            return is_given_up.then_some(Errand::Say(from, call, Word::Dismissed)).into_iter().collect();
+            let off = Errand::Say(from, call, target, Word::Dismissed);
+            return is_given_up.then_some(off).into_iter().collect();
         }
         let limits = self.limits;
-        let mut next = UnderWay::new(call, Some(from), now);
+        let mut next = UnderWay::new((call, target), Some(from), now);
         if let Some(known) = &mut self.under_way {
-            if known.has_departed || call < known.call || call.target != known.call.target {
+            if known.has_departed || call < known.call || target != known.target {
                 // Who is in the smaller one hears of the larger one.
                 return Vec::new();
             }
             if now.since(known.holding_since) >= limits.plan {
                 // One after the other they could hold posts for ever.
                 self.remember(call, true);
-                return [Errand::Say(from, call, Word::Dismissed)].into();
+                return [Errand::Say(from, call, target, Word::Dismissed)].into();
             }
             (next.held, next.holding_since) = (core::mem::take(&mut known.held), known.holding_since);
             next.renewed = next.held.clone();
@@ -203,8 +220,8 @@ impl<K: Copy + Ord> Muster<K> {
         let limits = self.limits;
         let Some(under_way) = &mut self.under_way else { return Vec::new() };
         let live: Vec<&Member<K>> = members.iter().filter(|member| member.is_live()).collect();
-        let target = under_way.call.target;
-        if live.iter().any(|member| member.path == target && under_way.held.contains(&member.key)) {
+        let target = under_way.target;
+        if live.iter().any(|member| member.site == target && under_way.held.contains(&member.key)) {
             // The others follow it: the group sees to that.
             let call = under_way.call;
             self.under_way = None;
@@ -229,7 +246,7 @@ impl<K: Copy + Ord> Muster<K> {
             }
             Some(parent) if under_way.owes_answer => {
                 (under_way.has_answered, under_way.owes_answer) = (true, false);
-                errands.push(Errand::Say(parent, under_way.call, Word::Present));
+                errands.push(Errand::Say(parent, under_way.call, target, Word::Present));
             }
             Some(_) => {}
         }
@@ -244,10 +261,10 @@ impl<K: Copy + Ord> Muster<K> {
 
     fn give_up(&mut self) -> Vec<Errand<K>> {
         let Some(under_way) = self.under_way.take() else { return Vec::new() };
-        let call = under_way.call;
+        let (call, target) = (under_way.call, under_way.target);
         self.remember(call, true);
         let told = under_way.called.keys().copied().chain(under_way.parent);
-        let say = told.map(|key| Errand::Say(key, call, Word::Dismissed));
+        let say = told.map(|key| Errand::Say(key, call, target, Word::Dismissed));
         say.chain(under_way.held.iter().map(|key| Errand::Dismiss(*key))).collect()
     }
 
@@ -260,9 +277,10 @@ impl<K: Copy + Ord> Muster<K> {
 }
 
 impl<K: Copy + Ord> UnderWay<K> {
-    const fn new(call: Call, parent: Option<K>, since: Micros) -> Self {
+    const fn new((call, target): (Call, Site), parent: Option<K>, since: Micros) -> Self {
         Self {
             call,
+            target,
             parent,
             since,
             held: BTreeSet::new(),
@@ -292,30 +310,30 @@ impl<K: Copy + Ord> UnderWay<K> {
     }
 
     fn standing(&self, member: &Member<K>) -> Standing {
-        let target = self.call.target;
-        let could = member.has_peer && member.is_movable && member.readiness == Readiness::Ready;
+        let could = member.has_peer && member.is_movable && member.is_ready_for(self.target);
         match member.plan {
             _ if !could => Standing::Unable,
-            Some(Plan { progress: Progress::Alone, .. }) => Standing::Waiting,
-            Some(plan) if plan.target != target => Standing::Unable,
-            Some(Plan { progress: Progress::Holding, .. }) => Standing::Waiting,
-            Some(Plan { progress: Progress::Complete | Progress::Leaving, .. }) => Standing::Complete,
+            Some((_, Progress::Alone)) => Standing::Waiting,
+            Some((target, _)) if target != self.target => Standing::Unable,
+            Some((_, Progress::Holding)) => Standing::Waiting,
+            Some((_, Progress::Complete | Progress::Leaving)) => Standing::Complete,
             // It held, and has given up.
             None if self.held.contains(&member.key) => Standing::Unable,
-            None if member.can_go.get(usize::from(target.0)) == Some(&true) => Standing::Able,
+            None if self.target.of(&member.can_go) == Some(&true) => Standing::Able,
             None => Standing::Unable,
         }
     }
 
     fn hold(&mut self, live: &[&Member<K>]) -> Vec<Errand<K>> {
         let is_told = |member: &&&Member<K>| {
-            let holds = member.plan.is_some_and(|plan| matches!(plan.progress, Progress::Holding | Progress::Complete));
+            let holds =
+                member.plan.is_some_and(|(_, progress)| matches!(progress, Progress::Holding | Progress::Complete));
             self.standing(member) == Standing::Able || (holds && self.renewed.contains(&member.key))
         };
         let told: Vec<K> = live.iter().filter(is_told).map(|member| member.key).collect();
         self.held.extend(told.iter().copied());
         self.renewed.clear();
-        told.into_iter().map(|key| Errand::Hold(key, self.call.target)).collect()
+        told.into_iter().map(|key| Errand::Hold(key, self.target)).collect()
     }
 
     fn call_others(&mut self, now: Micros, live: &[&Member<K>]) -> Vec<Errand<K>> {
@@ -324,7 +342,7 @@ impl<K: Copy + Ord> UnderWay<K> {
             let is_due = self.called.get(&key).is_none_or(|last| now >= *last + REPEAT);
             if is_due && !self.present.contains(&key) {
                 self.called.insert(key, now);
-                errands.push(Errand::Say(key, self.call, Word::Come));
+                errands.push(Errand::Say(key, self.call, self.target, Word::Come));
             }
         }
         errands

@@ -95,7 +95,8 @@ fn handshake() -> impl Strategy<Value = Handshake> {
         tuple().prop_map(|tuple| Handshake::Surface { tuple }),
         Just(Handshake::Gone),
         (any::<(u64, u64, u8)>(), word()).prop_map(|((leader, number, target), word)| Handshake::Muster {
-            call: Call { leader: ProcessId(leader), number, target: PathId(target) },
+            call: Call { leader: ProcessId(leader), number },
+            target: PathId(target),
             word,
         }),
     ]

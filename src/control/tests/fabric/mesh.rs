@@ -59,6 +59,29 @@ impl Mesh {
         Self { fabric: Fabric::new(net), hosts: Vec::new(), names: Vec::new(), pairs: Vec::new() }
     }
 
+    /// All hosts connected with all others, the first two twice, each with these standbys.
+    pub fn with_standbys(mut self, standbys: &[&[usize]]) -> Self {
+        for (host, rails) in (1..).zip(standbys) {
+            self.fabric.lock().standbys.insert(host, rails.to_vec());
+        }
+        let count = self.hosts.len();
+        for a in 0..count {
+            for b in a + 1..count {
+                self.connect((a, SRQ), (b, SRQ));
+            }
+        }
+        self.connect((0, SRQ), (1, SRQ));
+        self.is_armed();
+        self
+    }
+
+    /// The rail dies, and the first queue pair notices it.
+    pub fn die(&self, rail: usize) {
+        self.fabric.set_rail(rail, false);
+        let [(host, life), _] = self.pairs[0];
+        self.hosts[host].fail(life);
+    }
+
     /// The operator of a host drains a rail, or lets it be used again.
     pub fn drain(&self, host: usize, device: &str, drained: bool) {
         let device = device.to_owned();
@@ -95,6 +118,11 @@ impl Mesh {
         self.pairs.iter().flatten().copied()
     }
 
+    /// The rails on which they are.
+    pub fn rails(&self) -> impl Iterator<Item = usize> + '_ {
+        self.ends().map(|(host, life)| self.hosts[host].qp(life, super::Qp::rail))
+    }
+
     pub fn all(&self, holds: impl Fn(&Process, u32) -> bool) -> bool {
         self.ends().all(|(host, life)| holds(&self.hosts[host], life))
     }
@@ -119,5 +147,48 @@ impl Mesh {
             assert_eq!(self.hosts[host].received(life), (0..messages).collect::<Vec<u32>>(), "at {host}, {life}");
             assert!(self.hosts[host].qp(life, |q| !q.surfaced && q.reposts == 1), "at {host}, {life}");
         }
+    }
+}
+
+/// Each end says the next thing.
+pub struct Talk<'a> {
+    mesh: &'a Mesh,
+    next: u32,
+}
+
+impl<'a> Talk<'a> {
+    pub fn new(mesh: &'a Mesh) -> Self {
+        Self { mesh, next: 0 }
+    }
+
+    pub fn go_on(&mut self) {
+        self.mesh.post(self.next..self.next + 1);
+        self.next += 1;
+    }
+
+    pub fn until_all_are_on(&mut self, path: u8) {
+        eventually("all are there", || {
+            self.go_on();
+            self.mesh.are_all_on(path)
+        });
+    }
+
+    /// Nobody is on that rail any more, and all are on one and the same; its number.
+    pub fn until_all_have_left(&mut self, rail: usize) -> usize {
+        let mut found = rail;
+        eventually("all have left together", || {
+            self.go_on();
+            found = self.mesh.rails().next().unwrap();
+            let is_there = |host: &Process, life| host.qp(life, |q| q.is_running() && q.rail() == found);
+            found != rail && self.mesh.all(is_there)
+        });
+        found
+    }
+
+    /// Every message arrived once and in order, and nobody was given an error.
+    pub fn ends_well(&self) {
+        eventually("all is delivered", || self.mesh.all(Process::is_done));
+        let all: Vec<u32> = (0..self.next).collect();
+        assert!(self.mesh.all(|host, life| host.received(life) == all && host.qp(life, |q| !q.surfaced)));
     }
 }

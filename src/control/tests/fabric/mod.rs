@@ -40,7 +40,7 @@ use shift_proto::ledger::{Action, Entry, IncarnationFacts, IncarnationReport, Le
 use shift_proto::policy::OnUnknown;
 
 pub use connect::{connect, connect_grouped, connect_hosts, connect_to, connect_unmet, connect_with};
-pub use mesh::{Mesh, SRQ};
+pub use mesh::{Mesh, Talk, SRQ};
 pub use network::own_port;
 use network::{Reach, TestNetwork};
 pub use process::{all_arrived, are_on, talk};
@@ -157,8 +157,8 @@ pub struct State {
     /// Devices that are removed, by host, until that was asked; and those that were let go.
     pub removed: BTreeSet<(usize, DeviceId)>,
     pub let_go: BTreeSet<(usize, DeviceId)>,
-    /// The path on which the receives of a process's groups are, once they moved.
-    homes: BTreeMap<(usize, u32), (u8, Round)>,
+    /// The device on which the receives of a process's groups are, once they moved.
+    homes: BTreeMap<(usize, u32), (usize, Round)>,
 }
 
 /// The fabric of one test.

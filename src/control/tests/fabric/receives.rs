@@ -5,17 +5,20 @@ use shift_control::datapath::{QpLife, Round};
 use super::State;
 
 impl State {
-    /// Receives of a group are posted on another path only when nobody takes one on the old path any more.
+    /// Receives of a group are posted on another device only when nobody takes one on the old one any more.
     pub(super) fn post_shared_receives(&mut self, process: usize, qp: QpLife, path: u8, round: Round) {
         let Some(group) = self.qps[&(process, qp)].group else { return };
-        let (home, known) = self.homes.insert((process, group), (path, round)).unwrap_or_default();
+        let device = self.qps[&(process, qp)].device_of(path);
+        let (home, known) = self.homes.insert((process, group), (device, round)).unwrap_or_default();
         if round == known {
-            assert_eq!(home, path, "a move to another path has a round of its own");
+            assert_eq!(home, device, "a move to another device has a round of its own");
             return;
         }
         let others = self.qps.iter().filter(|((at, life), q)| *at == process && *life != qp && q.group == Some(group));
         for ((_, life), other) in others {
-            let is_out = other.fenced || other.surfaced || (home != path && other.path == path && other.late);
+            let is_out = other.fenced
+                || other.surfaced
+                || (home != device && other.device_of(other.path) == device && other.late);
             assert!(is_out, "queue pair {} of process {process} still takes receives on path {}", life.0, other.path);
         }
     }

@@ -65,7 +65,8 @@ impl Qp {
         self.device_of(self.path) % RAILS
     }
 
-    fn device_of(&self, path: u8) -> usize {
+    /// The device of a path.
+    pub(super) fn device_of(&self, path: u8) -> usize {
         match usize::from(path).checked_sub(1) {
             None => 0,
             Some(at) => self.devices[at],

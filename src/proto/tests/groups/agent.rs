@@ -1,7 +1,7 @@
 //! What an agent does for the group of its process, as `shift-control` does it.
 
-use shift_proto::id::Micros;
-use shift_proto::migrate::{Input, Member, Order, Readiness, Stage};
+use shift_proto::id::{Micros, PathId, Site, MAX_SITES};
+use shift_proto::migrate::{Goal, Input, Member, Order, Readiness, Scope, Stage};
 
 use crate::world::{End, Happening, World, ARMING, PROBE_EVERY};
 
@@ -11,7 +11,7 @@ impl World {
             if self.ends[end].process != process || !self.ends[end].met {
                 continue;
             }
-            for path in 0..2 {
+            for path in self.paths() {
                 if self.is_up(end, path) {
                     self.ends[end].answered[usize::from(path)] = Some(Micros(self.now));
                 }
@@ -27,34 +27,88 @@ impl World {
     pub(super) fn members(&self, process: usize) -> Vec<Member<usize>> {
         let of = |(at, end): (usize, &End)| {
             let connected = end.connected.filter(|_| end.process == process)?;
-            let mut member = if end.met { Member::of(at, &end.machine) } else { Member::without_machine(at) };
+            let site_of = |path| self.site_of(end, path);
+            let mut member = match end.met {
+                true => Member::of(at, &end.machine, site_of),
+                false => Member::without_machine(at),
+            };
             if end.failed {
                 member.stage = Stage::Dead;
             }
-            if member.readiness == Readiness::Arming && self.now >= connected + ARMING {
-                member.readiness = Readiness::Unable;
+            if self.now >= connected + ARMING {
+                let late = member.readiness.iter_mut().filter(|readiness| **readiness == Readiness::Arming);
+                late.for_each(|readiness| *readiness = Readiness::Unable);
             }
             member.sought = end.sought.filter(|_| end.seek.is_some());
             member.asked = end.machine.asked(Micros(self.now)).filter(|_| end.met);
-            member.answered = end.answered;
+            member.answered = [None; MAX_SITES];
+            for path in self.paths() {
+                let site = self.site_of(end, PathId(path)).unwrap();
+                member.answered[usize::from(site.0)] = end.answered[usize::from(path)];
+            }
             Some(member)
         };
         self.ends.iter().enumerate().filter_map(of).collect()
     }
 
+    /// The numbers of the paths that a pair has.
+    pub fn paths(&self) -> std::ops::RangeInclusive<u8> {
+        0..=self.profile.standbys as u8
+    }
+
+    /// Where a path leads at that end.
+    pub fn site_of(&self, end: &End, path: PathId) -> Option<Site> {
+        let site = match (path.0, end.is_crossed) {
+            (1, true) => Site(2),
+            (2, true) => Site(1),
+            (path, _) => Site(path),
+        };
+        self.paths().contains(&path.0).then_some(site)
+    }
+
+    /// The path that leads there.
+    pub fn path_to(&self, end: &End, site: Site) -> PathId {
+        self.paths().map(PathId).find(|path| self.site_of(end, *path) == Some(site)).unwrap()
+    }
+
+    /// Whether the pair of that end has the path whole.
+    pub fn is_up(&self, end: usize, path: u8) -> bool {
+        let is_whole = |end: &usize| {
+            let end = &self.ends[*end];
+            self.ports[end.process][usize::from(self.site_of(end, PathId(path)).unwrap().0)]
+        };
+        [end, end ^ 1].iter().all(is_whole)
+    }
+
+    /// A path answered a member that is in fault: of others than its own it is to claim the one that the group has chosen.
+    pub(super) fn hear_answer(&mut self, end: usize, path: PathId) {
+        self.tend(self.ends[end].process);
+        let chosen = self.groups[self.ends[end].process].choice();
+        let site = self.site_of(&self.ends[end], path);
+        if path == self.ends[end].machine.path() || site == chosen {
+            self.input(end, Input::PathAnswered(path));
+        }
+    }
+
     /// Whether anybody was told anything.
     pub(super) fn tend(&mut self, process: usize) -> bool {
         let members = self.members(process);
+        let before = self.groups[process].goal();
         let orders = self.groups[process].turn(Micros(self.now), &members);
+        let goal = self.groups[process].goal();
+        if before.is_some() && goal.is_some() && goal != before {
+            self.marks.insert("turned aside");
+        }
         let is_resting = self.groups[process].goal().is_none();
         let mut told = !orders.is_empty();
         for order in orders {
             match order {
-                Order::Follow(end, goal) => {
+                Order::Follow(end, site, above) => {
                     if is_resting {
                         self.marks.insert("called");
                     }
-                    self.give(end, Input::Follow(goal));
+                    let path = self.path_to(&self.ends[end], site);
+                    self.give(end, Input::Follow(Goal { path, above }));
                 }
                 Order::Depart(end) => self.give(end, Input::Depart),
                 Order::Stay(end) => {
@@ -71,7 +125,9 @@ impl World {
         let members = self.members(process);
         let readiness = self.groups[process].readiness(&members);
         for member in &members {
-            let scope = self.groups[process].scope(member, readiness);
+            let sites = self.groups[process].scope(member, readiness);
+            let is_allowed = |path: &PathId| self.site_of(&self.ends[member.key], *path).is_some_and(|s| sites.has(s));
+            let scope = self.paths().map(PathId).filter(is_allowed).fold(Scope::NOWHERE, Scope::with);
             self.ends[member.key].machine.confine(scope);
         }
         let sought = self.groups[process].seeks(&members);
@@ -83,7 +139,9 @@ impl World {
             }
         }
         for end in 0..self.ends.len() {
-            let wants = self.ends[end].wants_receives.filter(|path| self.groups[process].is_open(*path));
+            let is_open =
+                |path: &PathId| self.site_of(&self.ends[end], *path).is_some_and(|s| self.groups[process].is_open(s));
+            let wants = self.ends[end].wants_receives.filter(is_open);
             if wants.is_some() && self.ends[end].process == process {
                 self.ends[end].wants_receives = None;
                 let (delay, generation) = (self.dice.below(3000), self.ends[end].generation);
@@ -100,33 +158,35 @@ impl World {
             return;
         }
         self.tend(process);
-        if !self.groups[process].is_open(path) || self.dice.chance(self.profile.refused) {
+        let site = self.site_of(&self.ends[end], path).unwrap();
+        if !self.groups[process].is_open(site) || self.dice.chance(self.profile.refused) {
             self.ends[end].wants_receives = Some(path);
             let again = self.now + 1000 + self.dice.below(20_000);
             return self.schedule(again, Happening::TryRepost(end, generation));
         }
         self.ends[end].wants_receives = None;
-        self.settle(process, path.0);
-        self.groups[process].posted(path);
+        self.settle(process, site);
+        self.groups[process].posted(site);
         self.take_answer(end, Input::Reposted);
     }
 
-    pub(super) fn settle(&mut self, process: usize, path: u8) {
+    pub(super) fn settle(&mut self, process: usize, site: Site) {
         let (from, round) = (self.receives[process].home, self.groups[process].round());
-        if !self.receives[process].settle(path, round) {
+        if !self.receives[process].settle(site.0, round) {
             return;
         }
-        self.marks.insert(match (from == path, path) {
+        self.marks.insert(match (from == site.0, site.0) {
             (true, _) => "connected anew",
             (false, 0) => "moved back",
-            (false, _) => "moved",
+            (false, 1) => "moved",
+            (false, _) => "moved further",
         });
         for (at, end) in self.ends.iter_mut().enumerate().filter(|(_, end)| end.process == process) {
             if end.failed {
                 // Its object is in error already, and is put to RESET.
                 (end.takes_on, end.in_hand) = (None, None);
             }
-            let is_out = end.takes_on.is_none_or(|on| on == path && from != path);
+            let is_out = end.takes_on.is_none_or(|on| on == site.0 && from != site.0);
             assert!(is_out, "end {at} takes receives on {:?}\n{}", end.takes_on, self.trace.join("\n"));
         }
     }

@@ -17,12 +17,14 @@
 
 mod agent;
 mod plans;
+mod profile;
 mod receives;
 mod world;
 
 use std::collections::BTreeMap;
 
-use world::{Profile, World};
+use profile::Profile;
+use world::World;
 
 const DEFAULT_SEEDS: u64 = 200;
 /// Of planned moves a run has many.
@@ -112,4 +114,44 @@ fn planned_moves_among_faults_lose_no_receive_and_leave_nobody_waiting() {
 fn who_comes_late_or_is_never_met_costs_nobody_a_receive() {
     let seen = explore("who_comes_late_or_is_never_met_costs_nobody_a_receive", Profile::CHURN);
     expect(&seen, &["moved", "moved back", "connected anew", "called", "called in vain", "stayed", "left behind"]);
+}
+
+#[test]
+fn of_three_rails_the_first_two_die_and_every_group_that_is_connected_goes_on_with_nobody_ended() {
+    let name = "of_three_rails_the_first_two_die_and_every_group_that_is_connected_goes_on_with_nobody_ended";
+    let seen = explore(name, Profile::THREE_RAILS);
+    expect(&seen, &["all moved", "moved", "moved further", "on the third rail", "turned aside"]);
+    assert!(!seen.contains_key("surfaced"), "a healthy standby was there, and an error surfaced: {seen:?}");
+}
+
+#[test]
+fn on_a_bad_network_of_three_rails_no_receive_is_posted_too_early_and_nobody_waits_for_ever() {
+    let name = "on_a_bad_network_of_three_rails_no_receive_is_posted_too_early_and_nobody_waits_for_ever";
+    let seen = explore(name, Profile::THREE_ROUGH_RAILS);
+    let marks = ["moved", "moved back", "moved further", "connected anew", "left behind", "destroyed", "turned aside"];
+    expect(&seen, &marks);
+}
+
+#[test]
+fn where_standbys_are_paired_crosswise_no_receive_is_lost_either() {
+    let name = "where_standbys_are_paired_crosswise_no_receive_is_lost_either";
+    let seen = explore(name, Profile::TWISTED_RAILS);
+    expect(&seen, &["moved", "moved back", "moved further", "left behind"]);
+}
+
+#[test]
+fn a_planned_move_goes_to_the_standby_that_is_meant_at_both_ends() {
+    let name = "a_planned_move_goes_to_the_standby_that_is_meant_at_both_ends";
+    let seen = explore_first(PLANNED_SEEDS, name, Profile::THREE_PLANS);
+    expect(&seen, &["moved by plan", "moved", "moved further", "moved back", "all moved", "another one stood"]);
+    for harm in ["surfaced", "left", "left behind", "connected anew", "committed too early"] {
+        assert!(!seen.contains_key(harm), "by plan: {seen:?}");
+    }
+}
+
+#[test]
+fn where_not_all_can_go_to_one_rail_a_planned_move_is_put_off() {
+    let name = "where_not_all_can_go_to_one_rail_a_planned_move_is_put_off";
+    let seen = explore_first(PLANNED_SEEDS, name, Profile::TWISTED_PLANS);
+    expect(&seen, &["moved by plan", "put off"]);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shift_proto::id::{Micros, PathId, ProcessId};
+use shift_proto::id::{Micros, PathId, ProcessId, Site};
 use shift_proto::migrate::{Call, Errand, Handshake, Input, Muster, Progress, Stage, Word};
 
 use crate::world::{End, Happening, World};
@@ -23,27 +23,30 @@ impl End {
 impl World {
     /// The process would rather be on its other path.
     pub(super) fn wish(&mut self, process: usize) {
-        let target = PathId(1 - self.groups[process].home().0);
+        let home = self.groups[process].home();
+        let away = Site(1 + self.dice.below(self.profile.standbys) as u8);
+        let target = if home == Site::PRIMARY { away } else { Site::PRIMARY };
         let members = self.members(process);
         let mut live = members.iter().filter(|member| member.is_live()).peekable();
         let may = self.groups[process].goal().is_none() && self.musters[process].call().is_none();
-        if !may || live.peek().is_none() || !live.all(|member| member.can_go[usize::from(target.0)]) {
+        if !may || live.peek().is_none() || !live.all(|member| target.of(&member.can_go) == Some(&true)) {
             return;
         }
         self.led += 1;
-        let call = Call { leader: ProcessId(10 + process as u64), number: self.led, target };
-        self.musters[process].lead(Micros(self.now), call);
+        let call = Call { leader: ProcessId(10 + process as u64), number: self.led };
+        self.musters[process].lead(Micros(self.now), call, target);
         self.muster(process);
     }
 
-    pub(super) fn hear(&mut self, end: usize, call: Call, word: Word) {
+    pub(super) fn hear(&mut self, end: usize, call: Call, target: PathId, word: Word) {
         let process = self.ends[end].process;
         self.trace.push(format!("{} {end} hears {word:?} of {call:?}", self.now));
         let known = self.musters[process].call();
         if !self.ends[end].met {
             return;
         }
-        let errands = self.musters[process].hear(Micros(self.now), end, call, word);
+        let target = self.site_of(&self.ends[end], target).unwrap();
+        let errands = self.musters[process].hear(Micros(self.now), end, (call, target), word);
         if known.is_some_and(|known| self.musters[process].call().is_some_and(|call| call != known)) {
             self.marks.insert("another one stood");
         }
@@ -61,13 +64,13 @@ impl World {
 
     /// Goes on with the muster of a process; whether anybody was told anything.
     pub(super) fn muster(&mut self, process: usize) -> bool {
-        let before = self.musters[process].call();
+        let before = self.musters[process].target();
         let members = self.members(process);
         let errands = self.musters[process].turn(Micros(self.now), &members);
         let is_told = errands.iter().any(|errand| !matches!(errand, Errand::Say(..)));
         self.perform(errands);
-        if let (Some(call), None) = (before, self.musters[process].call()) {
-            let has_moved = members.iter().any(|member| member.is_live() && member.path == call.target);
+        if let (Some(target), None) = (before, self.musters[process].call()) {
+            let has_moved = members.iter().any(|member| member.is_live() && member.site == target);
             self.marks.insert(if has_moved { "moved by plan" } else { "put off" });
         }
         if self.musters[process].call().is_some() && !std::mem::replace(&mut self.mustering[process], true) {
@@ -84,8 +87,11 @@ impl World {
     fn perform(&mut self, errands: Vec<Errand<usize>>) {
         for errand in errands {
             match errand {
-                Errand::Say(end, call, word) => self.send(end, Handshake::Muster { call, word }),
-                Errand::Hold(end, target) => self.give(end, Input::Muster(target)),
+                Errand::Say(end, call, target, word) => {
+                    let target = self.path_to(&self.ends[end], target);
+                    self.send(end, Handshake::Muster { call, target, word });
+                }
+                Errand::Hold(end, target) => self.give(end, Input::Muster(self.path_to(&self.ends[end], target))),
                 Errand::Depart(end) => self.give(end, Input::Depart),
                 Errand::Dismiss(end) => self.give(end, Input::Dismiss),
             }
@@ -121,12 +127,13 @@ impl World {
 
     /// Everybody who has to follow holds and is complete.
     pub(super) fn judge_plan(&mut self, end: usize) {
-        let target = self.ends[end].machine.path();
+        let site_of = |end: &End| self.site_of(end, end.machine.path());
+        let target = site_of(&self.ends[end]);
         let mut reached = BTreeSet::from([self.ends[end].process]);
         while let Some(next) = self.beyond(&reached) {
             reached.insert(next);
         }
-        let has_come = |other: &End| other.machine.path() == target || other.is_complete();
+        let has_come = |other: &End| site_of(other) == target || other.is_complete();
         let takes_part =
             |other: &&End| reached.contains(&other.process) && other.connected.is_some() && other.is_live();
         if !self.ends.iter().filter(takes_part).all(has_come) {

@@ -1,4 +1,4 @@
-//! The receives of one process's shared receive queue, each with a name: which of its two objects they lie in, which a queue pair has in hand, and
+//! The receives of one process's shared receive queue, each with a name: which of its objects they lie in, which a queue pair has in hand, and
 //! which have been given to the application.
 //!
 //! What is checked here at every step: no receive that is posted anew elsewhere is taken where it lay before, and none is given twice.
@@ -23,7 +23,7 @@ pub struct Receives {
     round: u64,
     generation: u64,
     next: u32,
-    objects: [VecDeque<Posted>; 2],
+    objects: [VecDeque<Posted>; 3],
     outstanding: BTreeSet<u32>,
     given: BTreeSet<u32>,
     /// In hand of a queue pair that ended, which takes it along on any hardware.

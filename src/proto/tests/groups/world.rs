@@ -3,98 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId};
+use shift_proto::id::{EndpointId, Epoch, Micros, PathId, ProcessId, Site};
 use shift_proto::ledger::{IncarnationReport, Proof};
 use shift_proto::migrate::{
     Attempt, Cause, Deadlines, Effect, Group, Handshake, Input, Machine, Muster, Phase, Stage, Surfaced,
 };
 
+use crate::profile::Profile;
 use crate::receives::{Posted, Receives};
-
-/// What may go wrong, in chances of 1000.
-#[derive(Clone, Copy, Debug)]
-pub struct Profile {
-    pub processes: usize,
-    pub drop: u64,
-    pub max_delay_us: u64,
-    pub outages: u64,
-    pub slow_fence: u64,
-    pub destroy: u64,
-    pub late: u64,
-    pub hold: u64,
-    pub silent: u64,
-    /// A receive is taken in part for a while.
-    pub partial: u64,
-    /// Receives cannot be posted at once.
-    pub refused: u64,
-    /// A pair is not met for seconds, or never.
-    pub unmet: u64,
-    /// The application has an error of its own.
-    pub error: u64,
-    /// Pairs that do not exist, of those that could.
-    pub sparse: u64,
-    /// How often somebody wishes for a planned move.
-    pub wishes: u64,
-    /// Sends that take long to complete.
-    pub slow_sends: u64,
-}
-
-impl Profile {
-    pub const CALM: Self = Self {
-        processes: 4,
-        drop: 0,
-        max_delay_us: 5_000,
-        outages: 1,
-        slow_fence: 0,
-        destroy: 0,
-        late: 0,
-        hold: 0,
-        silent: 0,
-        partial: 300,
-        refused: 0,
-        unmet: 0,
-        error: 0,
-        sparse: 0,
-        wishes: 0,
-        slow_sends: 0,
-    };
-    pub const ROUGH: Self = Self {
-        processes: 3,
-        drop: 100,
-        max_delay_us: 60_000,
-        outages: 3,
-        slow_fence: 100,
-        destroy: 60,
-        late: 200,
-        hold: 200,
-        silent: 100,
-        partial: 300,
-        refused: 300,
-        unmet: 0,
-        error: 40,
-        sparse: 0,
-        wishes: 0,
-        slow_sends: 0,
-    };
-    /// Many small faults of few connections, among queue pairs that come late, or whose peer nobody knows.
-    pub const CHURN: Self =
-        Self { processes: 4, late: 500, unmet: 150, outages: 5, drop: 20, silent: 0, sparse: 400, ..Self::ROUGH };
-    /// Nothing is wrong but the network of the agents, and who is asked for a planned move has work that takes long.
-    pub const PLANS: Self = Self {
-        processes: 5,
-        drop: 50,
-        max_delay_us: 20_000,
-        outages: 0,
-        hold: 100,
-        refused: 300,
-        sparse: 300,
-        wishes: 12,
-        slow_sends: 60,
-        ..Self::CALM
-    };
-    /// Planned moves among faults, late comers and ends.
-    pub const PLANS_AND_FAULTS: Self = Self { wishes: 20, slow_sends: 60, outages: 3, unmet: 50, ..Self::CHURN };
-}
 
 /// The faults end then.
 const FAULTS_END: u64 = 12_000_000;
@@ -180,7 +96,10 @@ pub struct End {
     pub in_hand: Option<Posted>,
     /// The same at its last fence.
     pub fenced_hand: Option<Posted>,
-    pub answered: [Option<Micros>; 2],
+    /// By path.
+    pub answered: [Option<Micros>; 3],
+    /// Its first path of the standbys leads to the second one.
+    pub is_crossed: bool,
     pub sought: Option<Micros>,
     pub wants_receives: Option<PathId>,
     pub in_error: bool,
@@ -207,8 +126,8 @@ pub struct World {
     pub led: u64,
     /// By process: whom the members probe for.
     pub probing: Vec<Option<Micros>>,
-    /// By process and path.
-    pub ports: Vec<[bool; 2]>,
+    /// By process and site.
+    pub ports: Vec<[bool; 3]>,
     /// Processes that hear and say nothing, until then.
     pub silent: Vec<u64>,
     pub marks: BTreeSet<&'static str>,
@@ -230,7 +149,7 @@ impl World {
             mustering: vec![false; profile.processes],
             led: 0,
             probing: vec![None; profile.processes],
-            ports: vec![[true; 2]; profile.processes],
+            ports: vec![[true; 3]; profile.processes],
             silent: vec![0; profile.processes],
             marks: BTreeSet::new(),
             trace: Vec::new(),
@@ -253,14 +172,7 @@ impl World {
                 }
             }
         }
-        for _ in 0..self.profile.outages {
-            let process = self.dice.below(count as u64) as usize;
-            let path = if self.profile.outages == 1 { 0 } else { self.dice.below(2) as u8 };
-            let at = 1000 + self.dice.below(FAULTS_END / 2);
-            let length = if self.profile.outages == 1 { RUN_END } else { self.dice.below(FAULTS_END / 2) };
-            self.schedule(at, Happening::Port(process, path, false));
-            self.schedule(at + length, Happening::Port(process, path, true));
-        }
+        self.plan_outages();
         for _ in 0..self.profile.wishes {
             let at = 100_000 + self.dice.below(FAULTS_END - 2_000_000);
             // Several at once, as when a path is good again.
@@ -277,6 +189,22 @@ impl World {
         }
     }
 
+    /// With no more of them than there are standbys one port of each rail but the last dies in turn, soon after one another or not.
+    fn plan_outages(&mut self) {
+        let in_turn = self.profile.outages <= self.profile.standbys;
+        let mut last = 0;
+        for number in 0..self.profile.outages {
+            let process = self.dice.below(self.profile.processes as u64) as usize;
+            let site = if in_turn { number } else { self.dice.below(1 + self.profile.standbys) };
+            let span = if in_turn && last != 0 && self.dice.chance(700) { 100_000 } else { FAULTS_END / 2 };
+            let at = 1000 + if in_turn { last } else { 0 } + self.dice.below(span);
+            let length = if in_turn { RUN_END } else { self.dice.below(FAULTS_END / 2) };
+            last = at;
+            self.schedule(at, Happening::Port(process, site as u8, false));
+            self.schedule(at + length, Happening::Port(process, site as u8, true));
+        }
+    }
+
     fn add_pair(&mut self, a: usize, b: usize, deadlines: Deadlines) {
         let first = self.ends.len();
         let name = |process: usize, at: usize| EndpointId {
@@ -285,6 +213,8 @@ impl World {
             side: 0,
         };
         let names = [name(a, first), name(b, first + 1)];
+        let is_crossed = self.profile.standbys > 1 && self.dice.chance(self.profile.crossed);
+        let is_twisted = self.profile.standbys > 1 && self.dice.chance(self.profile.twisted);
         for (process, (me, peer)) in [a, b].into_iter().zip([(0, 1), (1, 0)]) {
             self.ends.push(End {
                 process,
@@ -296,7 +226,8 @@ impl World {
                 nic_epoch: 0,
                 in_hand: None,
                 fenced_hand: None,
-                answered: [None; 2],
+                answered: [None; 3],
+                is_crossed: is_crossed != (is_twisted && process == a),
                 sought: None,
                 wants_receives: None,
                 in_error: false,
@@ -321,7 +252,7 @@ impl World {
                 let at = met + 2 + self.dice.below(FAULTS_END);
                 self.schedule(at, Happening::Notice(end, Input::ApplicationError));
             }
-            for path in 0..2 {
+            for path in self.paths() {
                 self.schedule(met + 1, Happening::Notice(end, Input::PathArmed(PathId(path))));
             }
             if self.dice.chance(self.profile.destroy) {
@@ -377,7 +308,7 @@ impl World {
             Happening::Wish(process) => self.wish(process),
             Happening::SendsOver(end, wait) => self.sends_over(end, wait),
             Happening::MusterPace(process) => self.keep_pace(process),
-            Happening::Deliver(end, Handshake::Muster { call, word }) => self.hear(end, call, word),
+            Happening::Deliver(end, Handshake::Muster { call, target, word }) => self.hear(end, call, target, word),
             Happening::TryRepost(end, generation) => self.try_repost(end, generation),
             Happening::Deliver(end, message) => self.input(end, Input::Frame(message)),
             // Nobody posts what could end in an error while posts are held.
@@ -415,8 +346,8 @@ impl World {
                 (end.takes_on, end.fenced_hand) = (None, end.in_hand.take().or(end.fenced_hand));
             }
             Input::Reposted => {
-                let path = self.ends[end].machine.path().0;
-                self.ends[end].takes_on = Some(path);
+                let site = self.site_of(&self.ends[end], self.ends[end].machine.path()).unwrap();
+                self.ends[end].takes_on = Some(site.0);
                 self.ends[end].nic_epoch = self.ends[end].machine.epoch().0;
                 self.ends[end].in_error = false;
             }
@@ -426,18 +357,15 @@ impl World {
         self.input(end, input);
     }
 
-    /// Whether the pair of that end has the path whole.
-    pub fn is_up(&self, end: usize, path: u8) -> bool {
-        [end, end ^ 1].iter().all(|end| self.ports[self.ends[*end].process][usize::from(path)])
-    }
-
-    fn port(&mut self, process: usize, path: u8, up: bool) {
-        self.ports[process][usize::from(path)] = up;
+    fn port(&mut self, process: usize, site: u8, up: bool) {
+        self.ports[process][usize::from(site)] = up;
         for end in 0..self.ends.len() {
             if up || (self.ends[end].process != process && self.ends[end ^ 1].process != process) {
                 continue;
             }
-            if self.ends[end].machine.path() == PathId(path) && self.ends[end].met {
+            let own = if self.ends[end].process == process { end } else { end ^ 1 };
+            let path = self.path_to(&self.ends[own], Site(site));
+            if self.ends[end].machine.path() == path && self.ends[end].met {
                 let epoch = self.ends[end].machine.epoch();
                 let retries = self.dice.below(1_500_000);
                 self.schedule(self.now + retries, Happening::RetriesOver(end, epoch));
@@ -470,10 +398,10 @@ impl World {
         if self.ends[end].seek != Some(generation) {
             return;
         }
-        for path in 0..2u8 {
+        for path in self.paths() {
             if self.is_up(end, path) && self.ends[end].seek.is_some() {
                 self.ends[end].answered[usize::from(path)] = Some(Micros(self.now));
-                self.input(end, Input::PathAnswered(PathId(path)));
+                self.hear_answer(end, PathId(path));
             }
         }
         let delay = PROBE_EVERY + self.dice.below(PROBE_EVERY);
@@ -497,18 +425,20 @@ impl World {
             self.schedule(again, Happening::Traffic(end));
         }
         let (own, peer) = (&self.ends[end], &self.ends[end ^ 1]);
-        let Some(path) = own.takes_on.filter(|_| own.takes_on == peer.takes_on && own.nic_epoch == peer.nic_epoch)
+        let path_of = |end: &End| end.takes_on.map(|site| self.path_to(end, Site(site)));
+        let Some(path) = path_of(own).filter(|path| path_of(peer) == Some(*path) && own.nic_epoch == peer.nic_epoch)
         else {
             return;
         };
-        if !self.is_up(end, path) || own.in_error || peer.in_error || own.surfaced || peer.surfaced || peer.failed {
+        let site = own.takes_on.unwrap();
+        if !self.is_up(end, path.0) || own.in_error || peer.in_error || own.surfaced || peer.surfaced || peer.failed {
             return;
         }
         let receives = &mut self.receives[own.process];
         if let Some(taken) = self.ends[end].in_hand.take() {
             return receives.give(taken);
         }
-        let Some(taken) = receives.take(path) else { return };
+        let Some(taken) = receives.take(site) else { return };
         if self.dice.chance(self.profile.partial) {
             self.ends[end].in_hand = Some(taken);
         } else {
@@ -641,7 +571,7 @@ impl World {
         for (at, end) in self.ends.iter().enumerate() {
             let state = end.machine.state();
             if !end.met || end.failed {
-                let is_home = end.failed || end.connected.is_none() || self.groups[end.process].home() == PathId(0);
+                let is_home = end.failed || end.connected.is_none() || self.groups[end.process].home() == Site(0);
                 assert!(is_home, "end {at} waits for receives where there are none: {}", picture());
                 continue;
             }
@@ -657,13 +587,21 @@ impl World {
             assert_eq!(state.attempt, Attempt::Idle, "end {at} never comes to rest: {}", picture());
             assert!(!end.in_error, "end {at} masks an error for ever: {}", picture());
             let home = self.groups[end.process].home();
-            assert_eq!(end.machine.path(), home, "end {at} is not where its receives are: {}", picture());
+            assert_eq!(
+                self.site_of(end, end.machine.path()),
+                Some(home),
+                "end {at} is not where its receives are: {}",
+                picture()
+            );
             assert_eq!(end.takes_on, Some(home.0), "end {at} takes no receives: {}", picture());
-            *moved.entry(home == PathId(1)).or_default() += 1;
+            *moved.entry(home != Site(0)).or_default() += 1;
+            if home == Site(2) {
+                self.marks.insert("on the third rail");
+            }
         }
         assert!(self.groups.iter().all(|group| group.goal().is_none()), "a group moves for ever: {}", picture());
         for (process, receives) in self.receives.iter().enumerate() {
-            assert_eq!(PathId(receives.home), self.groups[process].home(), "of {process}: {}", picture());
+            assert_eq!(Site(receives.home), self.groups[process].home(), "of {process}: {}", picture());
             let of = self.ends.iter().filter(|end| end.process == process);
             receives.judge(&of.filter_map(|end| end.in_hand).collect::<Vec<_>>());
         }

@@ -1,9 +1,9 @@
 //! What a machine does for the group that its queue pair receives with, and what a group asks of its members.
 
-use shift_proto::id::{Epoch, Micros, PathId};
+use shift_proto::id::{Epoch, Micros, PathId, Site, MAX_SITES};
 use shift_proto::migrate::{
-    Attempt, Cause, Deadlines, Effect, Goal, Group, GroupLimits, Handshake, Input, Member, Order, Readiness, Scope,
-    Stage, Surfaced,
+    Attempt, Cause, Deadlines, Effect, Goal, Group, GroupLimits, Handshake, Input, Machine, Member, Order, Readiness,
+    Scope, Sites, Stage, Surfaced,
 };
 
 use crate::bench::{sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
@@ -11,20 +11,41 @@ use crate::bench::{sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
 const NOW: Micros = Micros(1_000_000);
 const OTHER: Goal = Goal { path: PathId(1), above: Epoch(0) };
 const ANEW: Goal = Goal { path: PathId(0), above: Epoch(0) };
+const HOME: Site = Site(0);
+const AWAY: Site = Site(1);
+const BOTH: Sites = Sites::only(HOME).with(AWAY);
 
 fn limits() -> GroupLimits {
     Deadlines::default().group_limits()
 }
 
-/// One that is armed, in the epoch that its path says: nobody moves twice here.
-fn member(key: u32, stage: Stage, path: u8) -> Member<u32> {
+fn follow(key: u32, site: Site) -> Order<u32> {
+    Order::Follow(key, site, Epoch(0))
+}
+
+/// A machine as its group sees it where the numbers of paths and of sites are the same.
+fn seen(machine: &Machine) -> Member<u32> {
+    Member::of(1, machine, |path| Some(Site(path.0)))
+}
+
+/// What is said of the first device and of the first standbys, and of those that there are not.
+fn by_site<T: Copy, const N: usize>(there: [T; N], otherwise: T) -> [T; MAX_SITES] {
+    core::array::from_fn(|site| there.get(site).copied().unwrap_or(otherwise))
+}
+
+fn ready_for(standbys: usize) -> [Readiness; MAX_SITES] {
+    core::array::from_fn(|site| if site <= standbys { Readiness::Ready } else { Readiness::Unable })
+}
+
+/// One that is armed, in the epoch that its site says: nobody moves twice here.
+fn member(key: u32, stage: Stage, site: u8) -> Member<u32> {
     let is_fenced = !matches!(stage, Stage::Fencing | Stage::Fenced | Stage::Settling);
     Member {
         stage,
-        path: PathId(path),
-        epoch: Epoch(u32::from(path)),
+        site: Site(site),
+        epoch: Epoch(u32::from(site)),
         is_fenced,
-        readiness: Readiness::Ready,
+        readiness: ready_for(1),
         ..Member::without_machine(key)
     }
 }
@@ -36,7 +57,7 @@ fn running(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
 /// A group at rest with these members.
 fn group(members: &[Member<u32>]) -> Group<u32> {
     let mut group = Group::new(limits());
-    assert!(group.turn(NOW, members).is_empty() && group.is_open(PathId(0)));
+    assert!(group.turn(NOW, members).is_empty() && group.is_open(Site(0)));
     group
 }
 
@@ -45,9 +66,9 @@ fn moved(keys: std::ops::RangeInclusive<u32>) -> (Group<u32>, Vec<Member<u32>>) 
     let mut group = group(&running(keys.clone()));
     let members: Vec<_> = keys.map(|key| member(key, Stage::Reposting, 1)).collect();
     group.turn(NOW, &members);
-    group.posted(PathId(1));
+    group.posted(Site(1));
     group.turn(NOW, &members);
-    assert_eq!((group.home(), group.goal()), (PathId(1), None));
+    assert_eq!((group.home(), group.goal()), (Site(1), None));
     (group, members.into_iter().map(|m| Member { stage: Stage::Running, ..m }).collect())
 }
 
@@ -125,14 +146,14 @@ fn a_member_with_unprovable_work_holds_new_posts_so_that_the_old_ones_can_end() 
 #[test]
 fn what_the_group_does_not_allow_is_neither_claimed_nor_accepted() {
     let mut bench = Bench::new(BIGGER);
-    bench.machine.confine(Scope::Nowhere);
+    bench.machine.confine(Scope::NOWHERE);
     bench.give(SUSPECT);
     assert!(bench.give(Input::PathAnswered(PathId(1))).is_empty());
     let claim = bench.claim(1, 1);
     assert!(matches!(sent(&bench.hear(claim.clone()))[..], [Handshake::Refuse { .. }]));
-    bench.machine.confine(Scope::Only(PathId(0)));
+    bench.machine.confine(Scope::only(PathId(0)));
     assert!(matches!(sent(&bench.hear(claim.clone()))[..], [Handshake::Refuse { .. }]));
-    bench.machine.confine(Scope::Only(PathId(1)));
+    bench.machine.confine(Scope::only(PathId(1)));
     bench.hear(claim);
     assert_eq!(bench.attempt(), Attempt::Accepting);
 }
@@ -154,39 +175,39 @@ fn who_is_left_behind_surfaces_and_says_so() {
 fn an_own_fence_that_is_complete_counts_without_the_peers_word() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Fencing);
-    assert!(!Member::of(1, &bench.machine).is_fenced);
+    assert!(!seen(&bench.machine).is_fenced);
     bench.fenced(true);
     assert_eq!(bench.stage(), Stage::Fenced);
-    assert!(Member::of(1, &bench.machine).is_fenced);
+    assert!(seen(&bench.machine).is_fenced);
     let mut failed = Bench::new(SMALLER);
     failed.reach_stage(Stage::Fencing);
     failed.fenced(false);
-    assert!(!Member::of(1, &failed.machine).is_fenced);
+    assert!(!seen(&failed.machine).is_fenced);
 }
 
 #[test]
 fn a_peer_that_destroyed_its_queue_pair_is_none() {
     let mut bench = Bench::new(SMALLER);
-    assert!(Member::of(1, &bench.machine).has_peer);
+    assert!(seen(&bench.machine).has_peer);
     bench.hear(Handshake::Gone);
-    assert!(!Member::of(1, &bench.machine).has_peer);
+    assert!(!seen(&bench.machine).has_peer);
 }
 
 #[test]
 fn receives_wait_until_every_member_is_fenced() {
     let mut group = group(&running(1..=3));
     let one_left = [member(1, Stage::Running, 0), member(2, Stage::Reposting, 1), member(3, Stage::Running, 0)];
-    assert_eq!(group.turn(NOW, &one_left), [Order::Follow(1, OTHER), Order::Follow(3, OTHER)], "in order");
-    assert!(!group.is_open(PathId(1)) && !group.is_open(PathId(0)));
-    assert_eq!(group.scope(&one_left[0], Readiness::Ready), Scope::Only(PathId(1)));
+    assert_eq!(group.turn(NOW, &one_left), [follow(1, AWAY), follow(3, AWAY)], "in order");
+    assert!(!group.is_open(Site(1)) && !group.is_open(Site(0)));
+    assert_eq!(group.scope(&one_left[0], Readiness::Ready), Sites::only(Site(1)));
     for stage in [Stage::Fencing, Stage::Fenced, Stage::Settling] {
         let waiting = [member(1, stage, 1), member(2, Stage::Reposting, 1), member(3, Stage::Dead, 0)];
         assert!(group.turn(NOW, &waiting).is_empty());
-        assert!(!group.is_open(PathId(1)), "{stage:?}");
+        assert!(!group.is_open(Site(1)), "{stage:?}");
     }
     let all = [member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1), member(3, Stage::Dead, 0)];
     assert!(group.turn(NOW, &all).is_empty());
-    assert!(group.is_open(PathId(1)));
+    assert!(group.is_open(Site(1)));
 }
 
 #[test]
@@ -194,16 +215,16 @@ fn the_receives_are_where_they_were_posted_and_not_where_they_may_be() {
     let mut group = group(&running(1..=2));
     let all = [member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1)];
     group.turn(NOW, &all);
-    assert!(group.is_open(PathId(1)));
-    assert_eq!((group.home(), group.goal()), (PathId(0), Some(PathId(1))), "nobody has posted them");
+    assert!(group.is_open(Site(1)));
+    assert_eq!((group.home(), group.goal()), (Site(0), Some(Site(1))), "nobody has posted them");
     // Before that somebody is connected, and takes receives where they are.
     let newcomer = Member::without_machine(3);
-    assert_eq!(group.turn(NOW, &[all[0], all[1], newcomer]), [Order::Follow(3, OTHER)]);
-    assert!(!group.is_open(PathId(1)), "it takes receives of the path that is being left");
+    assert_eq!(group.turn(NOW, &[all[0], all[1], newcomer]), [follow(3, AWAY)]);
+    assert!(!group.is_open(Site(1)), "it takes receives of the path that is being left");
     assert_eq!(group.turn(NOW, &all), []);
-    group.posted(PathId(1));
-    assert_eq!((group.home(), group.goal(), group.round()), (PathId(1), None, 1));
-    assert!(group.is_open(PathId(1)) && !group.is_open(PathId(0)));
+    group.posted(Site(1));
+    assert_eq!((group.home(), group.goal(), group.round()), (Site(1), None, 1));
+    assert!(group.is_open(Site(1)) && !group.is_open(Site(0)));
 }
 
 #[test]
@@ -212,10 +233,10 @@ fn if_all_who_moved_end_before_they_posted_the_receives_are_where_they_were() {
     group.turn(NOW, &[member(1, Stage::Reposting, 1), member(2, Stage::Reposting, 1)]);
     let ended = [member(1, Stage::Dead, 1), member(2, Stage::Dead, 1)];
     assert!(group.turn(NOW, &ended).is_empty());
-    assert_eq!((group.home(), group.goal(), group.round()), (PathId(0), None, 0), "nor is there a new round");
+    assert_eq!((group.home(), group.goal(), group.round()), (Site(0), None, 0), "nor is there a new round");
     let [first, second] = [member(7, Stage::Running, 0), member(8, Stage::Running, 0)];
     assert!(group.turn(NOW, &[ended[0], ended[1], first, second]).is_empty(), "who comes then is where they are");
-    assert!(group.is_open(PathId(0)) && !group.is_open(PathId(1)));
+    assert!(group.is_open(Site(0)) && !group.is_open(Site(1)));
 }
 
 #[test]
@@ -226,47 +247,46 @@ fn if_the_first_ends_before_anybody_follows_nobody_has_to() {
     members[0].stage = Stage::Dead;
     members[1].follows = true;
     assert_eq!(group.turn(NOW, &members), [Order::Stay(2)]);
-    assert_eq!((group.home(), group.goal()), (PathId(0), None));
+    assert_eq!((group.home(), group.goal()), (Site(0), None));
 }
 
 #[test]
 fn one_that_was_connected_where_the_others_go_does_not_keep_a_move_alive() {
     let (mut group, mut members) = moved(1..=1);
     let newcomer = member(7, Stage::Running, 0);
-    members[0] = Member { path: PathId(0), epoch: Epoch(2), ..members[0] };
+    members[0] = Member { site: HOME, epoch: Epoch(2), ..members[0] };
     group.turn(NOW, &[members[0], newcomer]);
-    assert_eq!(group.goal(), Some(PathId(0)));
+    assert_eq!(group.goal(), Some(Site(0)));
     members[0].stage = Stage::Dead;
-    let called = Goal { path: PathId(1), above: Epoch(0) };
-    assert_eq!(group.turn(NOW, &[members[0], newcomer]), [Order::Follow(7, called)]);
-    assert_eq!((group.home(), group.goal()), (PathId(1), None));
+    assert_eq!(group.turn(NOW, &[members[0], newcomer]), [follow(7, AWAY)]);
+    assert_eq!((group.home(), group.goal()), (Site(1), None));
 }
 
 #[test]
 fn who_is_connected_anew_where_it_was_makes_all_others_do_the_same() {
     let mut group = group(&running(1..=2));
-    let anew = |key, stage| Member { path: PathId(0), epoch: Epoch(1), ..member(key, stage, 0) };
+    let anew = |key, stage| Member { site: HOME, epoch: Epoch(1), ..member(key, stage, 0) };
     let one = [member(1, Stage::Running, 0), anew(2, Stage::Fencing)];
-    assert_eq!(group.turn(NOW, &one), [Order::Follow(1, ANEW)], "a receive that it had taken in part is lost else");
-    assert!(!group.is_open(PathId(0)));
+    assert_eq!(group.turn(NOW, &one), [follow(1, HOME)], "a receive that it had taken in part is lost else");
+    assert!(!group.is_open(Site(0)));
     let newcomer = Member::without_machine(3);
     let both = [anew(1, Stage::Reposting), anew(2, Stage::Reposting), newcomer];
-    assert_eq!(group.turn(NOW, &both), [Order::Follow(3, ANEW)], "it takes what is about to be posted again");
-    assert!(!group.is_open(PathId(0)));
+    assert_eq!(group.turn(NOW, &both), [follow(3, HOME)], "it takes what is about to be posted again");
+    assert!(!group.is_open(Site(0)));
     group.turn(NOW, &both[..2]);
-    assert!(group.is_open(PathId(0)));
-    group.posted(PathId(0));
+    assert!(group.is_open(Site(0)));
+    group.posted(Site(0));
     assert!(group.turn(NOW, &both[..2]).is_empty());
-    assert_eq!((group.home(), group.goal(), group.round()), (PathId(0), None, 1));
+    assert_eq!((group.home(), group.goal(), group.round()), (Site(0), None, 1));
 }
 
 #[test]
 fn who_is_fenced_for_the_path_that_the_group_leaves_is_not_there_yet() {
     let mut group = group(&running(1..=2));
-    let anew = Member { path: PathId(0), epoch: Epoch(1), ..member(2, Stage::Ready, 0) };
+    let anew = Member { site: HOME, epoch: Epoch(1), ..member(2, Stage::Ready, 0) };
     let both = [member(1, Stage::Reposting, 1), anew];
-    assert_eq!(group.turn(NOW, &both), [Order::Follow(2, OTHER)]);
-    assert!(!group.is_open(PathId(1)));
+    assert_eq!(group.turn(NOW, &both), [follow(2, AWAY)]);
+    assert!(!group.is_open(Site(1)));
 }
 
 #[test]
@@ -274,7 +294,7 @@ fn who_cannot_come_along_is_left_behind_at_the_limit_and_at_once_where_it_never_
     let mut members = running(1..=2);
     let mut waiting = group(&members);
     members[0] = member(1, Stage::Reposting, 1);
-    assert_eq!(waiting.turn(NOW, &members), [Order::Follow(2, OTHER)]);
+    assert_eq!(waiting.turn(NOW, &members), [follow(2, AWAY)]);
     assert_eq!(waiting.turn(NOW + limits().come, &members), [Order::LeaveBehind(2)]);
     for unable in [
         Member { has_peer: false, ..member(2, Stage::Running, 0) },
@@ -305,11 +325,11 @@ fn one_of_whose_peer_nothing_is_known_is_a_member_like_any_other() {
     let mut group = group(&[member(1, Stage::Running, 0), unknown]);
     assert_eq!(group.readiness(&[member(1, Stage::Running, 0), unknown]), Readiness::Arming);
     let members = [member(1, Stage::Reposting, 1), unknown];
-    assert_eq!(group.turn(NOW, &members), [Order::Follow(2, OTHER)]);
-    assert!(!group.is_open(PathId(1)), "its NIC takes receives");
+    assert_eq!(group.turn(NOW, &members), [follow(2, AWAY)]);
+    assert!(!group.is_open(Site(1)), "its NIC takes receives");
     assert_eq!(group.turn(NOW + limits().come, &members), [Order::LeaveBehind(2)]);
     assert!(group.turn(NOW, &[members[0], Member { stage: Stage::Dead, ..unknown }]).is_empty());
-    assert!(group.is_open(PathId(1)));
+    assert!(group.is_open(Site(1)));
 }
 
 #[test]
@@ -317,11 +337,10 @@ fn who_is_connected_on_a_path_that_the_group_has_left_is_called_to_it_and_left_a
     let (mut group, mut members) = moved(1..=1);
     let newcomer = member(7, Stage::Running, 0);
     members.push(newcomer);
-    let called = Goal { path: PathId(1), above: Epoch(0) };
-    assert_eq!(group.turn(NOW, &members), [Order::Follow(7, called)]);
-    assert_eq!(group.scope(&newcomer, Readiness::Ready), Scope::Only(PathId(1)));
-    assert_eq!((group.home(), group.goal()), (PathId(1), None), "it does not draw the others back");
-    assert!(group.is_open(PathId(1)), "it may post its receives where the others have theirs");
+    assert_eq!(group.turn(NOW, &members), [follow(7, AWAY)]);
+    assert_eq!(group.scope(&newcomer, Readiness::Ready), Sites::only(Site(1)));
+    assert_eq!((group.home(), group.goal()), (Site(1), None), "it does not draw the others back");
+    assert!(group.is_open(Site(1)), "it may post its receives where the others have theirs");
     assert_eq!(group.due(), Some(NOW + limits().call));
     assert_eq!(group.turn(NOW + limits().call, &members), [Order::LeaveBehind(7)], "there it gets none");
     members[1].is_movable = false;
@@ -342,17 +361,17 @@ fn nobody_is_waited_for_who_has_no_peer_any_more_or_is_not_there() {
     group.turn(NOW, &members);
     assert!(group.goal().is_some());
     group.turn(NOW, &[]);
-    assert_eq!((group.goal(), group.due(), group.home()), (None, None, PathId(1)), "the last one is gone");
+    assert_eq!((group.goal(), group.due(), group.home()), (None, None, Site(1)), "the last one is gone");
 }
 
 #[test]
 fn who_was_called_stays_when_the_group_comes_to_where_it_is() {
     let (mut group, mut members) = moved(1..=2);
     members.push(Member { follows: true, ..member(7, Stage::Running, 0) });
-    members[0] = Member { path: PathId(0), epoch: Epoch(2), ..members[0] };
+    members[0] = Member { site: HOME, epoch: Epoch(2), ..members[0] };
     let orders = group.turn(NOW, &members);
     assert!(orders.contains(&Order::Stay(7)), "{orders:?}");
-    assert!(!orders.iter().any(|order| matches!(order, Order::Follow(7, _))), "{orders:?}");
+    assert!(!orders.iter().any(|order| matches!(order, Order::Follow(7, ..))), "{orders:?}");
 }
 
 #[test]
@@ -361,9 +380,9 @@ fn one_member_that_is_not_armed_keeps_the_whole_group_where_it_is() {
     let group = group(&members);
     assert_eq!(group.readiness(&members), Readiness::Ready);
     for readiness in [Readiness::Arming, Readiness::Unable] {
-        members[1].readiness = readiness;
+        members[1].readiness = by_site([readiness; 2], Readiness::Unable);
         assert_eq!(group.readiness(&members), readiness);
-        assert_eq!(group.scope(&members[0], readiness), Scope::Nowhere);
+        assert_eq!(group.scope(&members[0], readiness), Sites::NONE);
     }
     members[1].has_peer = false;
     assert_eq!(group.readiness(&members), Readiness::Ready, "whose peer has ended takes nothing any more");
@@ -372,11 +391,11 @@ fn one_member_that_is_not_armed_keeps_the_whole_group_where_it_is() {
 #[test]
 fn who_is_where_the_receives_are_is_no_obstacle_for_who_is_called_there() {
     let (group, mut members) = moved(1..=2);
-    members.iter_mut().for_each(|member| member.readiness = Readiness::Unable);
+    members.iter_mut().for_each(|member| member.readiness = [Readiness::Unable; MAX_SITES]);
     let newcomer = member(7, Stage::Running, 0);
-    assert_eq!(group.scope(&newcomer, group.readiness(&members)), Scope::Only(PathId(1)));
-    members.iter_mut().for_each(|member| member.readiness = Readiness::Ready);
-    members.push(Member { readiness: Readiness::Unable, ..newcomer });
+    assert_eq!(group.scope(&newcomer, group.readiness(&members)), Sites::only(Site(1)));
+    members.iter_mut().for_each(|member| member.readiness = ready_for(1));
+    members.push(Member { readiness: [Readiness::Unable; MAX_SITES], ..newcomer });
     assert_eq!(group.readiness(&members), Readiness::Ready, "nor is who could not be called for the others");
 }
 
@@ -385,30 +404,26 @@ fn nobody_claims_before_the_path_has_answered_everyone() {
     let mut members = running(1..=3);
     let mut group = group(&members);
     let later = |us| Some(Micros(NOW.0 + us));
-    members.iter_mut().for_each(|member| member.answered = [Some(Micros(5)); 2]);
+    members.iter_mut().for_each(|member| member.answered = by_site([Some(Micros(5)); 2], None));
     members[0].sought = later(0);
     assert!(group.turn(NOW, &members).is_empty());
     assert_eq!(group.seeks(&members), later(0), "the others are to probe");
-    assert_eq!(
-        group.scope(&members[0], Readiness::Ready),
-        Scope::Nowhere,
-        "what answered before the fault is no answer"
-    );
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::NONE, "what answered before the fault is no answer");
     members[0].answered[1] = later(10);
-    members[1].answered = [later(10); 2];
+    members[1].answered = by_site([later(10); 2], None);
     members[2].answered[0] = later(10);
     group.turn(NOW, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Only(PathId(0)));
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(Site(0)));
     members[2].answered[1] = later(20);
     group.turn(NOW, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Any);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), BOTH);
 }
 
 #[test]
 fn a_peer_that_claims_is_refused_until_the_path_has_answered_everyone() {
     let mut bench = Bench::new(SMALLER);
     assert_eq!(bench.machine.asked(bench.now), None);
-    bench.machine.confine(Scope::Nowhere);
+    bench.machine.confine(Scope::NOWHERE);
     let first = bench.now;
     for _ in 0..3 {
         let claim = bench.claim(1, 1);
@@ -418,7 +433,7 @@ fn a_peer_that_claims_is_refused_until_the_path_has_answered_everyone() {
     }
     bench.wait(Deadlines::default().claim);
     assert_eq!(bench.machine.asked(bench.now), None, "the peer has given up");
-    bench.machine.confine(Scope::Any);
+    bench.machine.confine(Scope::ANY);
     let claim = bench.claim(1, 2);
     bench.hear(claim);
     assert_eq!(bench.attempt(), Attempt::Accepting);
@@ -435,21 +450,21 @@ fn who_is_driven_around_refuses_claims_for_a_while_unless_it_is_in_fault_itself(
     let mut now = NOW;
     let at = |epoch: u32| Member { epoch: Epoch(epoch), ..member(1, Stage::Running, (epoch % 2) as u8) };
     for epoch in 1..=4 {
-        let asked = Member { asked: Some(now), answered: [Some(now); 2], ..at(epoch - 1) };
+        let asked = Member { asked: Some(now), answered: by_site([Some(now); 2], None), ..at(epoch - 1) };
         group.turn(now, &[asked]);
-        assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Any, "before move {epoch}");
+        assert_eq!(group.scope(&asked, Readiness::Ready), BOTH, "before move {epoch}");
         group.turn(now, &[at(epoch)]);
-        group.posted(PathId((epoch % 2) as u8));
+        group.posted(Site((epoch % 2) as u8));
         now = now + Micros(100_000);
     }
-    let asked = Member { asked: Some(now), answered: [Some(now); 2], ..at(4) };
+    let asked = Member { asked: Some(now), answered: by_site([Some(now); 2], None), ..at(4) };
     group.turn(now, &[asked]);
-    assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Nowhere);
+    assert_eq!(group.scope(&asked, Readiness::Ready), Sites::NONE);
     let in_fault = Member { sought: Some(now), ..asked };
     group.turn(now, &[in_fault]);
-    assert_eq!(group.scope(&in_fault, Readiness::Ready), Scope::Any);
+    assert_eq!(group.scope(&in_fault, Readiness::Ready), BOTH);
     group.turn(NOW + limits().call, &[asked]);
-    assert_eq!(group.scope(&asked, Readiness::Ready), Scope::Any);
+    assert_eq!(group.scope(&asked, Readiness::Ready), BOTH);
 }
 
 #[test]
@@ -461,11 +476,159 @@ fn as_many_are_left_behind_as_are_saved_and_not_more() {
     members[0].answered[1] = later;
     members[1].answered[1] = later;
     members[2].answered[0] = later;
-    for (waited, scope) in [(Micros(0), Scope::Nowhere), (limits().ask, Scope::Any)] {
+    for (waited, scope) in [(Micros(0), Sites::NONE), (limits().ask, BOTH)] {
         group.turn(NOW + waited, &members);
         assert_eq!(group.scope(&members[0], Readiness::Ready), scope, "one is saved, one does not answer");
     }
     members[1].answered[1] = None;
     group.turn(NOW + limits().ask, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Scope::Only(PathId(0)), "one is saved, two do not answer");
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(Site(0)), "one is saved, two do not answer");
+}
+
+const FURTHER: Site = Site(2);
+
+/// Those of which each could go to either of two standbys; the first one is in fault.
+fn with_two_standbys(count: u32) -> (Group<u32>, Vec<Member<u32>>) {
+    let mut members = running(1..=count);
+    members.iter_mut().for_each(|member| member.readiness = ready_for(2));
+    let group = group(&members);
+    members[0].sought = Some(NOW);
+    (group, members)
+}
+
+fn answers(members: &mut [Member<u32>], site: Site, at: Micros) {
+    members.iter_mut().for_each(|member| member.answered[usize::from(site.0)] = Some(at));
+}
+
+#[test]
+fn a_group_is_ready_where_one_site_is_ready_for_all_and_not_where_each_has_another() {
+    let mut members = running(1..=2);
+    let group = group(&members);
+    let only =
+        |site: usize, otherwise| core::array::from_fn(|at| if at == site { Readiness::Ready } else { otherwise });
+    members[0].readiness = only(1, Readiness::Unable);
+    members[1].readiness = only(2, Readiness::Unable);
+    assert_eq!(group.readiness(&members), Readiness::Unable, "nobody could be moved without the other");
+    members[1].readiness = by_site([Readiness::Unable, Readiness::Arming], Readiness::Unable);
+    assert_eq!(group.readiness(&members), Readiness::Arming);
+    members[1].readiness = ready_for(2);
+    assert_eq!(group.readiness(&members), Readiness::Ready);
+}
+
+#[test]
+fn all_claim_the_standby_that_answers_all_of_them() {
+    let (mut group, mut members) = with_two_standbys(3);
+    answers(&mut members, FURTHER, NOW);
+    answers(&mut members[..2], AWAY, NOW);
+    group.turn(NOW, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(FURTHER), "the other one is dead for the third");
+    assert_eq!(group.choice(), Some(FURTHER));
+    // Those that would be left behind have a way, so they are not.
+    group.turn(NOW + limits().ask, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(FURTHER));
+    members[2].readiness = by_site([Readiness::Ready; 2], Readiness::Unable);
+    group.turn(NOW, &members);
+    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::NONE, "it could not go there");
+}
+
+#[test]
+fn the_standby_that_it_would_rather_have_is_waited_for_as_long_as_its_answers_may_take() {
+    let order = [2, 1, 0, 3, 4, 5, 6, 7].map(Site);
+    let (mut group, mut members) = with_two_standbys(2);
+    group.prefer(order, Micros(5_000));
+    answers(&mut members, AWAY, NOW);
+    group.turn(NOW, &members);
+    assert_eq!(group.choice(), None);
+    let mut late = group.clone();
+    late.turn(NOW + Micros(5_000), &members);
+    assert_eq!(late.choice(), Some(AWAY));
+    answers(&mut members, FURTHER, NOW);
+    group.turn(NOW, &members);
+    assert_eq!(group.choice(), Some(FURTHER));
+    late.turn(NOW + Micros(5_000), &members);
+    assert_eq!(late.choice(), Some(AWAY), "some may have claimed it");
+}
+
+#[test]
+fn if_nobody_gets_anywhere_another_standby_has_its_turn() {
+    let (mut group, mut members) = with_two_standbys(2);
+    answers(&mut members, AWAY, NOW);
+    answers(&mut members, FURTHER, NOW);
+    group.turn(NOW, &members);
+    assert_eq!(group.choice(), Some(AWAY));
+    let (over, last) = (NOW + limits().ask, Micros(NOW.0 + limits().ask.0 - 1));
+    group.turn(last, &members);
+    assert_eq!(group.choice(), Some(AWAY));
+    members[1].is_claiming = true;
+    group.turn(over, &members);
+    assert_eq!(group.choice(), Some(AWAY), "somebody does");
+    members[1].is_claiming = false;
+    group.turn(over, &members);
+    assert_eq!(group.choice(), Some(FURTHER));
+    group.turn(over + limits().ask, &members);
+    assert_eq!(group.choice(), Some(AWAY));
+}
+
+/// Two of three have left for the first standby, which is dead for the third.
+fn astray() -> (Group<u32>, Vec<Member<u32>>, Micros) {
+    let (mut group, mut members) = with_two_standbys(3);
+    for member in &mut members[..2] {
+        *member = Member { site: AWAY, epoch: Epoch(1), stage: Stage::Reposting, ..*member };
+    }
+    assert_eq!(group.turn(NOW, &members), [follow(3, AWAY)]);
+    assert_eq!(group.seeks(&members), None, "they are asked for no other site as long as all may come");
+    let asked = NOW + Micros(limits().ask.0 / 2);
+    group.turn(asked, &members);
+    assert_eq!(group.seeks(&members), Some(asked));
+    (group, members, asked)
+}
+
+#[test]
+fn a_move_whose_standby_is_dead_for_one_goes_to_another_before_receives_are_posted() {
+    let (mut group, mut members, asked) = astray();
+    let over = NOW + limits().ask;
+    answers(&mut members, FURTHER, asked);
+    let mut others = group.clone();
+    let all_again = [Order::Follow(1, FURTHER, Epoch(0)), Order::Follow(2, FURTHER, Epoch(0)), follow(3, FURTHER)];
+    assert_eq!(group.turn(over, &members), all_again);
+    assert_eq!((group.goal(), group.round(), group.home()), (Some(FURTHER), 2, HOME));
+    assert!(!group.is_open(AWAY) && !group.is_open(FURTHER));
+    // With nobody there yet it is a move all the same, and each has its time anew.
+    assert_eq!(group.turn(over + Micros(1), &members).len(), 3);
+    assert_eq!(group.turn(over + limits().come, &members), [1, 2, 3].map(Order::LeaveBehind));
+    // An answer to who is missing is a reason to wait for it, unless its peer has gone elsewhere.
+    members[2].answered[1] = Some(asked);
+    others.turn(over, &members);
+    assert_eq!(others.goal(), Some(AWAY));
+    members[2].asked = Some(over);
+    others.turn(over, &members);
+    assert_eq!(others.goal(), Some(FURTHER));
+}
+
+#[test]
+fn a_move_goes_nowhere_else_where_that_would_leave_somebody_behind() {
+    let (mut group, mut members, asked) = astray();
+    answers(&mut members[1..], FURTHER, asked);
+    group.turn(NOW + limits().ask, &members);
+    assert_eq!(group.goal(), Some(AWAY));
+    assert_eq!(group.turn(NOW + limits().come, &members), [Order::LeaveBehind(3)]);
+}
+
+#[test]
+fn a_move_goes_elsewhere_a_few_times_only() {
+    let (mut group, mut members, _) = astray();
+    let mut now = NOW;
+    let mut goals = vec![group.goal()];
+    for _ in 0..8 {
+        now = now + limits().ask;
+        group.turn(now, &members);
+        let dead = group.goal();
+        Site::all().take(3).filter(|site| Some(*site) != dead).for_each(|site| answers(&mut members, site, now));
+        dead.into_iter().for_each(|site| answers(&mut members, site, Micros(0)));
+        group.turn(now, &members);
+        if goals.last() != Some(&group.goal()) {
+            goals.push(group.goal());
+        }
+    }
+    assert_eq!(goals.len(), 4, "{goals:?}");
 }

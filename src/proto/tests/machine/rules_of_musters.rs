@@ -1,6 +1,6 @@
 //! What a machine does for a planned move of its group, and when a group departs.
 
-use shift_proto::id::{Epoch, Micros, PathId, ProcessId};
+use shift_proto::id::{Epoch, Micros, PathId, ProcessId, Site, MAX_SITES};
 use shift_proto::migrate::{
     Attempt, Call, Cause, Deadlines, Effect, Errand, Goal, Group, GroupLimits, Handshake, Input, Member, Muster, Order,
     Plan, Progress, Readiness, Word,
@@ -10,6 +10,8 @@ use crate::bench::{running, sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPE
 
 const NOW: Micros = Micros(1_000_000);
 const TARGET: PathId = PathId(1);
+/// Where that path leads.
+const SITE: Site = Site(1);
 
 fn limits() -> GroupLimits {
     Deadlines::default().group_limits()
@@ -131,15 +133,15 @@ fn a_fault_of_the_peers_does_not_wait_for_a_muster() {
 }
 
 fn call(leader: u64) -> Call {
-    Call { leader: ProcessId(leader), number: 1, target: TARGET }
+    Call { leader: ProcessId(leader), number: 1 }
 }
 
 fn able(key: u32) -> Member<u32> {
-    Member { readiness: Readiness::Ready, can_go: [true; 2], ..Member::without_machine(key) }
+    Member { readiness: [Readiness::Ready; MAX_SITES], can_go: [true; MAX_SITES], ..Member::without_machine(key) }
 }
 
 fn holding(key: u32, progress: Progress) -> Member<u32> {
-    Member { can_go: [false; 2], plan: Some(Plan { target: TARGET, progress }), ..able(key) }
+    Member { can_go: [false; MAX_SITES], plan: Some((SITE, progress)), ..able(key) }
 }
 
 fn complete(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
@@ -149,10 +151,10 @@ fn complete(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
 /// One of three members, of which all hold.
 fn led() -> Muster<u32> {
     let mut muster = Muster::new(limits());
-    muster.lead(NOW, call(5));
+    muster.lead(NOW, call(5), SITE);
     let errands = muster.turn(NOW, &[able(1), able(2), able(3)]);
-    let come = |key| Errand::Say(key, call(5), Word::Come);
-    let hold = |key| Errand::Hold(key, TARGET);
+    let come = |key| Errand::Say(key, call(5), SITE, Word::Come);
+    let hold = |key| Errand::Hold(key, SITE);
     assert_eq!(errands, [hold(1), hold(2), hold(3), come(1), come(2), come(3)]);
     muster
 }
@@ -160,9 +162,9 @@ fn led() -> Muster<u32> {
 /// One that the peer of the first of three members has called; all hold.
 fn called() -> Muster<u32> {
     let mut muster = Muster::new(limits());
-    assert_eq!(muster.hear(NOW, 1, call(5), Word::Come), []);
+    assert_eq!(muster.hear(NOW, 1, (call(5), SITE), Word::Come), []);
     let errands = muster.turn(NOW, &[able(1), able(2), able(3)]);
-    assert!(!errands.contains(&Errand::Say(1, call(5), Word::Come)), "who called knows: {errands:?}");
+    assert!(!errands.contains(&Errand::Say(1, call(5), SITE, Word::Come)), "who called knows: {errands:?}");
     assert_eq!(errands.len(), 5);
     muster
 }
@@ -171,53 +173,57 @@ fn called() -> Muster<u32> {
 fn a_leader_departs_when_all_have_answered_and_all_its_own_are_complete() {
     let mut muster = led();
     for key in 1..=2 {
-        muster.hear(NOW, key, call(5), Word::Present);
+        muster.hear(NOW, key, (call(5), SITE), Word::Present);
     }
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [], "one has not answered");
-    muster.hear(NOW, 3, call(5), Word::Present);
+    muster.hear(NOW, 3, (call(5), SITE), Word::Present);
     let mut members = complete(1..=3);
     members[1] = holding(2, Progress::Holding);
     assert_eq!(muster.turn(NOW, &members), [], "one is not complete");
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [1, 2, 3].map(Errand::Depart));
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [], "once");
-    assert_eq!(muster.hear(NOW, 3, call(5), Word::Dismissed), [], "nor is it taken back");
+    assert_eq!(muster.hear(NOW, 3, (call(5), SITE), Word::Dismissed), [], "nor is it taken back");
 }
 
 #[test]
 fn who_is_called_answers_when_all_its_own_are_complete_and_all_others_have_answered() {
     let mut muster = called();
-    muster.hear(NOW, 2, call(5), Word::Present);
+    muster.hear(NOW, 2, (call(5), SITE), Word::Present);
     assert_eq!(muster.turn(NOW, &complete(1..=3)), []);
     // The peer of the third was called by somebody else: that is an answer, and is answered.
-    assert_eq!(muster.hear(NOW, 3, call(5), Word::Come), [Errand::Say(3, call(5), Word::Present)]);
-    assert_eq!(muster.turn(NOW, &complete(1..=3)), [Errand::Say(1, call(5), Word::Present)]);
+    assert_eq!(muster.hear(NOW, 3, (call(5), SITE), Word::Come), [Errand::Say(3, call(5), SITE, Word::Present)]);
+    assert_eq!(muster.turn(NOW, &complete(1..=3)), [Errand::Say(1, call(5), SITE, Word::Present)]);
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [], "once");
-    muster.hear(NOW, 1, call(5), Word::Come);
-    assert_eq!(muster.turn(NOW, &complete(1..=3)), [Errand::Say(1, call(5), Word::Present)], "or when asked again");
+    muster.hear(NOW, 1, (call(5), SITE), Word::Come);
+    assert_eq!(
+        muster.turn(NOW, &complete(1..=3)),
+        [Errand::Say(1, call(5), SITE, Word::Present)],
+        "or when asked again"
+    );
 }
 
 #[test]
 fn who_does_not_answer_is_called_again() {
     let mut muster = led();
-    muster.hear(NOW, 1, call(5), Word::Present);
+    muster.hear(NOW, 1, (call(5), SITE), Word::Present);
     assert_eq!(muster.turn(NOW, &complete(1..=3)), []);
     let later = NOW + Muster::<u32>::pace();
-    let again = [2, 3].map(|key| Errand::Say(key, call(5), Word::Come));
+    let again = [2, 3].map(|key| Errand::Say(key, call(5), SITE, Word::Come));
     assert_eq!(muster.turn(later, &complete(1..=3)), again);
 }
 
 #[test]
 fn of_two_musters_the_larger_stands() {
     let mut muster = called();
-    assert_eq!(muster.hear(NOW, 2, call(4), Word::Come), []);
+    assert_eq!(muster.hear(NOW, 2, (call(4), SITE), Word::Come), []);
     assert_eq!(muster.call(), Some(call(5)), "the smaller one is not taken part in");
-    muster.hear(NOW, 2, call(6), Word::Come);
+    muster.hear(NOW, 2, (call(6), SITE), Word::Come);
     assert_eq!(muster.call(), Some(call(6)));
     let errands = muster.turn(NOW, &complete(1..=3));
-    assert_eq!(errands[..3], [1, 2, 3].map(|key| Errand::Hold(key, TARGET)), "from now on");
-    assert_eq!(errands[3..], [1, 3].map(|key| Errand::Say(key, call(6), Word::Come)));
+    assert_eq!(errands[..3], [1, 2, 3].map(|key| Errand::Hold(key, SITE)), "from now on");
+    assert_eq!(errands[3..], [1, 3].map(|key| Errand::Say(key, call(6), SITE, Word::Come)));
     for key in [1, 3] {
-        muster.hear(NOW, key, call(5), Word::Present);
+        muster.hear(NOW, key, (call(5), SITE), Word::Present);
     }
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [], "answers to the smaller one are none to the larger");
 }
@@ -226,9 +232,9 @@ fn of_two_musters_the_larger_stands() {
 fn musters_one_after_the_other_hold_nobody_for_ever() {
     let mut muster = called();
     let (last, over) = (NOW + Micros(limits().plan.0 - 1), NOW + limits().plan);
-    muster.hear(last, 2, call(6), Word::Come);
+    muster.hear(last, 2, (call(6), SITE), Word::Come);
     assert_eq!(muster.call(), Some(call(6)));
-    assert_eq!(muster.hear(over, 3, call(7), Word::Come), [Errand::Say(3, call(7), Word::Dismissed)]);
+    assert_eq!(muster.hear(over, 3, (call(7), SITE), Word::Come), [Errand::Say(3, call(7), SITE, Word::Dismissed)]);
     assert_eq!(muster.call(), Some(call(6)));
 }
 
@@ -247,9 +253,12 @@ fn who_holds_for_another_muster_holds_as_long_for_it() {
 #[test]
 fn one_that_cannot_go_ends_it_at_once_and_all_who_were_called_hear_of_it() {
     let unable = [
-        Member { can_go: [true, false], ..able(2) },
+        Member { can_go: core::array::from_fn(|site| site != 1), ..able(2) },
         Member { has_peer: false, ..able(2) },
-        Member { readiness: Readiness::Arming, ..able(2) },
+        Member {
+            readiness: core::array::from_fn(|site| if site == 1 { Readiness::Arming } else { Readiness::Ready }),
+            ..able(2)
+        },
         Member { is_movable: false, ..holding(2, Progress::Complete) },
         // It held, and gave up.
         able(2),
@@ -257,14 +266,14 @@ fn one_that_cannot_go_ends_it_at_once_and_all_who_were_called_hear_of_it() {
     for unable in unable {
         let mut muster = led();
         let errands = muster.turn(NOW, &[holding(1, Progress::Complete), unable, holding(3, Progress::Holding)]);
-        let say = |key| Errand::Say(key, call(5), Word::Dismissed);
+        let say = |key| Errand::Say(key, call(5), SITE, Word::Dismissed);
         assert_eq!(errands, [say(1), say(2), say(3), Errand::Dismiss(1), Errand::Dismiss(2), Errand::Dismiss(3)]);
         assert_eq!(muster.call(), None);
     }
     let mut late = Muster::new(limits());
-    late.hear(NOW, 1, call(5), Word::Come);
+    late.hear(NOW, 1, (call(5), SITE), Word::Come);
     let errands = late.turn(NOW, &[able(1), Member { has_peer: false, ..able(2) }]);
-    assert_eq!(errands, [Errand::Say(1, call(5), Word::Dismissed)], "nobody was told to hold");
+    assert_eq!(errands, [Errand::Say(1, call(5), SITE, Word::Dismissed)], "nobody was told to hold");
 }
 
 #[test]
@@ -285,43 +294,64 @@ fn what_is_not_complete_in_time_is_off() {
 fn who_has_answered_holds_until_who_called_it_says_otherwise() {
     let mut muster = called();
     for key in 2..=3 {
-        muster.hear(NOW, key, call(5), Word::Present);
+        muster.hear(NOW, key, (call(5), SITE), Word::Present);
     }
-    assert_eq!(muster.turn(NOW, &complete(1..=3)), [Errand::Say(1, call(5), Word::Present)]);
-    assert_eq!(muster.hear(NOW, 2, call(5), Word::Dismissed), [Errand::Say(1, call(5), Word::Dismissed)]);
+    assert_eq!(muster.turn(NOW, &complete(1..=3)), [Errand::Say(1, call(5), SITE, Word::Present)]);
+    assert_eq!(muster.hear(NOW, 2, (call(5), SITE), Word::Dismissed), [Errand::Say(1, call(5), SITE, Word::Dismissed)]);
     assert!(muster.call().is_some(), "the leader may have departed");
-    let errands = muster.hear(NOW, 1, call(5), Word::Dismissed);
+    let errands = muster.hear(NOW, 1, (call(5), SITE), Word::Dismissed);
     assert!(errands.contains(&Errand::Dismiss(3)) && muster.call().is_none());
     let mut waiting = called();
-    assert!(waiting.hear(NOW, 2, call(5), Word::Dismissed).contains(&Errand::Dismiss(1)), "nobody counts on it");
+    assert!(
+        waiting.hear(NOW, 2, (call(5), SITE), Word::Dismissed).contains(&Errand::Dismiss(1)),
+        "nobody counts on it"
+    );
 }
 
 #[test]
 fn one_that_is_over_is_not_taken_part_in_again() {
     let mut muster = led();
     muster.turn(NOW + limits().plan, &complete(1..=3));
-    assert_eq!(muster.hear(NOW, 2, call(5), Word::Come), [Errand::Say(2, call(5), Word::Dismissed)]);
+    assert_eq!(muster.hear(NOW, 2, (call(5), SITE), Word::Come), [Errand::Say(2, call(5), SITE, Word::Dismissed)]);
     assert_eq!(muster.call(), None);
     let mut moved = led();
-    let gone = Member { path: TARGET, epoch: Epoch(1), plan: None, ..able(1) };
+    let gone = Member { site: SITE, epoch: Epoch(1), plan: None, ..able(1) };
     assert_eq!(moved.turn(NOW, &[gone, holding(2, Progress::Complete), holding(3, Progress::Complete)]), []);
     assert_eq!(moved.call(), None);
-    assert_eq!(moved.hear(NOW, 2, call(5), Word::Come), [], "nothing is wrong with it");
+    assert_eq!(moved.hear(NOW, 2, (call(5), SITE), Word::Come), [], "nothing is wrong with it");
     assert_eq!(moved.call(), None);
 }
 
 #[test]
 fn who_holds_departs_with_its_group_and_is_told_to_follow_only_if_that_takes_too_long() {
-    let running = |key| Member { readiness: Readiness::Ready, ..Member::without_machine(key) };
+    let running = |key| Member { readiness: [Readiness::Ready; MAX_SITES], ..Member::without_machine(key) };
     let mut group = Group::new(limits());
     assert!(group.turn(NOW, &[running(1), running(2), running(3)]).is_empty());
-    let left = Member { path: TARGET, epoch: Epoch(1), is_fenced: false, ..running(1) };
+    let left = Member { site: SITE, epoch: Epoch(1), is_fenced: false, ..running(1) };
     let members = [left, holding(2, Progress::Complete), holding(3, Progress::Leaving)];
     assert_eq!(group.turn(NOW, &members), [Order::Depart(2)]);
-    let goal = Goal { path: TARGET, above: Epoch(0) };
-    let both = [Order::Follow(2, goal), Order::Follow(3, goal)];
+    let both = [2, 3].map(|key| Order::Follow(key, SITE, Epoch(0)));
     assert_eq!(group.turn(NOW + limits().depart, &members), both);
     assert!(limits().depart < limits().come);
     let alone = [left, holding(2, Progress::Alone), running(3)];
     assert_eq!(group.turn(NOW, &alone), both, "and at once who does not hold");
+}
+
+#[test]
+fn a_muster_that_leads_elsewhere_for_one_of_them_is_off() {
+    let mut muster = led();
+    let other = Site(2);
+    let errands = muster.hear(NOW, 2, (call(5), other), Word::Come);
+    assert_eq!(errands.last(), Some(&Errand::Say(2, call(5), other, Word::Dismissed)));
+    assert!([1, 2, 3].iter().all(|key| errands.contains(&Errand::Dismiss(*key))), "{errands:?}");
+    assert_eq!(muster.call(), None);
+    // Who has answered holds until it hears from who called it: the leader may have departed.
+    let mut answered = called();
+    for key in 2..=3 {
+        answered.hear(NOW, key, (call(5), SITE), Word::Present);
+    }
+    answered.turn(NOW, &complete(1..=3));
+    let errands = answered.hear(NOW, 2, (call(5), other), Word::Come);
+    assert_eq!(errands[0], Errand::Say(1, call(5), SITE, Word::Dismissed));
+    assert!(answered.call().is_some() && !errands.contains(&Errand::Dismiss(1)));
 }
