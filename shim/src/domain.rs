@@ -113,11 +113,6 @@ impl PdShadow {
         }
     }
 
-    /// The slot of its first twin: the only one that SRQs have.
-    pub fn first_slot(&self) -> u8 {
-        self.twins().first().map_or(0, |twin| twin.slot)
-    }
-
     /// All registrations that have a twin at all have one there.
     pub fn is_whole(&self, slot: u8) -> bool {
         self.lost.load(Ordering::Acquire) & (1 << slot) == 0

@@ -253,7 +253,7 @@ pub struct QpShadow {
     pub srq: Option<Arc<SrqShadow>>,
     /// The application was told LAST_WQE_REACHED, which comes once in a life.
     pub last_wqe_told: AtomicBool,
-    /// Paths on which its object may take receives of its SRQ, as bits: from before its RTR until it was swept after RESET, or destroyed.
+    /// Sites in which its object may take receives of its SRQ, as bits: from before its RTR until it was swept after RESET, or destroyed.
     pub takes: AtomicU8,
     /// A message was lost to it, and it is being surfaced.
     pub lost: AtomicBool,
@@ -341,11 +341,6 @@ impl QpShadow {
     /// Moves to a stance from wherever it stands.
     pub fn stand(&self, to: Stance) {
         self.stance.store(to as u8, Ordering::Release);
-    }
-
-    /// Its object on that path takes no receives of its SRQ any more.
-    pub fn takes_no_more(&self, path: u8) {
-        self.takes.fetch_and(!(1 << path), Ordering::AcqRel);
     }
 
     /// The application has seen no error of it: only then may the agent bring a path of it to life.

@@ -93,7 +93,7 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
             cold.fence = Some(Fence { stopped: sample, ..fence });
             return FenceProgress::Pending;
         }
-        qp.takes_no_more(cold.path);
+        qp.takes_no_more(cold.site(cold.path));
     }
     cold.fence = None;
     let complete = sample.is_some();

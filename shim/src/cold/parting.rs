@@ -4,7 +4,8 @@
 //! out of its place just before is not used any more by then ([`GRACE`]).
 
 use crate::cold::rail::Rail;
-use crate::cold::{channel, cq, mr, pd, presence, qp, reaper, twin};
+use crate::cold::{channel, cq, mr, pd, presence, qp, reaper, srq, twin};
+use crate::hot::poll;
 use crate::lives;
 use crate::process;
 use crate::shadow::{PdShadow, QpShadow, Raw, TwinMr};
@@ -19,16 +20,12 @@ const STEPS: u32 = 100;
 /// All that was there.
 #[derive(Default)]
 struct Remains {
-    qps: Vec<(Raw<ibv_qp>, Arc<QpShadow>)>,
+    qps: Vec<(Raw<ibv_qp>, u8, Arc<QpShadow>)>,
+    srqs: Vec<Raw<ibv_srq>>,
     cqs: Vec<Raw<ibv_cq>>,
     channels: Vec<Raw<ibv_comp_channel>>,
     regions: Vec<Raw<ibv_mr>>,
     domains: Vec<Raw<ibv_pd>>,
-}
-
-/// Queue pairs that share their receives have their standby there, and keep it.
-pub fn is_shared(device: u16) -> bool {
-    lives::all().iter().any(|qp| qp.srq.is_some() && slot_on(&qp.pd, device).is_some())
 }
 
 /// The slot of that device; a PD has at most one of each.
@@ -41,10 +38,11 @@ pub fn begin(rail: &Arc<Rail>) {
     let mut remains = Remains::default();
     for shadow in lives::all() {
         if let Some(slot) = slot_on(&shadow.pd, rail.id) {
-            remains.qps.extend(part(&shadow, slot).map(|twin| (twin, Arc::clone(&shadow))));
+            remains.qps.extend(part(&shadow, slot).map(|twin| (twin, slot, Arc::clone(&shadow))));
             remains.regions.extend(qp::take_registration(&shadow, 1 + usize::from(slot)));
         }
     }
+    remains.srqs = srq::part_twins(rail.id);
     remains.cqs = cq::part(rail.id);
     remains.channels = channel::part(rail.id);
     for domain in pd::all() {
@@ -76,12 +74,18 @@ fn part(shadow: &QpShadow, slot: u8) -> Option<Raw<ibv_qp>> {
     if twin::to_state(gone.qp, IBV_QPS_RESET) != 0 {
         twin::to_error(gone.qp);
     }
+    if shadow.srq.is_some() {
+        // What it took before is the application's; it takes no more once it is gone.
+        poll::sweep(&shadow.recv_cq);
+        twin::receives_no_more(shadow, slot, gone.qp);
+    }
     Some(gone.qp)
 }
 
 impl Remains {
     fn destroy(self, rail: &Rail) {
-        self.qps.into_iter().for_each(|(twin, shadow)| reaper::destroy_twin(twin, shadow));
+        self.qps.into_iter().for_each(|(twin, slot, shadow)| reaper::destroy_twin(twin, slot, shadow));
+        self.srqs.into_iter().for_each(reaper::destroy_srq);
         self.cqs.into_iter().for_each(reaper::destroy_cq);
         self.channels.into_iter().for_each(reaper::destroy_channel);
         self.regions.into_iter().for_each(reaper::dereg_mr);

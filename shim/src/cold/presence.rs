@@ -6,7 +6,7 @@
 //! own context: nobody is to wait for that who would not without it.
 
 use crate::cold::rail::{self, Rail};
-use crate::cold::{parting, reaper};
+use crate::cold::{parting, reaper, srq};
 use shift_abi::*;
 use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt;
@@ -90,7 +90,7 @@ pub fn let_go(id: u16) {
         let table = rail::rails();
         let Some(rail) = table.get(usize::from(id)) else { return };
         let is_standby = rail.presence.is_standby.load(Ordering::Relaxed);
-        if is_standby && parting::is_shared(id) || !rail.presence.close() {
+        if is_standby && srq::is_on(id) || !rail.presence.close() {
             return;
         }
         if !is_standby {

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::Event;
 use shift_control::datapath::{ConnectionFacts, DeviceId, Gid, GroupId, QpLife};
-use shift_proto::id::{Mtu, MAX_STANDBYS};
+use shift_proto::id::{Mtu, Site, MAX_STANDBYS};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -305,7 +305,7 @@ pub unsafe fn modify(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_
     let errno = changing(&shadow, state, Duration::MAX, change);
     if errno != 0 {
         if has_entered {
-            shadow.takes_no_more(0);
+            shadow.takes_no_more(Site::PRIMARY);
         }
         // Reset meanwhile, for the others of its SRQ: then its completions are all there.
         let was_set_aside = state == Some(IBV_QPS_ERR) && shadow.srq.is_some() && shadow.stance() == Stance::Surfaced;
@@ -573,7 +573,7 @@ pub unsafe fn destroy(qp: *mut ibv_qp) -> c_int {
     let errno = among_cqs_of(qp, destroy);
     withdraw_copies(&shadow);
     if errno == 0 {
-        srq::part(&shadow, Some(0));
+        srq::part(&shadow, Some(Site::PRIMARY));
         QPS.remove_this(qp, &shadow);
         return 0;
     }
@@ -621,13 +621,13 @@ fn end(shadow: &Arc<QpShadow>) {
         shadow.sq.poster.lock().mode = PostMode::Gone;
         shadow.rq.poster.lock().mode = PostMode::Gone;
         if shadow.srq.is_some() {
-            // What it has received is the application's, on either path, and it receives no more: the agent hears of the end before the object is gone.
+            // What it has received is the application's, on whatever path, and it receives no more: the agent hears of the end before the object is gone.
             poll::sweep(&shadow.recv_cq);
             settle::leave(shadow, &mut cold);
         }
-        let twins: Vec<Raw<ibv_qp>> =
-            core::mem::take(&mut cold.twins).into_iter().flatten().map(|twin| twin.qp).collect();
-        for twin in &twins {
+        let twins: Vec<(u8, Raw<ibv_qp>)> =
+            (0..).zip(core::mem::take(&mut cold.twins)).filter_map(|(slot, twin)| Some((slot, twin?.qp))).collect();
+        for (_, twin) in &twins {
             // Destroying it may take long; from here on it touches no memory any more, as after any destroy.
             if twin::to_state(*twin, IBV_QPS_RESET) != 0 {
                 twin::to_error(*twin);
@@ -636,7 +636,7 @@ fn end(shadow: &Arc<QpShadow>) {
         twins
     };
     if shadow.srq.is_some() {
-        leave_srq(shadow, twins.first().copied());
+        leave_srq(shadow, &twins);
     }
     {
         let (mut send, mut recv) = lock_cqs(shadow);
@@ -647,20 +647,15 @@ fn end(shadow: &Arc<QpShadow>) {
         }
     }
     shrink_cqs(&shadow.send_cq, &shadow.recv_cq, &flushable(&shadow.cold().init, shadow.srq.is_some()));
-    twins.into_iter().for_each(|twin| reaper::destroy_twin(twin, Arc::clone(shadow)));
+    twins.into_iter().for_each(|(slot, twin)| reaper::destroy_twin(twin, slot, Arc::clone(shadow)));
     (1..=MAX_STANDBYS).filter_map(|place| take_registration(shadow, place)).for_each(reaper::dereg_mr);
 }
 
 /// Completions lead to it no more.
-fn leave_srq(shadow: &QpShadow, twin: Option<Raw<ibv_qp>>) {
+fn leave_srq(shadow: &QpShadow, twins: &[(u8, Raw<ibv_qp>)]) {
     srq::part(shadow, None);
-    let mut inner = shadow.recv_cq.inner.lock();
-    inner.receivers.remove(&(Source::Own, shadow.qpn));
-    if let Some(twin) = twin {
-        // SAFETY: the twin is this library's own and was taken out of its place; the reaper has not got it yet.
-        let number = unsafe { (*twin.0).qp_num };
-        inner.receivers.remove(&(Source::Twin(shadow.pd.first_slot()), number));
-    }
+    shadow.recv_cq.inner.lock().receivers.remove(&(Source::Own, shadow.qpn));
+    twins.iter().for_each(|(slot, twin)| twin::receives_no_more(shadow, *slot, *twin));
 }
 
 /// Withdraws the registration of the QP's copies on the application's PD, which it may free next: so not by the reaper. The QP that used it is

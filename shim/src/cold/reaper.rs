@@ -9,13 +9,14 @@ use crate::lives;
 use crate::real;
 use crate::shadow::{QpShadow, Raw};
 use shift_abi::*;
+use shift_proto::id::Site;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 enum Corpse {
     Qp(Raw<ibv_qp>),
     /// With what its requests may still read: the copies of the shadow.
-    Twin(Raw<ibv_qp>, Arc<QpShadow>),
+    Twin(Raw<ibv_qp>, u8, Arc<QpShadow>),
     Cq(Raw<ibv_cq>),
     Channel(Raw<ibv_comp_channel>),
     Mr(Raw<ibv_mr>),
@@ -38,9 +39,9 @@ pub fn destroy_qp(qp: Raw<ibv_qp>) {
     add(Corpse::Qp(qp));
 }
 
-/// Destroys a twin, and lets go of its shadow after that.
-pub fn destroy_twin(qp: Raw<ibv_qp>, shadow: Arc<QpShadow>) {
-    add(Corpse::Twin(qp, shadow));
+/// Destroys the twin in that slot, and lets go of its shadow after that.
+pub fn destroy_twin(qp: Raw<ibv_qp>, slot: u8, shadow: Arc<QpShadow>) {
+    add(Corpse::Twin(qp, slot, shadow));
 }
 
 /// Destroys a CQ of this library's own.
@@ -105,12 +106,12 @@ fn bury(corpse: &Corpse) {
     let errno = match corpse {
         // SAFETY: the object is this library's own, was handed over once and is used by nobody else any more.
         Corpse::Qp(qp) => unsafe { real::ibv_destroy_qp(qp.0) },
-        Corpse::Twin(qp, shadow) => {
+        Corpse::Twin(qp, slot, shadow) => {
             log::trace!("destroying the twin of QP 0x{:06x}", shadow.qpn);
             // SAFETY: as above.
             let errno = unsafe { real::ibv_destroy_qp(qp.0) };
             if errno == 0 {
-                srq::part(shadow, Some(1));
+                srq::part(shadow, Some(Site::of_slot(*slot)));
             }
             errno
         }

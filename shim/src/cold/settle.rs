@@ -1,7 +1,7 @@
 //! The one move of a group's receives from one object of its SRQ to another, and who may take them.
 //!
 //! What must hold: receives are posted in a new place once, in order, when no queue pair can take them in the old one any more. Which can stands in
-//! [`QpShadow::takes`], whatever the agent knows: the bit of a path is set before an object goes to RTR there, and cleared when it was swept after RESET, or is
+//! [`QpShadow::takes`], whatever the agent knows: the bit of a site is set before an object goes to RTR there, and cleared when it was swept after RESET, or is
 //! gone. What lies in an object that the receives have left is taken out before anybody can be connected there, because its buffers have been used since.
 
 use crate::cold::srq::{grow_twin, limit_of, set_limit, SrqCold};
@@ -12,6 +12,7 @@ use crate::shadow::*;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::{Errno, Round};
+use shift_proto::id::{Site, MAX_PATHS};
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
 
@@ -19,93 +20,126 @@ use std::time::{Duration, Instant};
 const ASIDE: Duration = Duration::from_millis(200);
 /// How long a queue pair that is being connected waits until what its path was left with is taken out.
 const CONNECTS: Duration = Duration::from_millis(500);
-const PATHS: [u8; 2] = [0, 1];
 
 /// A move that has begun.
 #[derive(Clone, Copy)]
 pub struct Moving {
     /// Where to.
-    path: u8,
+    site: Site,
     /// Receives that were posted from that one on, by their numbers, have yet to be posted there.
     from: u64,
 }
 
-/// Posts what has not completed on `path`, in order, once in that round, also where it lies there already: a receive that a message had taken in part is in
-/// no queue. Goes on where it stopped. EBUSY: a queue pair still takes receives; EAGAIN: what lies there is being taken out.
-pub fn settle(srq: &SrqShadow, own: &QpShadow, own_cold: &mut QpCold, to: (u8, Round)) -> Result<usize, Errno> {
-    let (path, round) = to;
+impl Moving {
+    /// They go there.
+    pub fn is_to(&self, site: Site) -> bool {
+        self.site == site
+    }
+}
+
+impl QpShadow {
+    /// Its object there may take receives of its SRQ from here on. `false`: so it was before.
+    pub fn begins_to_take(&self, site: Site) -> bool {
+        self.takes.fetch_or(1 << site.0, Ordering::AcqRel) & 1 << site.0 == 0
+    }
+
+    /// Its object there takes no receives of its SRQ any more.
+    pub fn takes_no_more(&self, site: Site) {
+        self.takes.fetch_and(!(1 << site.0), Ordering::AcqRel);
+    }
+
+    fn takes_in(&self, site: Site) -> bool {
+        self.takes.load(Ordering::Acquire) & 1 << site.0 != 0
+    }
+}
+
+impl QpCold {
+    /// Where the receives of its SRQ lie when it is on that path.
+    pub fn site(&self, path: u8) -> Site {
+        self.slot(path).map_or(Site::PRIMARY, Site::of_slot)
+    }
+}
+
+/// Posts what has not completed where that path leads, in order, once in that round, also where it lies there already: a receive that a message had taken in
+/// part is in no queue. Goes on where it stopped. EBUSY: a queue pair still takes receives; EAGAIN: what lies there is being taken out.
+pub fn settle(
+    srq: &SrqShadow,
+    own: &QpShadow,
+    own_cold: &mut QpCold,
+    (path, round): (u8, Round),
+) -> Result<usize, Errno> {
+    let site = own_cold.site(path);
     let mut cold = srq.cold();
-    if cold.home == path && cold.round == round && cold.moving.is_none() {
+    if cold.home == site && cold.round == round && cold.moving.is_none() {
         return Ok(0);
     }
     if srq.has_strangers.load(Ordering::Acquire) {
         // Nobody can say when it takes no receive any more.
         return Err(Errno(libc::EOPNOTSUPP));
     }
-    keep_off(srq, &mut cold, Some((own, own_cold)), path)?;
+    keep_off(srq, &mut cold, Some((own, own_cold)), site)?;
     let gid = own_cold.gid_of(path);
-    move_to(srq, &mut cold, to, gid.as_ref())
+    move_to(srq, &mut cold, (site, round), gid.as_ref())
 }
 
 fn move_to(
     srq: &SrqShadow,
     cold: &mut SrqCold,
-    (path, round): (u8, Round),
+    (site, round): (Site, Round),
     gid: Option<&ibv_gid_entry>,
 ) -> Result<usize, Errno> {
-    if cold.moving.is_none_or(|moving| moving.path != path) {
-        begin(srq, cold, path, gid)?;
+    if cold.moving.is_none_or(|moving| moving.site != site) {
+        begin(srq, cold, site, gid)?;
     }
     let count = go_on(srq, cold)?;
     let limit = core::mem::take(&mut cold.limit);
-    let from = core::mem::replace(&mut cold.home, path);
+    let from = core::mem::replace(&mut cold.home, site);
     cold.round = round;
-    if let Some((old, _)) = object_of(srq, cold, from).filter(|_| from != path) {
+    if let Some((old, _)) = object_of(srq, cold, from).filter(|_| from != site) {
         set_limit(old, 0);
     }
-    if let Some((object, _)) = object_of(srq, cold, path).filter(|_| limit != 0) {
+    if let Some((object, _)) = object_of(srq, cold, site).filter(|_| limit != 0) {
         set_limit(object, limit);
     }
-    log::debug!("SRQ {}: {count} receives posted on path {path}", srq.life);
+    log::debug!("SRQ {}: {count} receives posted on {site}", srq.life);
     Ok(count)
 }
 
 /// From here on what was posted before is of an earlier generation, and posts wait until it is posted again.
-fn begin(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
-    let posting = cold.moving.map_or(cold.home, |moving| moving.path);
+fn begin(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
+    let posting = cold.moving.map_or(cold.home, |moving| moving.site);
     if let Some((from, _)) = object_of(srq, cold, cold.home) {
         cold.limit = cold.limit.max(limit_of(from));
     }
-    if posting == path {
-        mark_left(cold, path);
+    if posting == site {
+        mark_left(cold, site);
     }
-    if has_left(cold, path) {
-        empty(srq, cold, path, gid)?;
-        if posting == path {
+    if has_left(cold, site) {
+        empty(srq, cold, site, gid)?;
+        if posting == site {
             // The application has posted there meanwhile.
             srq.poster.lock().held = true;
-            mark_left(cold, path);
-            if let Err(error) = empty(srq, cold, path, gid) {
+            mark_left(cold, site);
+            if let Err(error) = empty(srq, cold, site, gid) {
                 srq.poster.lock().held = false;
                 return Err(error);
             }
         }
     }
-    if path != 0 {
-        grow_twin(srq, cold)?;
-    }
-    let (object, post) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
+    grow_twin(srq, cold, site)?;
+    let (object, post) = object_of(srq, cold, site).ok_or(Errno(libc::ENODEV))?;
     let mut poster = srq.poster.lock();
-    if posting != path {
+    if posting != site {
         mark_left(cold, posting);
     }
     poster.held = true;
     poster.target = object;
     poster.post = post;
-    poster.translate = path != 0;
+    poster.translate = site != Site::PRIMARY;
+    site.slot().into_iter().for_each(|slot| poster.keys.go_to(slot));
     poster.generation += 1;
     srq.slots.lock().renew(poster.generation);
-    cold.moving = Some(Moving { path, from: 0 });
+    cold.moving = Some(Moving { site, from: 0 });
     Ok(())
 }
 
@@ -125,36 +159,39 @@ fn go_on(srq: &SrqShadow, cold: &mut SrqCold) -> Result<usize, Errno> {
     Ok(left.len())
 }
 
-/// What lies in the object of that path is posted elsewhere, or anew.
-fn mark_left(cold: &mut SrqCold, path: u8) {
-    if let Some(left) = cold.left.get_mut(usize::from(path)) {
+/// What lies in that object is posted elsewhere, or anew.
+fn mark_left(cold: &mut SrqCold, site: Site) {
+    if let Some(left) = cold.left.get_mut(usize::from(site.0)) {
         *left = true;
     }
 }
 
-fn has_left(cold: &SrqCold, path: u8) -> bool {
-    cold.left.get(usize::from(path)).copied().unwrap_or(false)
+fn has_left(cold: &SrqCold, site: Site) -> bool {
+    site.of(&cold.left).copied().unwrap_or(false)
 }
 
-fn object_of(srq: &SrqShadow, cold: &SrqCold, path: u8) -> Option<(Raw<ibv_srq>, post_srq_recv_fn)> {
-    if path == 0 {
-        let rail = rail::by_id(srq.device)?;
-        return Some((srq.srq, rail.ops.post_srq_recv?));
-    }
-    let rail = rail::by_id(srq.pd.twins().first()?.device)?;
-    Some((cold.twin?, rail.ops.post_srq_recv?))
+fn rail_of(srq: &SrqShadow, site: Site) -> Option<std::sync::Arc<rail::Rail>> {
+    let device = match site.slot() {
+        None => srq.device,
+        Some(slot) => srq.pd.twin(slot)?.device,
+    };
+    rail::by_id(device)
 }
 
-/// Takes out of the object of a path what is posted on another by now.
-fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
-    let (object, _) = object_of(srq, cold, path).ok_or(Errno(libc::ENODEV))?;
-    let device = if path == 0 { Some(srq.device) } else { srq.pd.twins().first().map(|standby| standby.device) };
-    let rail = device.and_then(rail::by_id).ok_or(Errno(libc::ENODEV))?;
+fn object_of(srq: &SrqShadow, cold: &SrqCold, site: Site) -> Option<(Raw<ibv_srq>, post_srq_recv_fn)> {
+    let object = if site == Site::PRIMARY { srq.srq } else { cold.twin(site)? };
+    Some((object, rail_of(srq, site)?.ops.post_srq_recv?))
+}
+
+/// Takes out of an object what is posted in another by now.
+fn empty(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
+    let (object, _) = object_of(srq, cold, site).ok_or(Errno(libc::ENODEV))?;
+    let rail = rail_of(srq, site).ok_or(Errno(libc::ENODEV))?;
     let gid = gid.ok_or(Errno(libc::ENODEV))?;
     set_limit(object, 0);
     let taken = withdraw::go_on(&mut cold.withdrawal, object, &rail, gid)?;
     log::debug!("SRQ {}: {taken} receives taken back from {}", srq.life, rail.name);
-    if let Some(left) = cold.left.get_mut(usize::from(path)) {
+    if let Some(left) = cold.left.get_mut(usize::from(site.0)) {
         *left = false;
     }
     Ok(())
@@ -163,7 +200,7 @@ fn empty(srq: &SrqShadow, cold: &mut SrqCold, path: u8, gid: Option<&ibv_gid_ent
 /// Whether a queue pair that is not recorded may take receives where they are made for it, on the primary: what lies there otherwise has been used since.
 pub fn is_at_home(srq: &SrqShadow) -> bool {
     let cold = srq.cold();
-    cold.home == 0 && cold.moving.is_none() && !has_left(&cold, 0)
+    cold.home == Site::PRIMARY && cold.moving.is_none() && !has_left(&cold, Site::PRIMARY)
 }
 
 /// A queue pair is about to be connected on the primary, and is known to take receives there from here on. What the receives have left there must not be
@@ -182,19 +219,19 @@ fn try_enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Res
     let mut cold = srq.cold();
     let is_other =
         |other: &QpShadow| other.life != qp.life && other.may_move() && other.takes.load(Ordering::Acquire) != 0;
-    let is_half_way = cold.home == 0 && (cold.moving.is_some() || has_left(&cold, 0));
+    let is_half_way = cold.home == Site::PRIMARY && (cold.moving.is_some() || has_left(&cold, Site::PRIMARY));
     if is_half_way && srq.members().iter().any(|other| is_other(other)) {
         // Theirs is the move: who came in between would be the reason that nobody ends it.
         return Err(Errno(libc::EBUSY));
     }
     if is_half_way {
-        keep_off(srq, &mut cold, None, 0)?;
+        keep_off(srq, &mut cold, None, Site::PRIMARY)?;
         let round = cold.round;
-        move_to(srq, &mut cold, (0, round), gid)?;
-    } else if has_left(&cold, 0) {
-        empty(srq, &mut cold, 0, gid)?;
+        move_to(srq, &mut cold, (Site::PRIMARY, round), gid)?;
+    } else if has_left(&cold, Site::PRIMARY) {
+        empty(srq, &mut cold, Site::PRIMARY, gid)?;
     }
-    Ok(qp.takes.fetch_or(1, Ordering::AcqRel) & 1 == 0)
+    Ok(qp.begins_to_take(Site::PRIMARY))
 }
 
 /// EBUSY while a queue pair takes receives elsewhere, or here since before a move that ends where it began. Those that ended in an error are reset here, and
@@ -203,19 +240,19 @@ fn keep_off(
     srq: &SrqShadow,
     cold: &mut SrqCold,
     mut own: Option<(&QpShadow, &mut QpCold)>,
-    path: u8,
+    site: Site,
 ) -> Result<(), Errno> {
-    let is_again = cold.moving.is_none() && cold.home == path;
+    let is_again = cold.moving.is_none() && cold.home == site;
     let members = srq.members().clone();
     let mut are_off = true;
     // All of them, also behind one that is not: what they wait for passes at the same time.
     for qp in members.iter().filter(|qp| qp.takes.load(Ordering::Acquire) != 0) {
         are_off &= match &mut own {
-            Some((own, own_cold)) if own.life == qp.life => is_off(qp, own_cold, (path, is_again)),
+            Some((own, own_cold)) if own.life == qp.life => is_off(qp, own_cold, (site, is_again)),
             // Who has it may wait for what this thread holds.
             _ => match qp.cold.try_lock() {
-                Ok(mut its) => is_off(qp, &mut its, (path, is_again)),
-                Err(TryLockError::Poisoned(its)) => is_off(qp, &mut its.into_inner(), (path, is_again)),
+                Ok(mut its) => is_off(qp, &mut its, (site, is_again)),
+                Err(TryLockError::Poisoned(its)) => is_off(qp, &mut its.into_inner(), (site, is_again)),
                 Err(TryLockError::WouldBlock) => false,
             },
         };
@@ -228,49 +265,53 @@ fn keep_off(
 }
 
 /// Whether it takes nothing that is posted anew.
-fn is_off(qp: &QpShadow, its: &mut QpCold, (path, is_again): (u8, bool)) -> bool {
-    let takes = |at: u8| qp.takes.load(Ordering::Acquire) & 1 << at != 0;
+fn is_off(qp: &QpShadow, its: &mut QpCold, (site, is_again): (Site, bool)) -> bool {
+    let takes = |at: Site| qp.takes_in(at);
     match qp.stance() {
-        _ if !its.alive => !is_again && PATHS.into_iter().all(|at| at == path || !takes(at)),
+        _ if !its.alive => !is_again && Site::all().all(|at| at == site || !takes(at)),
         Stance::Surfaced => leave(qp, its),
         Stance::Passing => set_aside(qp, its),
-        Stance::Recording | Stance::Armed | Stance::Masking => PATHS.into_iter().all(|at| match takes(at) {
+        Stance::Recording | Stance::Armed | Stance::Masking => Site::all().all(|at| match takes(at) {
             false => true,
-            true if at == path => !is_again || !runs(its, at),
+            true if at == site => !is_again || !runs(its, at),
             true => !runs(its, at) && stop(qp, its, at),
         }),
     }
 }
 
-/// Whether messages may come to it on that path: what was connected for a move waits until the receives are there.
-fn runs(its: &QpCold, path: u8) -> bool {
+/// Whether messages may come to it there: what was connected for a move waits until the receives are there.
+fn runs(its: &QpCold, site: Site) -> bool {
     let Some(last) = its.incarnations.last() else { return true };
     let is_waiting = last.epoch != 0 && its.reposted != Some(last.epoch);
-    !last.closed && last.path == path && !is_waiting
+    !last.closed && its.site(last.path) == site && !is_waiting
 }
 
-/// Puts its object of that path to RESET. `false`: that failed, and it may take receives.
-fn stop(qp: &QpShadow, its: &mut QpCold, path: u8) -> bool {
-    let errno = twin::object(qp, its, path).map_or(0, |object| twin::to_state(object, IBV_QPS_RESET));
+/// Puts its object there to RESET. `false`: that failed, and it may take receives.
+fn stop(qp: &QpShadow, its: &mut QpCold, site: Site) -> bool {
+    let object = match site.slot() {
+        None => Some(qp.qp),
+        Some(slot) => its.twins.get(usize::from(slot)).copied().flatten().map(|twin| twin.qp),
+    };
+    let errno = object.map_or(0, |object| twin::to_state(object, IBV_QPS_RESET));
     if errno != 0 {
         log::warn!("QP 0x{:06x} could not be kept from the receives of its SRQ (errno {errno})", qp.qpn);
         return false;
     }
-    if let Some(connected) = its.connected.get_mut(usize::from(path)) {
-        *connected = None;
+    if let Some(path) = (0..MAX_PATHS as u8).find(|path| its.site(*path) == site) {
+        twin::disconnect(its, path);
     }
     let is_swept = poll::sweep(&qp.recv_cq);
     if is_swept {
-        qp.takes_no_more(path);
+        qp.takes_no_more(site);
     }
     is_swept
 }
 
 /// The receives of its SRQ go on without it: it takes none from here on, and what it took has completed. `false`: it may still take some.
 pub fn leave(qp: &QpShadow, its: &mut QpCold) -> bool {
-    for path in PATHS {
-        if qp.takes.load(Ordering::Acquire) & 1 << path != 0 {
-            stop(qp, its, path);
+    for site in Site::all() {
+        if qp.takes_in(site) {
+            stop(qp, its, site);
         }
     }
     qp.takes.load(Ordering::Acquire) == 0
@@ -361,8 +402,8 @@ mod tests {
         }
     }
 
-    fn moves(srq: &SrqShadow, path: u8) -> Result<(), Errno> {
-        keep_off(srq, &mut srq.cold(), None, path)
+    fn moves(srq: &SrqShadow, site: u8) -> Result<(), Errno> {
+        keep_off(srq, &mut srq.cold(), None, Site(site))
     }
 
     const BUSY: Result<(), Errno> = Err(Errno(libc::EBUSY));
@@ -378,12 +419,12 @@ mod tests {
         assert_eq!(moves(&srq, 1), BUSY, "it is connected there, whether the agent knows or not");
         other.qp.cold().alive = false;
         assert_eq!(moves(&srq, 1), BUSY, "its object is not gone yet");
-        other.qp.takes_no_more(0);
+        other.qp.takes_no_more(Site(0));
         let held = one.qp.cold();
         one.qp.takes.store(1, Ordering::Relaxed);
         assert_eq!(moves(&srq, 1), BUSY, "somebody is changing it");
         drop(held);
-        one.qp.takes_no_more(0);
+        one.qp.takes_no_more(Site(0));
         assert_eq!(moves(&srq, 1), Ok(()));
     }
 
@@ -405,7 +446,7 @@ mod tests {
         let (one, newcomer) = (Bench::new(), Bench::new());
         let srq = srq_of(&[&one, &newcomer]);
         one.qp.takes.store(2, Ordering::Relaxed);
-        srq.cold().moving = Some(Moving { path: 1, from: 0 });
+        srq.cold().moving = Some(Moving { site: Site(1), from: 0 });
         assert_eq!(try_enter(&srq, &newcomer.qp, None), Err(Errno(libc::EBUSY)));
         assert!(!is_at_home(&srq), "nor anybody who is not recorded");
         srq.cold().moving = None;
@@ -435,7 +476,7 @@ mod tests {
             srq.slots.lock().renew(1);
         }
         let mut cold = srq.cold();
-        cold.moving = Some(Moving { path: 1, from: 0 });
+        cold.moving = Some(Moving { site: Site(1), from: 0 });
         GIVEN.with_borrow_mut(|(_, room)| *room = 1);
         assert_eq!(go_on(&srq, &mut cold), Err(Errno(libc::ENOMEM)));
         assert_eq!(given(), [0]);
@@ -459,7 +500,7 @@ mod tests {
         assert_eq!(moves(&srq, 0), Ok(()), "it was connected anew, and waits for receives");
         bench.qp.cold().reposted = Some(2);
         assert_eq!(moves(&srq, 0), BUSY, "it has got them");
-        srq.cold().home = 1;
+        srq.cold().home = Site(1);
         assert_eq!(moves(&srq, 0), Ok(()), "to where it is they may come from elsewhere");
     }
 }

@@ -16,6 +16,7 @@ use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
 use shift_abi::*;
 use shift_control::datapath::{Errno, Round};
+use shift_proto::id::{Site, MAX_SITES, MAX_STANDBYS};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
@@ -31,12 +32,12 @@ const LEAST_SLACK: u32 = 64;
 /// What only control verbs and the agent touch.
 #[derive(Default)]
 pub struct SrqCold {
-    /// The SRQ on the standby.
-    pub twin: Option<Raw<ibv_srq>>,
-    /// The path on which all receives are, or were before the move that is under way.
-    pub home: u8,
-    /// By path: the object there may still hold receives that are posted elsewhere by now.
-    pub left: [bool; 2],
+    /// By slot: the SRQ on that standby.
+    pub twins: [Option<Raw<ibv_srq>>; MAX_STANDBYS],
+    /// Where all receives are, or were before the move that is under way.
+    pub home: Site,
+    /// By site: the object there may still hold receives that are posted elsewhere by now.
+    pub left: [bool; MAX_SITES],
     /// Emptying such an object.
     pub withdrawal: Option<withdraw::Withdrawal>,
     /// The last move that came to its end.
@@ -48,6 +49,18 @@ pub struct SrqCold {
     /// Tells of a limit that was reached on the standby.
     pub bell: Option<Bell>,
     destroyed: bool,
+}
+
+impl SrqCold {
+    /// The object on the standby of that site; the first one is the application's.
+    pub fn twin(&self, site: Site) -> Option<Raw<ibv_srq>> {
+        self.twins.get(usize::from(site.slot()?)).copied().flatten()
+    }
+
+    /// Receives are there, or on their way there.
+    fn is_in_use(&self, site: Site) -> bool {
+        self.home == site || self.moving.as_ref().is_some_and(|moving| moving.is_to(site))
+    }
 }
 
 impl SrqShadow {
@@ -104,28 +117,34 @@ pub unsafe fn create(domain: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut 
     srq
 }
 
-/// Why no queue pair of that PD can be protected if it shares its receives: a count of those that came back says nothing of an SRQ, from which none comes back.
+/// Why no queue pair of that PD can be protected if it shares its receives.
 pub fn lack_of(domain: &PdShadow) -> Option<String> {
-    let standby = match &domain.standbys {
-        Ok(standbys) => standbys.first()?.device,
-        Err(why) => return Some(why.clone()),
-    };
-    let blind = [domain.device, standby].into_iter().filter_map(rail::by_id).find(|rail| !rail.psn_is_proof)?;
-    Some(format!("its receives are shared, and {} cannot say how many of them it took", blind.name))
+    if let Err(why) = &domain.standbys {
+        return Some(why.clone());
+    }
+    let of = |device: u16| rail::by_id(device).and_then(|rail| lack_on(&rail));
+    of(domain.device).or_else(|| {
+        let lacks: Vec<_> = domain.present().iter().map(|standby| of(standby.device)).collect();
+        lacks.iter().all(Option::is_some).then(|| lacks.into_iter().flatten().next()).flatten()
+    })
+}
+
+/// Why that device is none for queue pairs that share their receives: a count of those that came back says nothing of an SRQ, from which none comes back.
+pub fn lack_on(rail: &rail::Rail) -> Option<String> {
+    let is_blind = !rail.psn_is_proof;
+    is_blind.then(|| format!("its receives are shared, and {} cannot say how many of them it took", rail.name))
 }
 
 fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post: post_srq_recv_fn) {
     let life = lives::next();
     lives::reserve(life, true);
-    let mut keys = KeyCache::new();
-    keys.go_to(domain.first_slot());
     let poster = SrqPoster {
         target: Raw(srq),
         post,
         translate: false,
         generation: 0,
         held: false,
-        keys,
+        keys: KeyCache::new(),
         sges: Vec::with_capacity((granted.max_sge as usize).max(1)),
     };
     let shadow = Arc::new(SrqShadow {
@@ -175,9 +194,8 @@ pub unsafe fn destroy(srq: *mut ibv_srq) -> c_int {
     }
     BY_LIFE.write().unwrap_or_else(PoisonError::into_inner).remove(&shadow.life);
     lives::reserve(shadow.life, false);
-    if let Some(twin) = shadow.cold().twin.take() {
-        reaper::destroy_srq(twin);
-    }
+    let twins = core::mem::take(&mut shadow.cold().twins);
+    twins.into_iter().flatten().for_each(reaper::destroy_srq);
     0
 }
 
@@ -192,30 +210,32 @@ pub unsafe fn modify(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) ->
     };
     let cold = shadow.cold();
     let limit = mask as u32 & IBV_SRQ_LIMIT;
-    if cold.home != 0 && limit != 0 {
-        // The limit is of the receives that there are, and they are on the standby.
-        let Some(twin) = cold.twin else { return libc::EINVAL };
+    let is_at_home = cold.home == Site::PRIMARY;
+    if !is_at_home && limit != 0 {
+        // The limit is of the receives that there are, and they are on a standby.
+        let Some(twin) = cold.twin(cold.home) else { return libc::EINVAL };
         // SAFETY: the twin is live under the cold lock; `attr` is the application's.
         let errno = unsafe { real::ibv_modify_srq(twin.0, attr, limit as c_int) };
         if errno != 0 || mask as u32 & !limit == 0 {
             return errno;
         }
     }
-    let rest = if cold.home == 0 { mask } else { mask & !(limit as c_int) };
+    let rest = if is_at_home { mask } else { mask & !(limit as c_int) };
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_modify_srq(srq, attr, rest) };
     if errno == 0 && mask as u32 & IBV_SRQ_MAX_WR != 0 {
         // SAFETY: the application's structure is readable.
         let entries = with_slack(unsafe { (*attr).max_wr });
         shadow.slots.lock().grow(entries);
-        let mut attr = ibv_srq_attr { max_wr: entries, max_sge: 0, srq_limit: 0 };
-        if let Some(twin) = cold.twin {
-            // SAFETY: as above.
-            let refused = unsafe { real::ibv_modify_srq(twin.0, &mut attr, IBV_SRQ_MAX_WR as c_int) };
-            drop(cold);
-            if refused != 0 {
-                unprotect(shadow, format!("its SRQ cannot be grown on the standby (errno {refused})"));
-            }
+        let grow = |twin: Raw<ibv_srq>| {
+            let mut attr = ibv_srq_attr { max_wr: entries, max_sge: 0, srq_limit: 0 };
+            // SAFETY: the twin is live under the cold lock.
+            unsafe { real::ibv_modify_srq(twin.0, &mut attr, IBV_SRQ_MAX_WR as c_int) }
+        };
+        let refused = cold.twins.into_iter().flatten().map(grow).find(|refused| *refused != 0);
+        drop(cold);
+        if let Some(refused) = refused {
+            unprotect(shadow, format!("its SRQ cannot be grown on a standby (errno {refused})"));
         }
     }
     errno
@@ -230,21 +250,20 @@ pub unsafe fn query(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int {
     let errno = unsafe { real::ibv_query_srq(srq, attr) };
     let Some(shadow) = SRQS.get(srq).filter(|_| errno == 0) else { return errno };
     let cold = shadow.cold();
-    if let (1, Some(twin)) = (cold.home, cold.twin) {
+    if let Some(twin) = cold.twin(cold.home) {
         // SAFETY: the call above filled the structure.
         unsafe { (*attr).srq_limit = limit_of(twin) };
     }
     0
 }
 
-/// An event of this library's own context: the receives on the standby went below the limit that the application set.
+/// An event of this library's own context: the receives on a standby went below the limit that the application set.
 pub fn twin_reached_its_limit(twin: *mut ibv_srq) {
     // Whoever has a cold part may wait for this table.
-    let all: Vec<_> = BY_LIFE.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-    for srq in all {
+    for srq in all() {
         // Destroying it takes the cold part first.
         let mut cold = srq.cold();
-        if !cold.destroyed && cold.home == 1 && cold.twin.is_some_and(|known| core::ptr::eq(known.0, twin)) {
+        if !cold.destroyed && cold.twin(cold.home).is_some_and(|known| core::ptr::eq(known.0, twin)) {
             asynchronous::limit_reached(srq.srq.0);
             if cold.bell.is_none() {
                 cold.bell = Bell::new(srq.srq);
@@ -268,9 +287,9 @@ pub fn limit_of(srq: Raw<ibv_srq>) -> u32 {
     attr_of(srq).map_or(0, |attr| attr.srq_limit)
 }
 
-/// Room in the twin for all that may be outstanding by now.
-pub fn grow_twin(srq: &SrqShadow, cold: &SrqCold) -> Result<(), Errno> {
-    let Some(twin) = cold.twin else { return Ok(()) };
+/// Room in that twin for all that may be outstanding by now.
+pub fn grow_twin(srq: &SrqShadow, cold: &SrqCold, site: Site) -> Result<(), Errno> {
+    let Some(twin) = cold.twin(site) else { return Ok(()) };
     let wanted = srq.slots.lock().capacity();
     if attr_of(twin).is_none_or(|attr| attr.max_wr >= wanted) {
         return Ok(());
@@ -298,11 +317,12 @@ pub fn join(srq: &SrqShadow, qp: &Arc<QpShadow>) {
     srq.members().push(Arc::clone(qp));
 }
 
-/// The application has ended it, and its object of that path, if one is named, is gone: it is remembered as long as another may take receives.
-pub fn part(qp: &QpShadow, gone: Option<u8>) {
+/// Its object there is gone, if one is named. Once the application has ended it it is remembered as long as another may take receives.
+pub fn part(qp: &QpShadow, gone: Option<Site>) {
     let Some(srq) = &qp.srq else { return };
-    gone.into_iter().for_each(|path| qp.takes_no_more(path));
-    if qp.takes.load(Ordering::Acquire) == 0 {
+    gone.into_iter().for_each(|site| qp.takes_no_more(site));
+    let is_over = !qp.cold().alive;
+    if is_over && qp.takes.load(Ordering::Acquire) == 0 {
         srq.members().retain(|member| member.life != qp.life);
     }
 }
@@ -346,16 +366,16 @@ pub fn make_room(srq: &SrqShadow) {
     }
 }
 
-/// The SRQ on the standby; made at first need.
-pub fn twin(srq: &SrqShadow, standby: &rail::Rail) -> Result<Raw<ibv_srq>, String> {
+/// The SRQ on the standby in that slot; made at first need.
+pub fn twin(srq: &SrqShadow, standby: &rail::Rail, slot: u8) -> Result<Raw<ibv_srq>, String> {
     let mut cold = srq.cold();
-    if let Some(twin) = cold.twin {
+    if let Some(twin) = cold.twin(Site::of_slot(slot)) {
         return Ok(twin);
     }
     if cold.destroyed {
         return Err("its SRQ was destroyed".to_owned());
     }
-    let pd = srq.pd.twins().first().ok_or("it has no standby")?.pd;
+    let pd = srq.pd.twin(slot).ok_or_else(|| format!("{} is no standby any more", standby.name))?.pd;
     let wanted = srq.slots.lock().capacity();
     let mut init = ibv_srq_init_attr {
         srq_context: core::ptr::null_mut(),
@@ -374,6 +394,38 @@ pub fn twin(srq: &SrqShadow, standby: &rail::Rail) -> Result<Raw<ibv_srq>, Strin
             standby.name, init.attr.max_wr
         ));
     }
-    cold.twin = Some(Raw(twin));
+    match cold.twins.get_mut(usize::from(slot)) {
+        Some(place) => *place = Some(Raw(twin)),
+        None => return Err(format!("{} has no place among the standbys", standby.name)),
+    }
     Ok(Raw(twin))
+}
+
+fn all() -> Vec<Arc<SrqShadow>> {
+    BY_LIFE.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+}
+
+/// Whether receives are on that device, or on their way there: then nothing of it can be let go.
+pub fn is_on(device: u16) -> bool {
+    all().iter().any(|srq| {
+        let there = srq.pd.present().into_iter().find(|twin| twin.device == device);
+        there.is_some_and(|twin| srq.cold().is_in_use(Site::of_slot(twin.slot)))
+    })
+}
+
+/// Takes out the twins on that device, which is gone; the caller destroys them, after what is attached to them. Receives that lie there nobody takes any more.
+pub fn part_twins(device: u16) -> Vec<Raw<ibv_srq>> {
+    let part = |srq: &Arc<SrqShadow>| {
+        let slot = srq.pd.present().into_iter().find(|twin| twin.device == device)?.slot;
+        let mut cold = srq.cold();
+        let site = Site::of_slot(slot);
+        if cold.is_in_use(site) {
+            return None;
+        }
+        // Its queue pairs may be on the device that is gone; another one begins anew.
+        cold.withdrawal = None;
+        cold.left.get_mut(usize::from(site.0)).into_iter().for_each(|left| *left = false);
+        cold.twins.get_mut(usize::from(slot))?.take()
+    };
+    all().iter().filter_map(part).collect()
 }

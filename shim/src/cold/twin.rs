@@ -4,7 +4,7 @@ use crate::cold::{caps, cq, rail, srq};
 use crate::real;
 use crate::shadow::{Connected, QpCold, QpShadow, Raw, Source, Stance, TwinQp};
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
 use shift_control::datapath::{Choice, DeviceId, Errno, Gid, PathEnd, Prepared, Standby, Unprotected};
 use shift_proto::id::{Micros, Mtu, Psn, MAX_PATHS};
@@ -28,11 +28,14 @@ fn prepare_or_say(qp: &QpShadow) -> Result<Prepared, String> {
     (cold.gid, cold.mtu) = (Some(gid), Some(mtu));
     let psn_base = Psn::new(cold.attr.rq_psn);
     let (mut standbys, mut lacking) = (Vec::new(), Vec::new());
-    // Queue pairs that share their receives share one standby. One that came later than the PD serves it once all that was registered is there.
+    // One that came later than the PD serves it once all that was registered is there.
     let is_there = |slot| qp.pd.is_ready(slot) && qp.pd.twin(slot).is_some();
-    let is_used = |slot| is_there(slot) && (qp.srq.is_none() || qp.pd.first_slot() == slot);
-    for standing in standings.iter().filter(|standing| is_used(standing.slot)) {
+    for standing in standings.iter().filter(|standing| is_there(standing.slot)) {
         let slot = standing.slot;
+        if let Some(lack) = qp.srq.as_ref().and_then(|_| srq::lack_on(&standing.rail)) {
+            lacking.push(lack);
+            continue;
+        }
         match offer(qp, &mut cold, slot, &standing.rail) {
             Ok(twin) => {
                 let choice = Choice { device: DeviceId(standing.rail.id), rank: standing.rank };
@@ -107,7 +110,7 @@ fn create(qp: &QpShadow, cold: &QpCold, slot: u8, standby: &rail::Rail) -> Resul
     init.send_cq = send_cq.0;
     init.recv_cq = recv_cq.0;
     if let Some(srq) = &qp.srq {
-        init.srq = srq::twin(srq, standby)?.0;
+        init.srq = srq::twin(srq, standby, slot)?.0;
     }
     init.cap = qp.cap;
     // By which an event of it finds the QP; nobody else looks there.
@@ -127,6 +130,13 @@ fn create(qp: &QpShadow, cold: &QpCold, slot: u8, standby: &rail::Rail) -> Resul
         qp.recv_cq.inner.lock().receivers.insert((Source::Twin(slot), number), qp.life);
     }
     Ok(Raw(twin))
+}
+
+/// Completions of that twin, which was taken out of its place, lead to no queue pair of an SRQ any more.
+pub fn receives_no_more(qp: &QpShadow, slot: u8, twin: Raw<ibv_qp>) {
+    // SAFETY: the twin is this library's own, and the reaper has not got it yet.
+    let number = unsafe { (*twin.0).qp_num };
+    qp.recv_cq.inner.lock().receivers.remove(&(Source::Twin(slot), number));
 }
 
 /// What the standby grants less of than the application may use.
@@ -216,12 +226,13 @@ pub fn connect(qp: &QpShadow, path: u8, epoch: u32, peer: &PathEnd, own_psn: Psn
     attr.rq_psn = peer_psn.value();
     disconnect(&mut cold, path);
     let last = if cold.attr.qp_state == IBV_QPS_RTS { IBV_QPS_RTS } else { IBV_QPS_RTR };
+    let site = cold.site(path);
     if qp.srq.is_some() {
-        qp.takes.fetch_or(1 << path, AcqRel);
+        qp.begins_to_take(site);
     }
     if let Err(error) = to_state_by_steps(object, &mut attr, last) {
         if qp.srq.is_some() && to_state(object, IBV_QPS_RESET) == 0 {
-            qp.takes_no_more(path);
+            qp.takes_no_more(site);
         }
         return Err(error);
     }

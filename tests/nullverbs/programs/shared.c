@@ -3,7 +3,7 @@
  * Receives that several queue pairs share, as a program without any fault sees them.
  *
  *   shared KIND        KIND is "ud" or "rc": each receive gets back what it was posted with, and as many are taken as the provider has room for
- *   shared KIND wait   the same, once the log names an SRQ of the standby
+ *   shared KIND DEVICE the same, once the log names an SRQ of that standby; which goes with the program's
  *   shared events N    LAST_WQE_REACHED, of which the device has two, comes N times; a limit once
  *   shared refused     an SRQ that cannot be destroyed is used on
  */
@@ -112,14 +112,17 @@ static void none(struct shared *shared)
     CHECK(ibv_poll_cq(shared->plain, 1, &wc) == 0 && ibv_start_poll(shared->extended, &attr) == ENOENT);
 }
 
-static void receives(enum ibv_qp_type type, bool waits)
+static void receives(enum ibv_qp_type type, const char *standby)
 {
     struct shared shared = make(type);
     uint32_t number = shared.qps[0]->qp_num;
+    char made[64];
     int round, at;
 
-    if (waits)
-        await("NULLVERBS_LOG", "\ncreate_srq null1", 1);
+    if (standby) {
+        snprintf(made, sizeof made, "\ncreate_srq %s", standby);
+        await("NULLVERBS_LOG", made, 1);
+    }
     for (round = 0; round < ROUNDS; round++) {
         CHECK(!post(&shared) && !nullverbs_receive(shared.qps[round % 2]));
         see(&shared, round % 2, number);
@@ -145,6 +148,10 @@ static void receives(enum ibv_qp_type type, bool waits)
     see(&shared, 1, 0);
     none(&shared);
     end(&shared);
+    if (standby) {
+        snprintf(made, sizeof made, "\ndestroy_srq %s", standby);
+        await("NULLVERBS_LOG", made, 1);
+    }
 }
 
 static int events_of(enum ibv_event_type type)
@@ -203,7 +210,7 @@ int main(int count, char **words)
     pd = context ? ibv_alloc_pd(context) : NULL;
     CHECK(pd);
     if (!strcmp(part, "ud") || !strcmp(part, "rc"))
-        receives(part[0] == 'u' ? IBV_QPT_UD : IBV_QPT_RC, count > 2);
+        receives(part[0] == 'u' ? IBV_QPT_UD : IBV_QPT_RC, count > 2 ? words[2] : NULL);
     else if (!strcmp(part, "events"))
         events(atoi(words[2]));
     else

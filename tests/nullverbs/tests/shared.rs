@@ -46,8 +46,34 @@ fn receives_of_queue_pairs_that_are_not_recorded_come_back_as_they_were_posted()
 
 #[test]
 fn receives_of_protected_queue_pairs_come_back_as_they_were_posted() -> Outcome {
-    let ran = right(known(&["rc", "wait"])?)?;
+    let ran = right(known(&["rc", "null1"])?)?;
     assert!(!ran.stderr().contains("is not protected"), "{}", ran.stderr());
+    Ok(())
+}
+
+/// The devices on which that call succeeded, by name.
+fn devices<'a>(ran: &'a Ran, call: &'a str) -> Vec<&'a str> {
+    let calls = ran.calls(call).filter(|line| line.split(' ').nth(2) != Some("refused"));
+    let mut devices: Vec<_> = calls.filter_map(|line| line.split(' ').nth(1)).collect();
+    devices.sort_unstable();
+    devices
+}
+
+#[test]
+fn each_standby_that_can_has_an_srq_of_its_own_which_goes_with_the_programs() -> Outcome {
+    let three = |words: &[&str]| Ok::<Run, String>(known(words)?.env("NULLVERBS_DEVICES", "3"));
+    let ran = right(three(&["rc", "null2"])?)?;
+    assert_eq!(devices(&ran, "create_srq"), ["null0", "null1", "null2"]);
+    assert!(!ran.stderr().contains("is not protected"), "{}", ran.stderr());
+    // One that grants none is no standby of them; another one is.
+    let ran = right(three(&["rc", "null2"])?.env("NULLVERBS_REFUSE", "create_srq:null1"))?;
+    assert!(!ran.stderr().contains("is not protected"), "{}", ran.stderr());
+    assert!(ran.stderr().contains("null1 refused an SRQ"), "{}", ran.stderr());
+    assert_eq!(devices(&ran, "create_srq"), ["null0", "null2"]);
+    // Nor is one that cannot say how many receives it took.
+    let ran = right(three(&["rc", "null2"])?.env("NULLVERBS_STRANGER", "null1"))?;
+    assert!(!ran.stderr().contains("is not protected"), "{}", ran.stderr());
+    assert_eq!(devices(&ran, "create_srq"), ["null0", "null2"]);
     Ok(())
 }
 
