@@ -41,6 +41,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             three_rails,
         ),
         Scenario::guests(
+            "shim-srq-three-rails",
+            "queue pairs that share their receives, three rails die in turn, at either end: all of them go from one to the next together",
+            shared_three_rails,
+        ),
+        Scenario::guests(
             "shim-dead-standby",
             "a standby that was dead all along, and one that dies later: said before any fault, and another is taken",
             dead_standby,
@@ -60,6 +65,10 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// Both ends, each with variables of its own.
 fn start(lab: &Lab, seed: u64, common: &[(&str, &str)], own: [&[(&str, &str)]; 2]) -> Result<Partners> {
+    start_as(lab, SHAPE, seed, common, own)
+}
+
+fn start_as(lab: &Lab, shape: &str, seed: u64, common: &[(&str, &str)], own: [&[(&str, &str)]; 2]) -> Result<Partners> {
     let at = format!("{}:{PORT}", Link::Management.address(Host::B));
     let dress = |line: String, own: &[(&str, &str)]| {
         let program = Program::words(&line).with_shim();
@@ -67,7 +76,7 @@ fn start(lab: &Lab, seed: u64, common: &[(&str, &str)], own: [&[(&str, &str)]; 2
     };
     let [client_env, server_env] = own;
     let server = dress(format!("{PROGRAM} server --dev rxe0 --listen {at}"), server_env);
-    let client = format!("{PROGRAM} client --dev rxe0 --connect {at} {SHAPE} --duration {SPAN_S} --seed {seed}");
+    let client = format!("{PROGRAM} client --dev rxe0 --connect {at} {shape} --duration {SPAN_S} --seed {seed}");
     let client = dress(client, client_env);
     Ok(Partners { server: lab.b().spawn(&server)?, client: lab.a().spawn(&client)? })
 }
@@ -151,6 +160,43 @@ fn three_rails(lab: &mut Lab, seed: u64) -> Result<Figures> {
     wait_shown(lab, &pair, "rail 0 stands by", |qp| is_on(qp, &["rxe2"]) && qp["standby"] == "rxe0")?;
     let began = monotonic_ns();
     lab.cut(dice.host(), Rail::Two)?;
+    wait_shown(lab, &pair, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
+    figures.note("third_ms", ms(monotonic_ns() - began));
+    judge(lab, &pair, figures)
+}
+
+fn shared_three_rails(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    lab.raise()?;
+    Evidence::clear(lab)?;
+    let mut dice = Seed::new(seed, "three rails of an SRQ");
+    let shape = format!("--srq {SHAPE}");
+    let common = [("SHIFT_FAILBACK", "0"), ("SHIFT_PROBE_INTERVAL_MS", "1000")];
+    let pair = start_as(lab, &shape, seed, &common, [&[], &[]])?;
+    wait_protected(&pair)?;
+    wait_shown(lab, &pair, "both standbys are ready", |qp| qp["standby"] != json!(null) && qp["silent"] == json!([]))?;
+    let first = dice.host();
+    let began = monotonic_ns();
+    lab.cut(first, Rail::Zero)?;
+    let on = wait_shown(lab, &pair, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
+    let mut figures = Figures::new().with("first_ms", ms(monotonic_ns() - began)).with("on", on);
+
+    let queue_pairs = shown(lab, &pair.client)?;
+    let are_all_on = |device: &&str| queue_pairs.iter().all(|qp| is_on(qp, &[*device]));
+    let second = ["rxe1", "rxe2"].into_iter().find(are_all_on);
+    let second = second.ok_or_else(|| Trouble::judged(format!("they are not on one rail: {queue_pairs:?}")))?;
+    let (second_rail, third, third_rail) = match second {
+        "rxe1" => (Rail::One, "rxe2", Rail::Two),
+        _ => (Rail::Two, "rxe1", Rail::One),
+    };
+    let began = monotonic_ns();
+    lab.cut(dice.host(), second_rail)?;
+    wait_shown(lab, &pair, "all are on the last rail", |qp| is_on(qp, &[third]))?;
+    figures.note("second_ms", ms(monotonic_ns() - began));
+
+    lab.mend(first, Rail::Zero)?;
+    wait_shown(lab, &pair, "rail 0 stands by", |qp| is_on(qp, &[third]) && qp["standby"] == "rxe0")?;
+    let began = monotonic_ns();
+    lab.cut(dice.host(), third_rail)?;
     wait_shown(lab, &pair, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
     figures.note("third_ms", ms(monotonic_ns() - began));
     judge(lab, &pair, figures)
