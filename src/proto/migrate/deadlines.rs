@@ -143,7 +143,7 @@ pub const MAX_HOLD_DOWN: Micros = Micros::from_millis(300_000);
 pub const MAX_RESEND_DOUBLINGS: u32 = 4;
 
 /// How long a group of queue pairs that share their receives waits for its members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GroupLimits {
     /// From the first COMMIT until all have said COMMIT; whoever has not is left behind. A COMMIT at the end of it still leaves time for the drain.
     pub come: Micros,

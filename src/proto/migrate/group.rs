@@ -241,7 +241,7 @@ pub enum Order<K> {
 }
 
 /// The group of one SRQ.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Group<K> {
     /// Where the receives are: where they were posted last.
     home: Site,

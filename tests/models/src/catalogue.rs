@@ -9,6 +9,7 @@ use crate::ado::{Condition, Quorums};
 use crate::explorer::{Explorer, Extent, Liveness};
 use crate::failover::checks::{breaches, cases, invalid_pushes, lists, search_all, Breach};
 use crate::failover::{Proven, Setting};
+use crate::groups;
 use crate::theorems::aba::{right_verdicts, worlds, Looks};
 use crate::theorems::atomics::{characterisation, repeat};
 use crate::theorems::hierarchy::{agreement, Step};
@@ -111,6 +112,12 @@ pub fn checks() -> Vec<Check> {
             failover_faults,
         ),
         (
+            "failover-breaches",
+            "failover/controls.rs",
+            "what is broken on purpose is found by a shortest run; the same worlds without it hold",
+            failover_breaches,
+        ),
+        (
             "object",
             "ado/core.rs",
             "an atomic distributed object has one history: commits on one branch, a leader for each term",
@@ -121,6 +128,12 @@ pub fn checks() -> Vec<Check> {
             "failover/lockstep.rs",
             "each step of every run of the two above is a pull, an invoke, a push or none of them",
             failover_object,
+        ),
+        (
+            "groups",
+            "groups/world.rs",
+            "of groups that share peers all move, or leave behind; receives are in one place; every run can end",
+            groups,
         ),
     ];
     theorems.into_iter().chain(failover).map(|(name, place, claim, run)| Check { name, place, claim, run }).collect()
@@ -316,6 +329,25 @@ fn failover_object(_: Scale) -> Finding {
     }
 }
 
+fn groups(scale: Scale) -> Finding {
+    let mut failure = None;
+    let (mut states, mut names) = (0, Vec::new());
+    for (name, setting) in groups::cases(scale == Scale::Long) {
+        let report = setting.search();
+        states += report.states as u64;
+        names.push(format!("{name} ({})", report.states));
+        failure = failure.or(unless(report.is_proof(), &format!("{name}: {report}")));
+    }
+    let mut words = Vec::new();
+    for (setting, steps) in groups::breaches() {
+        let (name, found) = (format!("{:?}", setting.control), setting.search().length());
+        failure = failure.or(unless(found == Some(steps), &format!("{name} takes {found:?} steps, not {steps}")));
+        words.push(format!("{} {steps}", name.trim_start_matches("Some(").trim_end_matches(')')));
+    }
+    let bounds = format!("one fault, two paths, two claims of each end: {}", names.join("; "));
+    finding(&bounds, states, &format!("steps to each breach: {}", words.join(", ")), failure)
+}
+
 /// What is broken on purpose, and in how many steps each is found.
 fn found(all: Vec<Breach>) -> Result<String, String> {
     let mut words = Vec::new();
@@ -349,9 +381,21 @@ fn failover_lists(scale: Scale) -> Finding {
         "{worlds} worlds: lists of up to {longest} of WRITE, WRITE_WITH_IMM, SEND, READ, FADD, CAS, each plain, fenced or{} unsignalled; proof by PSN, by count; in {completed} of them everything may complete on the other path",
         if longest > 2 { ", up to 2," } else { "" }
     );
-    match found(breaches()) {
-        Ok(words) => finding(&bounds, states, &format!("steps to each breach: {words}"), failure),
-        Err(words) => finding(&bounds, states, "", Some(words)),
+    finding(&bounds, states, "failover-breaches: the same worlds with a breach", failure)
+}
+
+fn failover_breaches(_: Scale) -> Finding {
+    let (bounds, worlds) = ("each breach in one world", breaches());
+    let without = worlds.iter().filter(|breach| breach.setting.control.is_some());
+    let without: Vec<_> = without.map(|breach| Setting { control: None, ..breach.setting.clone() }).collect();
+    let (mut states, mut failure) = (0, None);
+    for report in search_all(&without) {
+        states += report.states as u64;
+        failure = failure.or(unless(report.violation.is_none(), &report.to_string()));
+    }
+    match found(worlds) {
+        Ok(words) => finding(bounds, states, &format!("steps to each breach: {words}"), failure),
+        Err(words) => finding(bounds, states, "", Some(words)),
     }
 }
 
@@ -367,7 +411,7 @@ fn failover_faults(scale: Scale) -> Finding {
         }
     }
     let bounds = all.iter().map(|case| case.name).collect::<Vec<_>>().join("; ");
-    finding(&bounds, states, "as above: the same worlds with a breach", failure)
+    finding(&bounds, states, "failover-breaches: the same worlds with a breach", failure)
 }
 
 /// Runs a check and says how long it took.

@@ -15,4 +15,5 @@ pub mod ado;
 pub mod catalogue;
 pub mod explorer;
 pub mod failover;
+pub mod groups;
 pub mod theorems;
