@@ -86,6 +86,17 @@ require_zig() {
     fi
 }
 
+# Sanitizers want the standard library built with them: Debian's compiler comes with its source, and clang's runtimes of the same LLVM.
+require_sanitizers() {
+    local llvm
+    packages+=(rustc-web rust-web-src)
+    install_packages
+    llvm=$(/usr/bin/rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    packages+=("clang-$llvm" "libclang-rt-$llvm-dev" valgrind)
+    install_packages
+    export CLANG="clang-$llvm"
+}
+
 # The oldest glibc that the released library runs on.
 oldest_glibc=2.28
 

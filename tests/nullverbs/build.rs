@@ -29,7 +29,11 @@ fn main() {
 /// A library with this soname, and its name for the linker beside it.
 fn library(out: &Path, soname: &str, map: &str, sources: &[String], more: &[&str]) {
     let mut cc = compiler();
-    cc.args(FLAGS).args(["-shared", "-fPIC", "-Wl,--no-undefined"]);
+    cc.args(FLAGS).args(["-shared", "-fPIC"]);
+    // The runtime of a sanitizer is in the program.
+    if !cc.get_args().any(|word| word.to_string_lossy().starts_with("-fsanitize")) {
+        cc.arg("-Wl,--no-undefined");
+    }
     cc.arg(format!("-Wl,-soname,{soname}")).arg(format!("-Wl,--version-script={map}"));
     cc.args(sources).arg("-L").arg(out).args(more).arg("-o").arg(out.join(soname));
     run(&mut cc);

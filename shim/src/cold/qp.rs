@@ -21,7 +21,7 @@ use std::time::Duration;
 /// QPs of the application that are recorded.
 pub static QPS: PtrTable<QpShadow> = PtrTable::new();
 /// QPs of the application that are not, and of which that was said.
-static OTHERS: PtrTable<()> = PtrTable::new();
+static OTHERS: PtrTable<u8> = PtrTable::new();
 
 /// `ibv_create_qp`.
 ///
@@ -59,7 +59,7 @@ pub fn pass_through(qp: *mut ibv_qp, init: &ibv_qp_init_attr, reason: &str) {
     mark_foreign(init, qpn);
     // One that lay at this address, of a thread that is about to return from its destroy.
     QPS.remove(qp);
-    OTHERS.insert(qp, Arc::new(()));
+    OTHERS.insert(qp, Arc::new(0));
     // SAFETY: as above.
     asynchronous::count_foreign(unsafe { (*qp).context }, true);
     tell::unrecorded(device_of(qp), qpn, reason.to_owned());
@@ -77,7 +77,7 @@ pub fn notice(qp: *mut ibv_qp) {
 #[cold]
 fn first_seen(qp: *mut ibv_qp) {
     let device = device_of(qp);
-    if process::get().is_none() || device.is_none() || !OTHERS.insert(qp, Arc::new(())) {
+    if process::get().is_none() || device.is_none() || !OTHERS.insert(qp, Arc::new(0)) {
         return;
     }
     // SAFETY: the application uses the QP, so it is live.
@@ -87,7 +87,7 @@ fn first_seen(qp: *mut ibv_qp) {
 
 /// It was said by other words why this QP is not protected.
 pub fn named(qp: *mut ibv_qp) {
-    OTHERS.insert(qp, Arc::new(()));
+    OTHERS.insert(qp, Arc::new(0));
 }
 
 /// The device of a QP of the application, if it was opened under the shim.

@@ -112,7 +112,7 @@ static void sleep_and_wake(struct ibv_context *context, bool is_extended, unsign
         post(qp, mr, round, IBV_WR_SEND, IBV_SEND_SIGNALED);
         CHECK(wait_for_one(channel, cq, extended) == round);
     }
-    CHECK(!ibv_destroy_qp(qp) && !ibv_destroy_cq(cq) && !ibv_destroy_comp_channel(channel));
+    CHECK(!ibv_destroy_qp(qp) && !ibv_destroy_cq(cq) && !ibv_destroy_comp_channel(channel) && !ibv_dereg_mr(mr) && !ibv_dealloc_pd(pd));
     printf("%lu completions, %lu events\n", rounds, events);
 }
 
@@ -149,19 +149,20 @@ static void make_channels(struct ibv_context *context)
     roomy = ibv_create_comp_channel(context);
     CHECK(short_of && roomy && blocks(short_of) && blocks(roomy));
     CHECK(!ibv_destroy_comp_channel(short_of) && !ibv_destroy_comp_channel(roomy));
+    CHECK(!ibv_dealloc_pd(pd));
     puts("two channels");
 }
 
 int main(int argc, char **argv)
 {
-    struct ibv_device **list = ibv_get_device_list(NULL);
-    struct ibv_context *context = list ? ibv_open_device(list[0]) : NULL;
+    struct ibv_context *context = open_first();
 
-    CHECK(context && argc > 1);
+    CHECK(argc > 1);
     alarm(60);
     if (!strcmp(argv[1], "crowded"))
         make_channels(context);
     else
         sleep_and_wake(context, !strcmp(argv[1], "extended"), argc > 2 ? strtoul(argv[2], NULL, 10) : 1);
+    CHECK(!ibv_close_device(context));
     return 0;
 }

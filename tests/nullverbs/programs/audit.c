@@ -52,9 +52,8 @@ static unsigned int made_by_the_firmware(struct ibv_context *context)
 
 int main(int argc, char **argv)
 {
-    struct ibv_device **list = ibv_get_device_list(NULL);
-    struct ibv_context *context = list ? ibv_open_device(list[0]) : NULL;
-    struct ibv_pd *pd = context ? ibv_alloc_pd(context) : NULL;
+    struct ibv_context *context = open_first();
+    struct ibv_pd *pd = ibv_alloc_pd(context);
     struct ibv_cq *cq = pd ? ibv_create_cq(context, 64, NULL, NULL, 0) : NULL;
 
     CHECK(cq);

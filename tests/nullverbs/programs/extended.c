@@ -413,7 +413,7 @@ int main(int count, char **words)
 {
     const char *part = count > 1 ? words[1] : "";
 
-    context = strcmp(part, "imported") ? ibv_open_device(ibv_get_device_list(NULL)[0]) : ibv_import_device(0);
+    context = strcmp(part, "imported") ? open_first() : ibv_import_device(0);
     CHECK(context);
     pd = ibv_alloc_pd(context);
     CHECK(pd);

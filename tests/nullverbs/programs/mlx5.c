@@ -62,7 +62,8 @@ static void sleep_on(struct ibv_comp_channel *channel, struct ibv_cq *cq, uint32
 /* What lies below libibverbs' functions is taken from libmlx5. */
 static int own(const char *how)
 {
-    struct ibv_context *context = ibv_open_device(ibv_get_device_list(NULL)[0]);
+    struct ibv_device **list = ibv_get_device_list(NULL);
+    struct ibv_context *context = ibv_open_device(list[0]);
     struct ibv_pd *pd = ibv_alloc_pd(context);
     bool creates = !strcmp(how, "created-cq");
     struct ibv_comp_channel *channel = creates || !strcmp(how, "channel") ? ibv_create_comp_channel(context) : NULL;
@@ -73,6 +74,7 @@ static int own(const char *how)
     struct mlx5dv_obj object = { .cq = { cq, &cq_out } };
     struct ibv_qp *qp;
 
+    ibv_free_device_list(list);
     if (!strcmp(how, "own-cq"))
         printf("given %d\n", mlx5dv_init_obj(&object, MLX5DV_OBJ_CQ));
     qp = ibv_create_qp(pd, &init);
@@ -90,6 +92,7 @@ static int own(const char *how)
 int main(int count, char **words)
 {
     const char *how = count > 1 ? words[1] : "";
+    struct ibv_device **list;
     struct ibv_qp_init_attr_ex init = {
         .qp_type = IBV_QPT_RC, .cap = { 16, 16, 1, 1, 0 }, .comp_mask = IBV_QP_INIT_ATTR_PD,
     };
@@ -103,7 +106,9 @@ int main(int count, char **words)
         return own(how);
     if (!strcmp(how, "looked-up"))
         look_up();
-    context = open_device(ibv_get_device_list(NULL)[0], NULL);
+    list = ibv_get_device_list(NULL);
+    context = open_device(list[0], NULL);
+    ibv_free_device_list(list);
     init.pd = ibv_alloc_pd(context);
     init.send_cq = init.recv_cq = ibv_create_cq(context, 64, NULL, NULL, 0);
     mr = register_dmabuf(init.pd, 4096, 8192, 0x10000, 7, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, 1);

@@ -17,6 +17,17 @@
         }                                                                    \
     } while (0)
 
+/* The first device. */
+static inline struct ibv_context *open_first(void)
+{
+    struct ibv_device **list = ibv_get_device_list(NULL);
+    struct ibv_context *context = list ? ibv_open_device(list[0]) : NULL;
+
+    CHECK(context);
+    ibv_free_device_list(list);
+    return context;
+}
+
 /* From RESET to RTR: connected to the queue pair of that number, of the same device, or of that of the host NULLVERBS_PEER; with these options of its connection, if there are some. */
 static inline void connect_to(struct ibv_qp *qp, uint32_t number, struct ibv_ece *ece)
 {

@@ -38,9 +38,8 @@ static void post(struct ibv_qp *qp, struct ibv_mr *mr, uint64_t wr_id)
 
 int main(int argc, char **argv)
 {
-    struct ibv_device **list = ibv_get_device_list(NULL);
-    struct ibv_context *context = list ? ibv_open_device(list[0]) : NULL;
-    struct ibv_pd *pd = context ? ibv_alloc_pd(context) : NULL;
+    struct ibv_context *context = open_first();
+    struct ibv_pd *pd = ibv_alloc_pd(context);
     struct ibv_cq *cq = pd ? ibv_create_cq(context, 64, NULL, NULL, 0) : NULL;
     struct ibv_mr *mr = cq ? ibv_reg_mr(pd, buffer, sizeof(buffer), IBV_ACCESS_LOCAL_WRITE) : NULL;
     unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 0, again = 0;

@@ -7,7 +7,7 @@ type Outcome = Result<(), String>;
 /// Devices that are taken for soft-RoCE of a kernel that is known: others' shared receives are not recorded at all.
 fn known(words: &[&str]) -> Result<Run, String> {
     let run = Run::of("shared").args(words.iter().copied()).env("NULLVERBS_VENDOR", "0xffffff");
-    run.preloaded_with("", &inside("librelease.so"))
+    run.preloaded_with(&inside("librelease.so"), "")
 }
 
 fn right(run: Run) -> Result<Ran, String> {
