@@ -2,8 +2,9 @@
 //!
 //! Owns: the memory. Who may touch which slot when is the ring's rule (`hot/ring.rs`).
 
+use crate::atomics::AtomicU64;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use shift_abi::{ibv_mr, ibv_sge};
 use shift_proto::id::MAX_STANDBYS;
 use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
@@ -47,6 +48,9 @@ pub struct Copies {
     pub stride: usize,
     bytes: NonNull<u8>,
     layout: Layout,
+    /// Whoever touches a slot: loom looks that it is one at a time.
+    #[cfg(loom)]
+    visited: Box<[crate::atomics::Place<()>]>,
     /// Its registrations on the primary and then in each slot of the standbys, made when a replay needs one.
     pub registrations: [AtomicPtr<ibv_mr>; 1 + MAX_STANDBYS],
 }
@@ -72,6 +76,8 @@ impl Copies {
             stride,
             bytes: NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout)),
             layout,
+            #[cfg(loom)]
+            visited: (0..slots).map(|_| crate::atomics::Place::new(())).collect(),
             registrations: [const { AtomicPtr::new(core::ptr::null_mut()) }; 1 + MAX_STANDBYS],
         }
     }
@@ -83,12 +89,16 @@ impl Copies {
 
     /// Keeps the operands of an atomic.
     pub fn set_operands(&self, slot: usize, operands: [u64; 2]) {
+        #[cfg(loom)]
+        let _visit = self.visited[slot].visit();
         // SAFETY: a slot has at least 64 bytes, a multiple of 8 from the beginning of the room, and is the poster's until it is published.
         unsafe { self.at(slot).cast::<[u64; 2]>().write_unaligned(operands) };
     }
 
     /// The operands of the atomic in a slot that is published and not retired.
     pub fn operands(&self, slot: usize) -> [u64; 2] {
+        #[cfg(loom)]
+        let _visit = self.visited[slot].visit();
         // SAFETY: as above; between publication and retirement nobody writes the slot.
         unsafe { self.at(slot).cast::<[u64; 2]>().read_unaligned() }
     }

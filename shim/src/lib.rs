@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "this crate is the border to C; every block states what it relies on")]
 
+mod atomics;
 mod cold;
 mod copies;
 mod domain;

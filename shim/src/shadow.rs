@@ -6,6 +6,7 @@
 //! `SrqShadow::slots`, then the state of a `ChannelShadow`, then the mutex of a CQ of libibverbs'; `QpEx::provider` is held across nothing. Two CQs of one QP
 //! are locked in the order of their addresses ([`lock_cqs`]); no other two cells of one kind are ever held together.
 
+use crate::atomics::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use crate::cold::channel::ChannelShadow;
 use crate::copies::{Copies, MoreSges};
 pub use crate::domain::{MrFacts, MrShadow, PdShadow, StandbyPd, TwinMr};
@@ -14,7 +15,6 @@ use crate::hot::ring::{RecvSlot, Ring, SendSlot};
 use crate::hot::srq::SrqShadow;
 use crate::hot::wr::QpEx;
 use crate::spin::{SpinCell, SpinGuard};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
 use shift_proto::id::{Mtu, Psn, MAX_PATHS, MAX_STANDBYS};
 use shift_proto::ledger::IncarnationReport;

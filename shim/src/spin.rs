@@ -3,9 +3,8 @@
 //! Owns: [`SpinCell`], and [`HeldCell`] for what C enters and leaves in two calls. Refuses to own: fairness. Sections are short and never sleep, so a waiter spins, and yields its
 //! processor after a while in case the holder was preempted (one-CPU guests and containers).
 
-use core::cell::UnsafeCell;
+use crate::atomics::{give_way, leave, pause, this_thread, AtomicU32, AtomicUsize, Ordering, Place, Visit};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
@@ -20,7 +19,7 @@ const SPINS_BEFORE_YIELD: u32 = 64;
 /// `word` is FREE or TAKEN. The Acquire exchange of [`SpinCell::lock`] pairs with the Release store of the guard's drop.
 pub struct SpinCell<T> {
     word: AtomicU32,
-    value: UnsafeCell<T>,
+    value: Place<T>,
 }
 
 // SAFETY: the word lets one thread at a time reach the value, so sharing the cell only ever moves access between threads.
@@ -28,8 +27,8 @@ unsafe impl<T: Send> Sync for SpinCell<T> {}
 
 impl<T> SpinCell<T> {
     /// A free cell.
-    pub const fn new(value: T) -> Self {
-        Self { word: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
+    pub fn new(value: T) -> Self {
+        Self { word: AtomicU32::new(FREE), value: Place::new(value) }
     }
 
     /// Enters, spinning while another thread is inside.
@@ -38,28 +37,36 @@ impl<T> SpinCell<T> {
         if self.word.swap(TAKEN, ENTER) != FREE {
             self.wait();
         }
-        SpinGuard { cell: self }
+        self.inside()
     }
 
     /// Enters if nobody is inside.
     #[inline]
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
         // Not `then_some`: a guard that is made and dropped at once would let everybody in.
-        (self.word.swap(TAKEN, ENTER) == FREE).then(|| SpinGuard { cell: self })
+        (self.word.swap(TAKEN, ENTER) == FREE).then(|| self.inside())
+    }
+
+    /// For who holds the word.
+    #[inline]
+    fn inside(&self) -> SpinGuard<'_, T> {
+        SpinGuard { cell: self, visit: self.value.visit() }
     }
 
     #[cold]
     fn wait(&self) {
         let mut spins = 0_u32;
         loop {
-            if self.word.load(Ordering::Relaxed) == FREE && self.word.swap(TAKEN, ENTER) == FREE {
+            // The look spares the other processors' caches and decides nothing; loom may keep giving it what is past.
+            let is_free = cfg!(loom) || self.word.load(Ordering::Relaxed) == FREE;
+            if is_free && self.word.swap(TAKEN, ENTER) == FREE {
                 return;
             }
             spins = spins.wrapping_add(1);
             if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
-                std::thread::yield_now();
+                give_way();
             } else {
-                core::hint::spin_loop();
+                pause();
             }
         }
     }
@@ -68,6 +75,7 @@ impl<T> SpinCell<T> {
 /// Access to the value; leaves when dropped.
 pub struct SpinGuard<'a, T> {
     cell: &'a SpinCell<T>,
+    visit: Visit<T>,
 }
 
 impl<T> Deref for SpinGuard<'_, T> {
@@ -75,7 +83,7 @@ impl<T> Deref for SpinGuard<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         // SAFETY: the guard exists only while this thread holds the word, so nobody else has a reference.
-        unsafe { &*self.cell.value.get() }
+        unsafe { &*self.cell.value.at(&self.visit) }
     }
 }
 
@@ -83,14 +91,15 @@ impl<T> DerefMut for SpinGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`; `&mut self` makes it the only reference derived from this guard.
-        unsafe { &mut *self.cell.value.get() }
+        unsafe { &mut *self.cell.value.at(&self.visit) }
     }
 }
 
 impl<T> Drop for SpinGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.cell.word.store(FREE, Ordering::Release);
+        self.visit.end();
+        leave(&self.cell.word, FREE);
     }
 }
 
@@ -103,7 +112,7 @@ pub struct HeldCell<T> {
 
 impl<T> HeldCell<T> {
     /// A free cell.
-    pub const fn new(value: T) -> Self {
+    pub fn new(value: T) -> Self {
         Self { cell: SpinCell::new(value), owner: AtomicUsize::new(0) }
     }
 
@@ -128,14 +137,8 @@ impl<T> HeldCell<T> {
     #[inline]
     pub fn resume(&self) -> Option<HeldGuard<'_, T>> {
         (self.owner.load(Ordering::Relaxed) == this_thread())
-            .then(|| HeldGuard { inside: SpinGuard { cell: &self.cell }, owner: &self.owner })
+            .then(|| HeldGuard { inside: self.cell.inside(), owner: &self.owner })
     }
-}
-
-#[inline]
-fn this_thread() -> usize {
-    // SAFETY: a function without conditions. No thread is 0.
-    unsafe { libc::pthread_self() as usize }
 }
 
 /// Access to the value; leaves when dropped.
@@ -147,7 +150,8 @@ pub struct HeldGuard<'a, T> {
 impl<T> HeldGuard<'_, T> {
     /// Stays inside: [`HeldCell::resume`] gets the guard back.
     #[inline]
-    pub fn stay(self) {
+    pub fn stay(mut self) {
+        self.inside.visit.end();
         core::mem::forget(self);
     }
 }

@@ -4,13 +4,13 @@
 //! tag to the QP. Both are read on every post and poll without a lock. Refuses to own: the shadows' lifetime rules beyond this one:
 //! a reader that got a shadow got a counted reference or holds the lock named at the method.
 
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use crate::atomics::{AtomicPtr, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Slots of a table: 64 Ki objects of one kind, most jobs have a few hundred. Beyond it an object is passed through unprotected.
-const SLOTS: usize = 1 << 16;
+const SLOTS: usize = if cfg!(loom) { 4 } else { 1 << 16 };
 /// How far from its home slot a key may lie: a probe that long touches two cache lines' worth of keys.
 const REACH: usize = 32;
 /// A slot that was used and is free again. No object lies at address 1.

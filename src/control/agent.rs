@@ -23,6 +23,7 @@ use crate::datapath::{DataPath, Event};
 use crate::directory::Directory;
 use crate::job_key::KeyFile;
 use crate::links::{Draw, Links};
+use crate::nudge::Nudge;
 use crate::peers::Peers;
 use crate::rendezvous::{Departure, Rendezvous};
 use crate::sockets::Listener;
@@ -52,9 +53,7 @@ pub struct EventSender {
 
 #[derive(Default)]
 struct Shared {
-    /// The loop was woken and has not looked yet. Set by senders (AcqRel), cleared by the loop (Release) before it looks, so that
-    /// whoever finds it set knows that its message will be seen.
-    woken: AtomicBool,
+    nudge: Nudge,
     /// The agent ended. Set once by the agent (Release).
     ended: AtomicBool,
 }
@@ -85,7 +84,7 @@ impl EventSender {
             return false;
         }
         let sent = self.messages.send(message).is_ok();
-        if !self.shared.woken.swap(true, Ordering::AcqRel) {
+        if self.shared.nudge.is_first() {
             if let Err(error) = self.waker.wake() {
                 log::debug!("the agent was not woken: {error}");
             }
@@ -216,7 +215,7 @@ fn run(mut core: Core, messages: &Receiver<Message>, shared: &Shared) {
     while farewell.is_none() {
         let turn = catch_unwind(AssertUnwindSafe(|| {
             core.turn(|events| {
-                shared.woken.store(false, Ordering::Release);
+                shared.nudge.take();
                 for message in messages.try_iter() {
                     match message {
                         Message::Event(event) => events.push(event),

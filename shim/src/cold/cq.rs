@@ -1,5 +1,6 @@
 //! Completion queues: their shadows, the room for what a fault flushes, and their twins.
 
+use crate::atomics::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use crate::cold::channel::{self, ChannelShadow};
 use crate::cold::rail::Rail;
 use crate::cold::{device, pd, reaper};
@@ -11,7 +12,6 @@ use crate::tables::{PtrTable, Roll};
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -333,12 +333,12 @@ fn set_aside(qp: &QpShadow, its: &mut QpCold) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomics::AtomicBool;
     use crate::cold::srq::SrqCold;
     use crate::hot::keys::KeyCache;
     use crate::hot::srq::{Slots, SrqPoster};
     use crate::hot::tests::Bench;
     use crate::spin::SpinCell;
-    use core::sync::atomic::AtomicBool;
     use std::cell::RefCell;
     use std::sync::{Arc, Mutex, OnceLock};
 

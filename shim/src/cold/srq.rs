@@ -158,7 +158,7 @@ fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post
         members: Mutex::new(Vec::new()),
         cold: Mutex::new(SrqCold::default()),
         unprotected: OnceLock::new(),
-        has_strangers: AtomicBool::new(false),
+        has_strangers: crate::atomics::AtomicBool::new(false),
     });
     if SRQS.insert(srq, Arc::clone(&shadow)) {
         ANY.store(true, Ordering::Relaxed);

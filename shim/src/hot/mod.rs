@@ -7,6 +7,9 @@
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a test that fails should say where")]
 mod extended_tests;
 pub mod keys;
+#[cfg(all(test, loom))]
+#[allow(clippy::expect_used, reason = "a test that fails should say where")]
+mod models;
 pub mod poll;
 pub mod poll_ex;
 #[cfg(test)]

@@ -9,12 +9,12 @@
 use super::keys::KeyCache;
 use super::poll::{judge, Sink, Verdict};
 use super::tag::{Queue, Tag};
+use crate::atomics::{AtomicBool, Ordering::Relaxed};
 use crate::cold::{srq as cold, tell};
 use crate::lives;
 use crate::shadow::*;
 use crate::spin::SpinCell;
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use shift_abi::*;
 use std::sync::{Arc, Mutex, OnceLock};
 

@@ -5,9 +5,9 @@ use super::post::post_send;
 use super::ring::*;
 use super::tag::{Queue, Tag};
 use super::wr::QpEx;
+use crate::atomics::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering::Relaxed};
 use crate::shadow::*;
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use shift_abi::*;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -89,9 +89,11 @@ unsafe extern "C" fn give_completions(_cq: *mut ibv_cq, entries: c_int, out: *mu
 }
 
 pub(super) const QPN: u32 = 0x11;
+/// Under loom each word costs, and a ring of two goes round soon.
+const DEPTH: u32 = if cfg!(loom) { 2 } else { 64 };
 pub(super) const CAP: ibv_qp_cap =
-    ibv_qp_cap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
-const OPS: ProviderOps = ProviderOps {
+    ibv_qp_cap { max_send_wr: DEPTH, max_recv_wr: DEPTH, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
+pub(super) const OPS: ProviderOps = ProviderOps {
     post_send: take_send,
     post_recv: take_recv,
     poll_cq: give_completions,
@@ -121,13 +123,23 @@ impl Bench {
         channel: Option<Arc<crate::cold::channel::ChannelShadow>>,
     ) -> Self {
         PROVIDER.with_borrow_mut(|provider| *provider = Provider::default());
+        Self::over(OPS, pair, queue, channel)
+    }
+
+    /// The same over a provider's functions.
+    pub(super) fn over(
+        ops: ProviderOps,
+        pair: (*mut ibv_qp, Option<QpEx>),
+        queue: (*mut ibv_cq, Option<CqEx>),
+        channel: Option<Arc<crate::cold::channel::ChannelShadow>>,
+    ) -> Self {
         let pd = PdShadow::new(0, Err("none".into()));
         let cq = Arc::new(CqShadow {
             cq: Raw(queue.0),
-            ops: OPS,
+            ops,
             has_channel: false,
             channel,
-            armed: core::sync::atomic::AtomicU8::new(0),
+            armed: AtomicU8::new(0),
             late: AtomicBool::new(false),
             refused: None,
             ex: queue.1,
@@ -140,7 +152,7 @@ impl Bench {
         let mut init = ibv_qp_init_attr::zeroed();
         init.cap = CAP;
         let life = crate::lives::next();
-        let mut qp = QpShadow::new(life, Raw(pair.0), QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), None, OPS);
+        let mut qp = QpShadow::new(life, Raw(pair.0), QPN, Arc::new(pd), &init, (Arc::clone(&cq), cq), None, ops);
         qp.ex = pair.1.map(Arc::new);
         let qp = Arc::new(qp);
         crate::lives::begin(&qp);

@@ -4,8 +4,8 @@
 //! load and a compare more, and the clock is the processor's counter: no system call. How long a request was out is known between two polls only; both are told.
 
 use super::ring::NIC_SIGNALLED;
+use crate::atomics::{AtomicU32, AtomicU64, Ordering::*};
 use crate::shadow::{CqShadow, Poster, QpShadow, TIMED};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use shift_proto::gray::Sample;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -32,7 +32,7 @@ pub struct Timed {
 
 impl Timed {
     /// Nothing is wished for.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             state: AtomicU64::new(IDLE),
             epoch: AtomicU32::new(0),
@@ -95,6 +95,24 @@ pub fn found_nothing(cq: &CqShadow, looked: u64) {
 
 /// For the agent: what was timed since it asked last. It wishes for the next one.
 pub fn take(qp: &QpShadow) -> Option<(u32, Sample)> {
+    let Noted { epoch, bytes, behind, posted, incomplete, complete } = noted(qp)?;
+    let (least_ns, most_ns) =
+        (nanoseconds(incomplete.saturating_sub(posted))?, nanoseconds(complete.checked_sub(posted)?)?);
+    Some((epoch, Sample { bytes, behind, least_ns, most_ns }))
+}
+
+/// What was noted of a request, in ticks.
+pub(super) struct Noted {
+    epoch: u32,
+    bytes: u32,
+    pub(super) behind: u32,
+    posted: u64,
+    incomplete: u64,
+    complete: u64,
+}
+
+/// The same before it is judged.
+pub(super) fn noted(qp: &QpShadow) -> Option<Noted> {
     let timed = &qp.sq.timed;
     match timed.state.load(Acquire) {
         WANTED => return None,
@@ -114,9 +132,7 @@ pub fn take(qp: &QpShadow) -> Option<(u32, Sample)> {
     let (bytes, behind) = (timed.bytes.load(Relaxed), timed.behind.load(Relaxed));
     let epoch = timed.epoch.load(Relaxed);
     timed.state.store(WANTED, Release);
-    let (least_ns, most_ns) =
-        (nanoseconds(incomplete.saturating_sub(posted))?, nanoseconds(complete.checked_sub(posted)?)?);
-    Some((epoch, Sample { bytes, behind, least_ns, most_ns }))
+    Some(Noted { epoch, bytes, behind, posted, incomplete, complete })
 }
 
 /// The processor's counter, which runs at one pace on all processors that this library supports.

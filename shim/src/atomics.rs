@@ -1,0 +1,116 @@
+//! The words, places and pauses of what threads share on the post and poll path: the machine's, or in a build with `--cfg loom` loom's (see
+//! `shift_control::atomics`), under which `hot/models.rs` runs.
+
+pub use shift_control::atomics::*;
+
+#[cfg(not(loom))]
+mod machine {
+    use core::cell::UnsafeCell;
+
+    /// What one thread at a time visits, by a rule that its owner keeps.
+    pub struct Place<T>(UnsafeCell<T>);
+
+    /// For as long as it lives somebody visits.
+    pub struct Visit<T>(core::marker::PhantomData<*mut T>);
+
+    impl<T> Place<T> {
+        /// Holds a value.
+        pub const fn new(value: T) -> Self {
+            Self(UnsafeCell::new(value))
+        }
+
+        /// Begins.
+        #[inline]
+        pub fn visit(&self) -> Visit<T> {
+            Visit(core::marker::PhantomData)
+        }
+
+        /// Where the value is, for who visits.
+        #[inline]
+        pub fn at(&self, _visit: &Visit<T>) -> *mut T {
+            self.0.get()
+        }
+    }
+
+    impl<T> Visit<T> {
+        /// Ends before it is dropped.
+        #[inline]
+        pub fn end(&mut self) {}
+    }
+
+    /// Waits for another thread.
+    #[inline]
+    pub fn pause() {
+        core::hint::spin_loop();
+    }
+
+    /// Lets other threads run.
+    pub fn give_way() {
+        std::thread::yield_now();
+    }
+
+    /// Says which thread this is; no thread is 0.
+    #[inline]
+    pub fn this_thread() -> usize {
+        // SAFETY: a function without conditions. No thread is 0.
+        unsafe { libc::pthread_self() as usize }
+    }
+}
+
+#[cfg(loom)]
+mod modelled {
+    use core::panic::Location;
+    pub use core::sync::atomic::Ordering;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    /// What one thread at a time visits: loom fails where two do, or one that does not know what the one before did.
+    pub struct Place<T>(loom::cell::UnsafeCell<T>);
+
+    // SAFETY: loom fails where two threads are inside.
+    unsafe impl<T: Send> Sync for Place<T> {}
+
+    /// For as long as it lives somebody visits.
+    pub struct Visit<T>(Option<loom::cell::MutPtr<T>>);
+
+    impl<T> Place<T> {
+        pub fn new(value: T) -> Self {
+            Self(loom::cell::UnsafeCell::new(value))
+        }
+
+        pub fn visit(&self) -> Visit<T> {
+            Visit(Some(self.0.get_mut()))
+        }
+
+        pub fn at(&self, visit: &Visit<T>) -> *mut T {
+            // SAFETY: only the address is taken; who follows it says why it may.
+            visit.0.as_ref().map_or(core::ptr::null_mut(), |visit| core::ptr::from_mut(unsafe { visit.deref() }))
+        }
+    }
+
+    impl<T> Visit<T> {
+        pub fn end(&mut self) {
+            self.0 = None;
+        }
+    }
+
+    pub fn pause() {
+        loom::thread::yield_now();
+    }
+
+    pub fn give_way() {
+        loom::thread::yield_now();
+    }
+
+    /// All threads of a model are one of the machine's.
+    pub fn this_thread() -> usize {
+        let mut words = format!("{:?}", loom::thread::current().id());
+        words.retain(|digit| digit.is_ascii_digit());
+        1 + words.parse::<usize>().unwrap_or(0)
+    }
+}
+
+#[cfg(not(loom))]
+pub use machine::*;
+#[cfg(loom)]
+pub use modelled::*;
