@@ -103,7 +103,7 @@ impl Session {
             let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else {
                 return Ok(!ended && self.input.len() <= MAX_REQUEST);
             };
-            let request = serde_json::from_slice(self.input.get(..end).unwrap_or_default());
+            let request = Request::read(self.input.get(..end).unwrap_or_default());
             let answer = match request {
                 Ok(request) => answer(&request),
                 Err(error) => Answer::Error(format!("this is no request that version {VERSION} knows: {error}")),

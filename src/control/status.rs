@@ -26,6 +26,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The request that a line is.
+    ///
+    /// # Errors
+    /// It is none; what is wrong with it.
+    pub fn read(line: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(line).map_err(|error| error.to_string())
+    }
+}
+
 /// What is answered, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
