@@ -61,8 +61,8 @@ built="${CARGO_TARGET_DIR:-target}/release"
 # A scenario must never judge what an earlier state of the sources built.
 build_lab() {
     local part
-    # The library with Redis, which may pose as another release, lies beside the default one, which carries neither.
-    cargo build --profile redis -p shift-verbs --features redis,other-versions >&2 || rm -f "$built/../redis/libshift_verbs.so"
+    # The library with Redis, which may pose as another release and leave out parts of the protocol, lies beside the default one, which has none of it.
+    cargo build --profile redis -p shift-verbs --features redis,other-versions,sabotage >&2 || rm -f "$built/../redis/libshift_verbs.so"
     cargo build --release -p shift-lab -p shift-checker -p shift-nccl -p shift-verbs -p shift-preload -p shiftctl >&2 && return
     cargo build --release -p shift-lab >&2 || fail "the lab does not build"
     for part in shift-checker:shift-checker shift-checker:shift-checker-dlvsym shift-nccl:shift-nccl shift-verbs:libshift_verbs.so shift-preload:libshift_preload.so shiftctl:shiftctl; do

@@ -17,6 +17,7 @@ mod lives;
 mod loader;
 mod process;
 mod real;
+mod sabotage;
 mod shadow;
 mod spin;
 mod tables;

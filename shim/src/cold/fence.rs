@@ -8,6 +8,7 @@ use crate::cold::{cq, rail, twin};
 use crate::hot::{poll, post, ring};
 use crate::process;
 use crate::real;
+use crate::sabotage::{leaves_out, Part};
 use crate::shadow::*;
 use core::sync::atomic::Ordering::Relaxed;
 use shift_abi::*;
@@ -27,7 +28,9 @@ pub fn begin(qp: &QpShadow, drain: Micros) {
     // Also where it became unprotected after the end had agreed to move: the flushes of this fence are not the application's.
     let _ = qp.step(Stance::Armed, Stance::Masking) || qp.step(Stance::Recording, Stance::Masking);
     hold_receives(qp);
-    let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, |object| twin::to_state(object, IBV_QPS_ERR));
+    let stop = |object| if leaves_out(Part::Fence) { 0 } else { twin::to_state(object, IBV_QPS_ERR) };
+    let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, stop);
+    let drain = if leaves_out(Part::Fence) { Micros(0) } else { drain };
     cold.fence = Some(Fence {
         drained_by: Instant::now() + Duration::from_micros(drain.0),
         in_error: errno == 0,
@@ -81,7 +84,9 @@ pub fn poll(qp: &QpShadow) -> FenceProgress {
     }
     let sends_back = are_sends_back(qp, fence.send_tail);
     // Of an SRQ's receives none comes back: what was taken has completed once the responder stands still, after RESET.
-    let receives_back = qp.srq.is_some() || qp.rq.ring.head() + qp.rq.flushed.load(Relaxed) >= fence.recv_tail;
+    let receives_back = qp.srq.is_some()
+        || qp.rq.ring.head() + qp.rq.flushed.load(Relaxed) >= fence.recv_tail
+        || leaves_out(Part::Fence);
     let is_all_back = sends_back && receives_back;
     let is_hidden = [&qp.send_cq, &qp.recv_cq].into_iter().any(|cq| cq::is_in_call(cq));
     if is_hidden || (!is_all_back && !fence.is_over(Instant::now())) {
@@ -126,7 +131,7 @@ pub fn are_sends_back(qp: &QpShadow, tail: u64) -> bool {
 /// RESET, then the packet number that the responder expects next.
 fn final_psn(qp: &QpShadow, cold: &QpCold) -> Option<Psn> {
     let object = twin::object(qp, cold, cold.path)?;
-    let errno = twin::to_state(object, IBV_QPS_RESET);
+    let errno = if leaves_out(Part::Fence) { 0 } else { twin::to_state(object, IBV_QPS_RESET) };
     if errno != 0 {
         log::warn!("QP 0x{:06x} could not be fenced (errno {errno})", qp.qpn);
         return None;

@@ -9,6 +9,7 @@ use crate::hot::post::{self, consumes, packets};
 use crate::hot::ring::*;
 use crate::hot::tag::{Queue, Tag};
 use crate::real;
+use crate::sabotage::{self, leaves_out, Part};
 use crate::shadow::*;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use shift_abi::*;
@@ -99,7 +100,9 @@ pub fn admit(qp: &QpShadow, ledger: &mut Ledger) {
         let slot = ring.slot(seq);
         let opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
         let Some(op) = crate::process::op_of(opcode) else { continue };
-        let unknown = if slot.has(UNKNOWN_IS_ERROR) { OnUnknown::Error } else { OnUnknown::Replay };
+        let op = sabotage::taken_for(op);
+        let unknown =
+            if slot.has(UNKNOWN_IS_ERROR) && !leaves_out(Part::Marks) { OnUnknown::Error } else { OnUnknown::Replay };
         let entry = Entry { seq: WrSeq(seq), op, bytes: slot.bytes.load(Relaxed), fenced: slot.has(FENCED), unknown };
         let here = here(seq);
         let posting = (here && !slot.has(IN_LEDGER)).then(|| Posting {
@@ -164,7 +167,7 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
     poster.sges.reserve(post::batch_sges(qp));
     let ring = &qp.rq.ring;
     let mut count = 0;
-    for seq in begun.map_or(ring.head(), |(_, next)| next)..ring.tail() {
+    for seq in begun.map_or(first_receive(ring.head()), |(_, next)| next)..last_receive(ring.tail()) {
         cold.repost_next = Some((epoch, seq));
         let errno = post::give_recv(qp, &mut poster, seq);
         if errno != 0 {
@@ -179,6 +182,27 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
     cold.reposted = Some(epoch);
     notify::arm_twins(qp);
     Ok(count)
+}
+
+/// The first receive that was not consumed.
+fn first_receive(head: u64) -> u64 {
+    head - u64::from(leaves_out(Part::ReceivesOnce) && head > 0)
+}
+
+fn last_receive(tail: u64) -> u64 {
+    if leaves_out(Part::Receives) {
+        0
+    } else {
+        tail
+    }
+}
+
+fn with_counts(action: Action) -> Action {
+    if leaves_out(Part::Counts) {
+        Action::Replay { offset: 0 }
+    } else {
+        action
+    }
 }
 
 /// From here on the connection is on the new path: what a fence has to fence, and what the peer has to hear of, even if nothing was sent there yet.
@@ -250,7 +274,7 @@ pub fn replay(
             poll::retire_front(qp);
             return ReplayProgress::More;
         }
-        match step.action {
+        match with_counts(step.action) {
             Action::Complete => qp.sq.ring.slot(seq).mark(DONE),
             Action::Replay { offset } => match post_recorded(qp, &mut qp.sq.poster.lock(), seq, offset, keys) {
                 Ok(posting) => {

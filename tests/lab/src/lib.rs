@@ -4,7 +4,7 @@
 //! judge what came of it. `scripts/lab --help` is the way in; nothing here sends a packet anywhere but over loopback.
 //!
 //! [`boot`] makes machines, [`wire`] is the cables, [`guest`] holds on to a guest, [`pair`] is two of them booted, [`lab`] is what a
-//! scenario works with, [`trial`] is a client and a server under a fault, [`runner`] runs scenarios and prints what came of them, [`scenarios`] is the list, [`demo`]
+//! scenario works with, [`trial`] is a client and a server under a fault, [`runner`] runs scenarios and prints what came of them, [`conformance`] makes traces of runs and asks the theorems about them, [`scenarios`] is the list, [`demo`]
 //! is the two runs that `scripts/demo` shows.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
@@ -12,6 +12,7 @@
 pub mod agreement;
 pub mod boot;
 pub mod clock;
+pub mod conformance;
 pub mod demo;
 pub mod evidence;
 pub mod figures;

@@ -70,8 +70,8 @@ impl Setup {
         self.built.join("libshift_verbs.so")
     }
 
-    /// The shim with Redis: of another profile of cargo's, so that it lies beside the default one.
-    fn shim_with_redis(&self) -> PathBuf {
+    /// The shim with Redis, and with what tests may ask of it: of another profile of cargo's, so that it lies beside the default one.
+    pub fn shim_with_redis(&self) -> PathBuf {
         self.built.with_file_name("redis").join("libshift_verbs.so")
     }
 

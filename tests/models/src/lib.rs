@@ -12,8 +12,11 @@
 )]
 
 pub mod ado;
+#[cfg(feature = "failover")]
 pub mod catalogue;
 pub mod explorer;
+#[cfg(feature = "failover")]
 pub mod failover;
+#[cfg(feature = "failover")]
 pub mod groups;
 pub mod theorems;

@@ -8,6 +8,7 @@ use crate::trouble::Result;
 mod bad_input;
 mod binding;
 mod checker;
+mod conform;
 mod connections;
 mod control_cuts;
 mod control_network;
@@ -137,6 +138,7 @@ pub fn all() -> Vec<Scenario> {
         shared_plans::scenarios(),
         shared_receives::scenarios(),
         race::scenarios(),
+        conform::scenarios(),
         removal::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
