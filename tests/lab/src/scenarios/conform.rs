@@ -1,4 +1,4 @@
-//! The theorems' tests on the real stack (V2 to V10): each makes a fault by which the theorem's two worlds come about, and the theorem's own predicates judge
+//! The theorems' tests on the real stack (V1 to V10): each makes a fault by which the theorem's two worlds come about, and the theorem's own predicates judge
 //! what the wire saw (`conformance`). Then the same with a library that leaves out what the promise rests on: the judge has to find it.
 //!
 //! One queue pair, since a trace is of one. What is left out is named in `TEST_SABOTAGE` (`shim/src/sabotage.rs`), which the released library does not know.
@@ -47,6 +47,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     let about = "parts of the protocol can be left out in the library for tests, and not in the one that is released";
     vec![
         Scenario::no_boot("conform-released", about, |setup: &Setup, _| released(setup)),
+        of(1, "without the shim: WRITEs or their acknowledgements lost look the same to the sender, and are not", v1),
         of(2, "WRITEs, consumer overwrites, acknowledgements lost, each level of proof: nothing old comes back, or an error does", v2),
         of(3, "WRITEs with immediate, acknowledgements, requests or ends lost: each once, in its receive, in order", v3),
         of(4, "FADDs, answers lost: each at most once, and an error where the result is lost", v4),
@@ -193,6 +194,28 @@ fn requests_lost(spared: u64) -> Rule {
 /// Fpart.
 fn ends_lost(spared: u64) -> Rule {
     Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::LASTS).from(Host::A).after(spared / 4).and_behind()
+}
+
+fn v1(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let spared = spared(seed, "v1");
+    let mut runs = Vec::new();
+    for lost in [requests_lost(spared), answers_lost(spared)] {
+        lab.reset()?;
+        let options = format!("--mode write --size 8..1000 --depth 1 --messages 60 {IMPATIENT} --seed {seed}");
+        let story = Checker::plain(options).trial().fault(Fault::Rule(lost), Moment::Before).run(lab)?;
+        let sent = report(&story, Host::A)?;
+        // Judged by the checking application: one RETRY_EXC_ERR, and flushes behind it.
+        require(sent.get("pass") == Some(&json!(true)), || format!("another error than is due: {sent}"))?;
+        runs.push((
+            convert(&story.records, Kind::Write, told(&sent)?)?,
+            sent.get("fallen").cloned().unwrap_or_default(),
+        ));
+    }
+    let [(requests, first), (answers, second)] = runs.as_slice() else { return Err(Trouble::setup("two runs")) };
+    let is_fallen = first.as_array().is_some_and(|fallen| !fallen.is_empty());
+    require(first == second && is_fallen, || format!("the errors tell: {first}, {second}"))?;
+    right(indistinguishable(requests, answers))?;
+    Ok(Figures::new().with("operations", requests.ops.len()).with("fallen", first.clone()))
 }
 
 fn v2(lab: &mut Lab, seed: u64) -> Result<Figures> {
