@@ -59,11 +59,6 @@ mod machine {
 
 #[cfg(loom)]
 mod modelled {
-    use core::panic::Location;
-    pub use core::sync::atomic::Ordering;
-    use std::cell::RefCell;
-    use std::collections::BTreeSet;
-
     /// What one thread at a time visits: loom fails where two do, or one that does not know what the one before did.
     pub struct Place<T>(loom::cell::UnsafeCell<T>);
 
