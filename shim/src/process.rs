@@ -121,26 +121,6 @@ fn start_logger(level: &str) {
         .try_init();
 }
 
-/// Starts a thread that takes no signal: they are the application's. A thread inherits the mask of the one that starts it.
-pub fn without_signals<R>(start: impl FnOnce() -> R) -> R {
-    let mut all = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the pointer is to a sigset_t of this frame.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: sigfillset initialized the new mask; the old one is writable.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    let started = start();
-    // SAFETY: the call above wrote the old mask; a NULL place for the present one is allowed.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
-    started
-}
-
-/// Starts a thread of that name as [`without_signals`] does, for work that has an end.
-pub fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    let builder = std::thread::Builder::new().name(name.to_owned());
-    without_signals(|| builder.spawn(work)).map(drop)
-}
-
 extern "C" fn in_child() {
     CHILD.store(true, Ordering::Relaxed);
     shift_control::inherited::close_all();

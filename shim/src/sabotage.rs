@@ -18,8 +18,6 @@ pub enum Part {
     LostResults,
     /// `write=error`.
     Marks,
-    /// Receives are posted on the new path from the first that was not consumed on: they are posted from the one before on.
-    ReceivesOnce,
     /// Receives are posted on the new path.
     Receives,
 }
@@ -46,7 +44,6 @@ fn named(name: &str) -> Option<Part> {
         "atomics-once" => Part::AtomicsOnce,
         "lost-results" => Part::LostResults,
         "marks" => Part::Marks,
-        "receives-once" => Part::ReceivesOnce,
         "receives" => Part::Receives,
         _ => return None,
     })

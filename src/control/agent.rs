@@ -198,8 +198,12 @@ fn listen(config: &Config, network: &dyn Network) -> io::Result<Listener> {
     })
 }
 
-/// The signal mask is set before the thread exists and inherited: no signal slips in between.
-pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread of that name that takes no signal of the application's. The mask is set before the thread exists and inherited: no signal slips in
+/// between.
+///
+/// # Errors
+/// The system gives no thread, or no mask.
+pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut blocked = SigSet::all();
     for fault in OWN_FAULTS {
         blocked.remove(fault);

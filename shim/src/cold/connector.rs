@@ -10,6 +10,7 @@ use crate::cold::probe::Objects;
 use crate::cold::rail::Rail;
 use crate::cold::twin;
 use shift_abi::*;
+use shift_control::agent::spawn;
 use shift_control::datapath::Errno;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -63,7 +64,7 @@ pub fn begin(rail: &Arc<Rail>, objects: &Arc<Objects>, attr: ibv_qp_attr) -> Res
     let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
     list.jobs.push_back(Job { rail: Arc::clone(rail), objects: Arc::downgrade(objects), attr });
     if list.threads < MOST_THREADS {
-        list.threads += usize::from(crate::process::start_thread("shift-connector", run).is_ok());
+        list.threads += usize::from(spawn("shift-connector", run).is_ok());
     }
     if list.threads == 0 {
         // No thread can be had.

@@ -10,6 +10,7 @@ use crate::cold::{mr, pd, reaper};
 use crate::process;
 use crate::real;
 use crate::shadow::{PdShadow, Raw, StandbyPd};
+use shift_control::agent::spawn;
 use shift_control::datapath::{DeviceId, Event};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -45,7 +46,7 @@ pub fn seek() {
     if wanted.is_empty() || IS_GROWING.swap(true, Ordering::AcqRel) {
         return;
     }
-    if process::start_thread("shift-growth", move || grow_all(&wanted)).is_err() {
+    if spawn("shift-growth", move || grow_all(&wanted)).is_err() {
         IS_GROWING.store(false, Ordering::Release);
     }
 }

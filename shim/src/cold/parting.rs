@@ -7,10 +7,10 @@ use crate::cold::rail::Rail;
 use crate::cold::{channel, cq, mr, pd, presence, qp, reaper, srq, twin};
 use crate::hot::poll;
 use crate::lives;
-use crate::process;
 use crate::shadow::{PdShadow, QpShadow, Raw, TwinMr};
 use crate::tables::GRACE;
 use shift_abi::*;
+use shift_control::agent::spawn;
 use shift_proto::id::MAX_PATHS;
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ pub fn begin(rail: &Arc<Rail>) {
         (0..STEPS).for_each(|_| std::thread::sleep(GRACE / STEPS));
         remains.destroy(&rail);
     };
-    if let Err(error) = process::start_thread("shift-parting", waits) {
+    if let Err(error) = spawn("shift-parting", waits) {
         log::warn!("what is left on a device that is gone stays until the process ends ({error})");
     }
 }

@@ -9,6 +9,7 @@ use crate::lives;
 use crate::real;
 use crate::shadow::{QpShadow, Raw};
 use shift_abi::*;
+use shift_control::agent::spawn;
 use shift_proto::id::Site;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,7 +85,7 @@ fn add(corpse: Corpse) {
     list.corpses.push_back(corpse);
     if !list.running {
         // Where no thread can be had the list grows until one can, or until the kernel takes all at exit.
-        list.running = crate::process::start_thread("shift-reaper", run).is_ok();
+        list.running = spawn("shift-reaper", run).is_ok();
     }
 }
 

@@ -167,7 +167,7 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
     poster.sges.reserve(post::batch_sges(qp));
     let ring = &qp.rq.ring;
     let mut count = 0;
-    for seq in begun.map_or(first_receive(ring.head()), |(_, next)| next)..last_receive(ring.tail()) {
+    for seq in begun.map_or(ring.head(), |(_, next)| next)..last_receive(ring.tail()) {
         cold.repost_next = Some((epoch, seq));
         let errno = post::give_recv(qp, &mut poster, seq);
         if errno != 0 {
@@ -184,11 +184,7 @@ pub fn repost(qp: &QpShadow, path: u8, epoch: u32, round: Round) -> Result<usize
     Ok(count)
 }
 
-/// The first receive that was not consumed.
-fn first_receive(head: u64) -> u64 {
-    head - u64::from(leaves_out(Part::ReceivesOnce) && head > 0)
-}
-
+/// Behind the last receive that is there.
 fn last_receive(tail: u64) -> u64 {
     if leaves_out(Part::Receives) {
         0
