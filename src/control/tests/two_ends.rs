@@ -474,7 +474,8 @@ fn what_comes_over_two_networks_counts_once() {
     let fabric = Fabric::new(22);
     let files = ["one", "other"].map(record_file);
     let config = |file: &Path| {
-        let recorded = exactly(&[("SHIFT_EVENT_FILE", &file.display().to_string())]);
+        // Nothing is lost here: what is sent again would be sent because this machine is slow, and is not to be counted.
+        let recorded = exactly(&[("SHIFT_EVENT_FILE", &file.display().to_string()), ("SHIFT_RESEND_MS", "800")]);
         Config { port: own_port(), ..recorded }
     };
     let [a, b] = [1, 2].map(|host| fabric.process_on_two_networks(host, config(&files[host - 1])));
@@ -492,10 +493,9 @@ fn what_comes_over_two_networks_counts_once() {
     eventually("all is delivered", || a.is_done(1));
     assert_eq!(b.received(1), (0..4).collect::<Vec<u32>>());
     assert!(a.qp(1, |q| q.reposts == 1) && b.qp(1, |q| q.reposts == 1));
-    // CLAIM, COMMIT, two reports, READY, two CONFIRMs, and the five that answer them. Timers of a slow machine may add some; who answers each copy
-    // comes to 16 to 18.
+    // CLAIM, COMMIT, two reports, READY, two CONFIRMs, and the five that answer them; who answers each copy comes to 16 to 18.
     let messages: u64 = files.iter().filter_map(|file| first_record(file)["messages"].as_u64()).sum();
-    assert!((12..16).contains(&messages), "{messages} messages for one migration");
+    assert_eq!(messages, 12, "for one migration");
 }
 
 /// A round that posts for all of them at once says nothing to the peer meanwhile, which takes silence for death.
