@@ -1,7 +1,7 @@
 # Sourced by `scripts/test --long`: what takes longer than a change can wait for, in parts. Each writes its result into tests/CAMPAIGN.md.
 
 # In the order in which they run, with what each takes on two processors.
-parts=(faults programs network models sanitizers systems)
+parts=(faults programs network models sanitizers fuzzing systems)
 
 # The day: each campaign makes its choices anew, and whoever reads its table can repeat them.
 seed=$(date -u +%Y%m%d)
@@ -50,6 +50,13 @@ part_sanitizers() {
 
 sanitizers() {
     require_sanitizers && ci/sanitizers address threads weakened memory
+}
+
+# Three hours: one for each of six targets, in pairs. The table of it is in tests/fuzz/README.md.
+part_fuzzing() {
+    packages+=(g++)
+    install_packages
+    check_many "bytes from outside" "^fuzz:" ci/fuzz --keep
 }
 
 # The released library in the releases of Debian with the oldest and the newest glibc that are supported, and the one for aarch64 under emulation.

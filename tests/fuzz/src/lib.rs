@@ -1,5 +1,5 @@
 //! What reads bytes from outside, each as a function of any bytes that must return: frames, connections, the environment, the policy, and the requests of
-//! the local socket. `tests/corpus.rs` runs them over the inputs in `corpus/`.
+//! the local socket. `tests/corpus.rs` runs them over the inputs in `corpus/`, `ci/fuzz` looks for more of those.
 
 #![allow(clippy::panic, clippy::expect_used, reason = "this is how a fuzzer is told")]
 
@@ -17,9 +17,10 @@ use shift_proto::policy::{Policy, ProofCap};
 pub type Target = fn(&[u8]);
 
 /// Name and function of each.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("frames", frames),
     ("channel", channel),
+    ("conversation", conversation),
     ("configuration", configuration),
     ("policy", policy),
     ("requests", requests),
@@ -52,7 +53,7 @@ pub fn frames(bytes: &[u8]) {
 /// A connection that gets these bytes in pieces: the first byte says how long they are, and on what terms. What it is given more than once it takes as often.
 pub fn channel(bytes: &[u8]) {
     let Some((how, bytes)) = bytes.split_first() else { return };
-    let key = (how & 0x80 != 0).then(|| JobKey::new(b"one of these"));
+    let key = (how & KEYED != 0).then(|| JobKey::new(b"one of these"));
     let mut channel = Channel::new(&Terms { key, ..Terms::default() }, how & 0x40 != 0, [7; 16]);
     let (mut input, mut output) = (Vec::new(), VecDeque::new());
     channel.start(&mut output);
@@ -64,6 +65,73 @@ pub fn channel(bytes: &[u8]) {
         }
         assert!(input.len() <= before, "bytes that did not come");
     }
+}
+
+/// What an honest end of the same job sends, one bit of it changed on the way or none. The first byte says who dialed, with what keys, and how long the pieces
+/// are; the next two where the change is; the rest are bodies, a byte of length before each.
+pub fn conversation(bytes: &[u8]) {
+    let Some(([how, low, high], rest)) = bytes.split_first_chunk() else { return };
+    let bodies = bodies(rest);
+    let (mut teller, mut hearer) = introduced(*how);
+    let (mut wire, mut ends) = (VecDeque::new(), Vec::new());
+    for body in &bodies {
+        teller.send(body, &mut wire);
+        ends.push(wire.len());
+    }
+    let mut wire = Vec::from(wire);
+    let bit = usize::from(u16::from_le_bytes([*low, *high]));
+    let changed = bit.checked_sub(8).map(|bit| bit / 8).filter(|at| *at < wire.len());
+    if let Some(byte) = changed.and_then(|at| wire.get_mut(at)) {
+        *byte ^= 1 << (bit % 8);
+    }
+    let (mut input, mut heard) = (Vec::new(), Vec::new());
+    for piece in wire.chunks(usize::from(how & 0x0f) + 1) {
+        input.extend_from_slice(piece);
+        if hearer.receive(&mut input, MAX_FRAME, &mut VecDeque::new(), |frame| heard.push(frame)).is_err() {
+            break;
+        }
+    }
+    let intact = ends.iter().filter(|end| changed.is_none_or(|at| **end <= at)).count();
+    let said: Vec<Frame> = bodies.iter().take(intact).map_while(|body| Frame::decode(body).ok()).collect();
+    // Without a key a change is the network's to find, and any frame may have become another.
+    if changed.is_none() || how & KEYED != 0 {
+        assert_eq!(heard, said, "not what was said");
+    }
+}
+
+const KEYED: u8 = 0x80;
+
+/// Two ends that have said their openings, and shown their keys where they have some: who tells, who hears.
+fn introduced(how: u8) -> (Channel, Channel) {
+    let key = |bit: u8, secret: &[u8]| (how & bit != 0).then(|| JobKey::new(secret));
+    let plain = Terms { key: key(KEYED, b"one of these"), ..Terms::default() };
+    // Who begins to rotate has the key that all have as the older one.
+    let rotating = Terms { key: key(KEYED, b"another"), older: plain.key.clone(), ..Terms::default() };
+    let dialed = how & 0x40 != 0;
+    let mut teller = Channel::new(&plain, dialed, [1; 16]);
+    let mut hearer = Channel::new(if how & 0x20 != 0 { &rotating } else { &plain }, !dialed, [2; 16]);
+    let (mut told, mut answered) = (VecDeque::new(), VecDeque::new());
+    teller.start(&mut told);
+    hearer.start(&mut answered);
+    while !(told.is_empty() && answered.is_empty()) {
+        let took = hearer.receive(&mut told.drain(..).collect(), MAX_FRAME, &mut answered, drop);
+        took.expect("an honest end is heard");
+        let took = teller.receive(&mut answered.drain(..).collect(), MAX_FRAME, &mut told, drop);
+        took.expect("an honest end is heard");
+    }
+    assert!(teller.is_open() && hearer.is_open(), "two ends of one job do not meet");
+    (teller, hearer)
+}
+
+/// What lies behind bytes that say how long it is; the last may be shorter.
+fn bodies(mut rest: &[u8]) -> Vec<&[u8]> {
+    let mut bodies = Vec::new();
+    while let Some((length, behind)) = rest.split_first() {
+        let (body, others) = behind.split_at(usize::from(*length).min(behind.len()));
+        bodies.push(body);
+        rest = others;
+    }
+    bodies
 }
 
 /// The environment, a variable a line. Files are not read.
