@@ -13,13 +13,13 @@ mod fabric;
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fabric::cable::{Cable, Cut, Edge, Step, Way};
-use fabric::{connect, eventually, Fabric, Kind, Process};
+use fabric::{connect, eventually, Fabric, Kind, Process, Watch};
 use shift_control::config::DEFAULT_PORT;
 
-/// Deadlines short enough for hundreds of runs. What is cut for a while comes back before any of them.
+/// Deadlines short enough for hundreds of runs.
 const SHORT: [(&str, &str); 9] = [
     ("SHIFT_PROBE_MS", "50"),
     ("SHIFT_CLAIM_MS", "300"),
@@ -31,9 +31,21 @@ const SHORT: [(&str, &str); 9] = [
     ("SHIFT_HEARTBEAT_MS", "500"),
     ("SHIFT_KEY_LOOKUP_MS", "300"),
 ];
+/// Deadlines that a short cut does not reach on a busy machine either.
+const LONG: [(&str, &str); 9] = [
+    ("SHIFT_PROBE_MS", "50"),
+    ("SHIFT_CLAIM_MS", "3000"),
+    ("SHIFT_HOLD_MS", "100"),
+    ("SHIFT_FENCE_MS", "300"),
+    ("SHIFT_PACKET_LIFETIME_MS", "50"),
+    ("SHIFT_EXCHANGE_MS", "10000"),
+    ("SHIFT_PATIENCE_MS", "15000"),
+    ("SHIFT_HEARTBEAT_MS", "5000"),
+    ("SHIFT_KEY_LOOKUP_MS", "3000"),
+];
 /// How long a cut lasts that is none of the protocol's business.
 const FLAP: Duration = Duration::from_millis(100);
-/// The longest of these deadlines is patience; what is beside it is for a loaded machine.
+/// The longest of these deadlines is patience; what is beside it is for the steps before and behind it.
 const LIMIT: Duration = Duration::from_millis(1500 + 1500);
 /// Runs at a time: they mostly wait. With all tests of this file at once they stay below 1024 descriptors.
 const AT_ONCE: usize = 10;
@@ -84,9 +96,9 @@ fn take(next: &AtomicUsize, cuts: &[Cut]) -> Option<(u8, Cut)> {
 }
 
 /// Host 1 sends three messages, then its rail dies under three more; the cable is cut at that step of the migration.
-fn faulted(net: u8, cut: Cut) -> (Fabric, Cable, Process, Process) {
+fn faulted(net: u8, cut: Cut, deadlines: &[(&str, &str)]) -> (Fabric, Cable, Process, Process) {
     let (fabric, cable) = (Fabric::new(net), Cable::new(net));
-    let [a, b] = [1, 2].map(|host| fabric.process_on_cable(host, Cable::config(&SHORT)));
+    let [a, b] = [1, 2].map(|host| fabric.process_on_cable(host, Cable::config(deadlines)));
     connect(&a, 1, &b, 1);
     eventually("both ends are armed", || a.is_armed(1) && b.is_armed(1));
     post(&a, 0..3);
@@ -104,9 +116,9 @@ fn post(from: &Process, messages: std::ops::Range<u32>) {
     }
 }
 
-fn within(what: &str, since: Instant, mut done: impl FnMut() -> bool) {
+fn within(what: &str, since: Watch, mut done: impl FnMut() -> bool) {
     eventually(what, &mut done);
-    assert!(since.elapsed() < LIMIT, "{what}: only after {:?}", since.elapsed());
+    assert!(since.served() < LIMIT, "{what}: only after {:?}", since.elapsed());
 }
 
 fn is_surfaced(process: &Process) -> bool {
@@ -125,7 +137,7 @@ fn has_ended(process: &Process) -> bool {
 #[test]
 fn a_cut_that_is_shorter_than_the_deadlines_is_resumed_wherever_it_begins() {
     run_all(1, &cuts(&[Way::Both, Way::From(1), Way::From(2)]), |net, cut| {
-        let (_fabric, cable, a, b) = faulted(net, cut);
+        let (_fabric, cable, a, b) = faulted(net, cut, &LONG);
         let since = cable.moment().unwrap();
         std::thread::sleep(FLAP);
         cable.mend();
@@ -139,7 +151,7 @@ fn a_cut_that_is_shorter_than_the_deadlines_is_resumed_wherever_it_begins() {
 #[test]
 fn a_cut_that_lasts_ends_at_both_ends_by_their_deadlines_wherever_it_begins() {
     run_all(60, &cuts(&[Way::Both, Way::From(1), Way::From(2)]), |net, cut| {
-        let (_fabric, cable, a, b) = faulted(net, cut);
+        let (_fabric, cable, a, b) = faulted(net, cut, &SHORT);
         let since = cable.moment().unwrap();
         within("the owner's end", since, || is_surfaced(&a) || all_is_delivered(&a, &b));
         within("the other's end", since, || has_ended(&b));
@@ -157,7 +169,7 @@ fn a_cut_that_lasts_ends_at_both_ends_by_their_deadlines_wherever_it_begins() {
 #[test]
 fn a_peer_that_is_killed_at_any_step_leaves_nobody_waiting() {
     run_all(120, &cuts(&[Way::Both]), |net, cut| {
-        let (fabric, cable, a, b) = faulted(net, cut);
+        let (fabric, cable, a, b) = faulted(net, cut, &SHORT);
         let since = killed(&fabric, &cable, &b);
         within("the owner's end", since, || is_surfaced(&a) || (a.is_done(1) && has_ended(&a)));
         // Nothing of the dead peer's answers any more: the next fault is the application's.
@@ -169,7 +181,7 @@ fn a_peer_that_is_killed_at_any_step_leaves_nobody_waiting() {
 #[test]
 fn an_owner_that_is_killed_at_any_step_leaves_nobody_waiting() {
     run_all(140, &cuts(&[Way::Both]), |net, cut| {
-        let (fabric, cable, a, b) = faulted(net, cut);
+        let (fabric, cable, a, b) = faulted(net, cut, &SHORT);
         let since = killed(&fabric, &cable, &a);
         within("the other's end", since, || has_ended(&b));
         b.fail(1);
@@ -179,10 +191,10 @@ fn an_owner_that_is_killed_at_any_step_leaves_nobody_waiting() {
 
 /// Kills a process while nothing of it gets through, and lets the other know what a network would tell it: what was sent before, and
 /// a port that refuses.
-fn killed(fabric: &Fabric, cable: &Cable, process: &Process) -> Instant {
+fn killed(fabric: &Fabric, cable: &Cable, process: &Process) -> Watch {
     process.kill();
     let own = (fabric.address(process.host), DEFAULT_PORT);
     eventually("its ports are closed", || TcpStream::connect(own).is_err());
     cable.mend();
-    Instant::now()
+    Watch::start()
 }

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shift_control::config::DEFAULT_PORT;
 use shift_control::Config;
@@ -16,7 +16,7 @@ use shift_proto::migrate::Handshake;
 use socket2::{Domain, Socket, Type};
 
 use super::network::near_end;
-use super::wait::exactly;
+use super::wait::{exactly, Watch};
 
 /// Where the agents of cabled hosts listen, beside the well-known port.
 const OWN_PORT: u16 = 21_000;
@@ -61,7 +61,7 @@ pub struct Cut {
 #[derive(Default)]
 struct State {
     cut: Option<Cut>,
-    at: Option<Instant>,
+    at: Option<Watch>,
     mended: bool,
 }
 
@@ -80,7 +80,7 @@ impl State {
         let open = !self.is_cut(from);
         let marks = self.cut.filter(|c| self.at.is_none() && c.sender == from && step_of(frame) == Some(c.step));
         if let Some(cut) = marks {
-            self.at = Some(Instant::now());
+            self.at = Some(Watch::start());
             return cut.edge == Edge::After || !self.is_cut(from);
         }
         open
@@ -144,7 +144,7 @@ impl Cable {
     }
 
     /// When the step came.
-    pub fn moment(&self) -> Option<Instant> {
+    pub fn moment(&self) -> Option<Watch> {
         self.state.lock().unwrap().at
     }
 

@@ -45,7 +45,7 @@ pub use network::own_port;
 use network::{Reach, TestNetwork};
 pub use process::{all_arrived, are_on, talk};
 pub use standbys::on_first;
-pub use wait::{config, config_of, eventually, exactly, stays};
+pub use wait::{config, config_of, eventually, exactly, stays, Watch};
 
 /// The most rails that a test has.
 pub const RAILS: usize = 4;
