@@ -10,4 +10,5 @@
 
 mod nic;
 mod properties;
+mod queue;
 mod rules;

@@ -2,117 +2,12 @@
 
 use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{
-    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Plan, Posting, Proof, State,
-    Stop, StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
+    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Posting, Proof, State, Stop,
+    StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
 };
 use shift_proto::policy::{OnUnknown, ProofCap, Reason};
 
-const MTU: u32 = 1024;
-
-/// A ledger that is filled as a queue is: each post takes the next PSNs of its incarnation.
-struct Queue {
-    ledger: Ledger,
-    facts: Vec<IncarnationFacts>,
-    receives: Vec<u64>,
-    entries: Vec<Entry>,
-}
-
-impl Queue {
-    fn new() -> Self {
-        Self::starting_at(Psn64(1000))
-    }
-
-    fn starting_at(psn: Psn64) -> Self {
-        let mut queue = Self { ledger: Ledger::new(), facts: Vec::new(), receives: Vec::new(), entries: Vec::new() };
-        queue.connect(MTU, psn);
-        queue
-    }
-
-    fn connect(&mut self, mtu: u32, psn: Psn64) {
-        let epoch = Epoch(self.facts.len() as u32);
-        let mtu = Mtu::new(mtu).unwrap();
-        self.facts.push(IncarnationFacts {
-            epoch,
-            path: PathId(0),
-            mtu,
-            completed_psn: psn,
-            posted_psn: psn,
-            completed_receives: 0,
-        });
-        self.receives.push(0);
-        self.update();
-    }
-
-    fn update(&mut self) {
-        self.ledger.incarnation(*self.facts.last().unwrap()).unwrap();
-    }
-
-    fn hold(&mut self, op: Op, bytes: u32, fenced: bool, unknown: OnUnknown) -> WrSeq {
-        let seq = WrSeq(self.entries.len() as u64);
-        let entry = Entry { seq, op, bytes, fenced, unknown };
-        self.entries.push(entry);
-        self.ledger.admit(entry, None).unwrap();
-        seq
-    }
-
-    fn give_to_nic(&mut self, seq: WrSeq, offset: u32) {
-        let entry = self.entries[seq.0 as usize];
-        let facts = self.facts.last_mut().unwrap();
-        let receives = self.receives.last_mut().unwrap();
-        let posting = Posting { epoch: facts.epoch, first_psn: facts.posted_psn, offset, receive_ordinal: *receives };
-        facts.posted_psn = facts.posted_psn + entry.op.span(entry.bytes - offset, facts.mtu);
-        *receives += u64::from(entry.op.consumes_receive());
-        self.ledger.posted(seq, posting).unwrap();
-        self.update();
-    }
-
-    fn post(&mut self, op: Op, packets: u32) -> WrSeq {
-        self.post_as(op, packets * MTU, false, OnUnknown::Replay)
-    }
-
-    fn post_as(&mut self, op: Op, bytes: u32, fenced: bool, unknown: OnUnknown) -> WrSeq {
-        let seq = self.hold(op, bytes, fenced, unknown);
-        self.give_to_nic(seq, 0);
-        seq
-    }
-
-    fn replay(&mut self, plan: &Plan) {
-        for step in &plan.steps {
-            if let Action::Replay { offset } = step.action {
-                self.give_to_nic(step.seq, offset);
-            }
-        }
-    }
-
-    fn epoch(&self) -> u32 {
-        self.facts.len() as u32 - 1
-    }
-
-    fn first(&self) -> Psn64 {
-        self.facts[0].completed_psn
-    }
-}
-
-fn report(epoch: u32, proof: Proof, receives: u64) -> IncarnationReport {
-    IncarnationReport { epoch: Epoch(epoch), path: PathId(0), proof, receives, fenced: true }
-}
-
-fn psn(queue: &Queue, epoch: u32, packets: u64, receives: u64) -> IncarnationReport {
-    report(epoch, Proof::Psn((queue.facts[epoch as usize].completed_psn + packets).wire()), receives)
-}
-
-fn actions(plan: &Plan) -> Vec<Action> {
-    plan.steps.iter().map(|step| step.action).collect()
-}
-
-fn stop_of(plan: &Plan) -> (WrSeq, Reason) {
-    match plan.stop {
-        Some(Stop { seq, why: StopReason::Table(reason) }) => (seq, reason),
-        other => panic!("no stop by the table: {other:?}"),
-    }
-}
-
-const WHOLE: Action = Action::Replay { offset: 0 };
+use crate::queue::{actions, psn, report, stop_of, Queue, MTU, WHOLE};
 
 #[test]
 fn a_span_is_its_packets_and_never_less_than_one() {
