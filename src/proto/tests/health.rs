@@ -61,6 +61,12 @@ fn a_value_above_the_bound_is_the_operators() {
     assert_eq!(hold.span(), long);
 }
 
+#[test]
+fn a_hold_down_is_probed_ten_times_but_neither_in_a_storm_nor_seldom() {
+    let pace = |least_ms| HoldDown::new(Micros::from_millis(least_ms)).pace().as_millis();
+    assert_eq!([1, 500, 501, 5_000, 9_990, 10_000, 300_000].map(pace), [50, 50, 50, 500, 999, 1_000, 1_000]);
+}
+
 /// However the link flaps: the returns of an hour are the doublings up to the bound, and one in half of the bound at most.
 #[test]
 fn in_an_hour_of_any_flapping_the_returns_are_bounded() {

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::BTreeSet;
+
 use shift_proto::ledger::{Op, State};
 use shift_proto::policy::{could_end_in_error, decide, Facts, OnUnknown, Policy, ProofCap, Reason, Verdict, MAX_ITEMS};
 
@@ -177,4 +179,24 @@ fn the_cap_on_proofs_has_three_words() {
     assert_eq!(ProofCap::parse("count"), Ok(ProofCap::Count));
     assert_eq!(ProofCap::parse("sender"), Ok(ProofCap::Sender));
     assert!(ProofCap::parse("none").unwrap_err().to_string().contains("psn, count or sender"));
+}
+
+#[test]
+fn each_reason_names_the_operation_that_it_is_about() {
+    let reasons = [
+        (Reason::SendUnknown, "SEND"),
+        (Reason::WriteImmUnknown, "WRITE_WITH_IMM"),
+        (Reason::WriteImmBegun, "WRITE_WITH_IMM"),
+        (Reason::WriteUnknown, "WRITE"),
+        (Reason::WriteBeforeStop, "WRITE"),
+        (Reason::ReadFenced, "READ"),
+        (Reason::ReadBegun, "READ"),
+        (Reason::AtomicResultLost, "atomic"),
+        (Reason::AtomicUnknown, "atomic"),
+    ];
+    let told: BTreeSet<_> = reasons.iter().map(|(reason, _)| reason.to_string()).collect();
+    assert_eq!(told.len(), reasons.len(), "two reasons are told alike");
+    for (reason, operation) in reasons {
+        assert!(reason.to_string().contains(operation), "{reason}");
+    }
 }

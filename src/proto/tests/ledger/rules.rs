@@ -2,8 +2,8 @@
 
 use shift_proto::id::{Epoch, Mtu, PathId, Psn, Psn64, WrSeq};
 use shift_proto::ledger::{
-    Action, Basis, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Posting, Proof, State, Stop,
-    StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
+    Action, Basis, Disagreement, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Posting, Proof,
+    State, Stop, StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
 };
 use shift_proto::policy::{OnUnknown, ProofCap, Reason};
 
@@ -302,6 +302,7 @@ fn a_stop_stays_when_a_second_fault_would_know_better() {
     queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
     assert!(queue.ledger.entries().next().unwrap().landed, "its result is there by now");
     assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::AtomicResultLost));
+    assert_eq!(queue.ledger.decide().steps, [], "and nothing from it on is done");
 }
 
 #[test]
@@ -545,4 +546,117 @@ fn atomics_and_work_under_policy_error_could_end_in_an_error() {
     assert!(
         !risk(Op::Write, OnUnknown::Replay) && !risk(Op::Send, OnUnknown::Error) && !Ledger::new().could_end_in_error()
     );
+}
+
+#[test]
+fn a_stop_keeps_the_reason_for_which_it_was_found() {
+    let mut queue = Queue::new();
+    queue.post_as(Op::Read, MTU, false, OnUnknown::Error);
+    queue.ledger.apply(&[report(0, Proof::None, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::ReadBegun));
+    queue.connect(MTU, Psn64(9));
+    queue.post_as(Op::Write, MTU, true, OnUnknown::Replay);
+    queue.ledger.apply(&[report(0, Proof::None, 0), report(1, Proof::None, 0)]).unwrap();
+    assert_eq!(stop_of(&queue.ledger.decide()), (WrSeq(0), Reason::ReadBegun), "not ReadFenced, which it is by now");
+}
+
+#[test]
+fn a_request_that_needs_no_result_is_not_said_to_have_landed() {
+    let mut queue = Queue::new();
+    queue.post(Op::Write, 1);
+    queue.post(Op::Read, 1);
+    let first = queue.post_as(Op::Write, MTU, true, OnUnknown::Replay);
+    queue.post_as(Op::Write, MTU, true, OnUnknown::Replay);
+    queue.ledger.apply(&[psn(&queue, 0, 4, 0)]).unwrap();
+    let views: Vec<_> = queue.ledger.entries().collect();
+    assert_eq!(views.iter().map(|view| view.landed).collect::<Vec<_>>(), [false, true, false, false]);
+    assert_eq!(views[0].evidence.basis, Basis::Psn(Epoch(0)));
+    assert_eq!(views[1].evidence.basis, Basis::LandedBeforeFenced(first), "the next fenced request says so");
+}
+
+#[test]
+fn what_proved_that_a_result_has_landed_is_not_replaced() {
+    let mut queue = Queue::new();
+    let read = queue.hold(Op::Read, MTU, false, OnUnknown::Replay);
+    let between = queue.hold(Op::Write, MTU, true, OnUnknown::Replay);
+    let last = queue.hold(Op::Write, MTU, true, OnUnknown::Replay);
+    queue.give_to_nic(read, 0);
+    queue.give_to_nic(last, 0);
+    queue.ledger.apply(&[psn(&queue, 0, 2, 0)]).unwrap();
+    queue.connect(MTU, Psn64(9));
+    queue.give_to_nic(between, 0);
+    queue.ledger.apply(&[psn(&queue, 1, 1, 0)]).unwrap();
+    let basis = queue.ledger.entries().next().unwrap().evidence.basis;
+    assert_eq!(basis, Basis::LandedBeforeFenced(last));
+}
+
+#[test]
+fn a_request_is_posted_on_no_more_incarnations_than_there_may_be() {
+    let mut queue = Queue::new();
+    let seq = queue.hold(Op::Write, 1, false, OnUnknown::Replay);
+    let posting = |epoch| Posting { epoch: Epoch(epoch), first_psn: Psn64(0), offset: 0, receive_ordinal: 0 };
+    for epoch in 0..MAX_INCARNATIONS as u32 {
+        queue.ledger.posted(seq, posting(epoch)).unwrap();
+    }
+    assert_eq!(queue.ledger.posted(seq, posting(MAX_INCARNATIONS as u32)), Err(LedgerError::TooManyIncarnations));
+    assert_eq!(queue.ledger.posted(seq, posting(MAX_INCARNATIONS as u32 - 1)), Ok(()), "it is there already");
+    assert_eq!(queue.ledger.posted(seq, posting(0)), Err(LedgerError::Conflict(seq)), "an earlier one than the last");
+    let view = queue.ledger.entries().next().unwrap();
+    assert_eq!((view.postings, view.newest), (MAX_INCARNATIONS, Some(posting(MAX_INCARNATIONS as u32 - 1))));
+}
+
+#[test]
+fn how_far_an_incarnation_was_posted_follows_from_what_the_ledger_holds() {
+    let mut queue = Queue::new();
+    let seq = queue.hold(Op::Write, 4 * MTU, false, OnUnknown::Replay);
+    let posting = Posting { epoch: Epoch(0), first_psn: queue.first(), offset: MTU, receive_ordinal: 0 };
+    queue.ledger.posted(seq, posting).unwrap();
+    queue.ledger.apply(&[psn(&queue, 0, 3, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [Action::Complete]);
+}
+
+#[test]
+fn what_is_retired_leaves_the_window_of_psns() {
+    const LONGEST: u32 = 1 << 31;
+    let mut queue = Queue::new();
+    let packets = u64::from(LONGEST / MTU);
+    let count = Psn::COUNT / packets;
+    let last = (0..count).map(|_| queue.post_as(Op::Write, LONGEST, false, OnUnknown::Replay)).last().unwrap();
+    queue.ledger.landed_through(last);
+    queue.post(Op::FetchAdd, 0);
+    queue.ledger.apply(&[psn(&queue, 0, count * packets, 0)]).unwrap();
+    assert_eq!(actions(&queue.ledger.decide()), [WHOLE], "proven unexecuted, 2^24 packets after the first");
+}
+
+#[test]
+fn a_posting_on_an_incarnation_that_nobody_entered_is_a_disagreement() {
+    let mut queue = Queue::new();
+    let seq = queue.post(Op::Write, 1);
+    let elsewhere = Posting { epoch: Epoch(5), first_psn: Psn64(0), offset: 0, receive_ordinal: 0 };
+    queue.ledger.posted(seq, elsewhere).unwrap();
+    let found = queue.ledger.apply(&[psn(&queue, 0, 1, 0), report(5, Proof::Count, 0)]).unwrap_err();
+    assert_eq!((found.epoch, found.executed, found.drained), (Epoch(5), 0, None));
+}
+
+#[test]
+fn a_ledger_counts_what_it_holds() {
+    let mut queue = Queue::new();
+    let held = |queue: &Queue| (queue.ledger.len(), queue.ledger.is_empty());
+    assert_eq!(held(&queue), (0, true));
+    queue.post(Op::Write, 1);
+    let second = queue.post(Op::Write, 1);
+    assert_eq!(held(&queue), (2, false));
+    queue.ledger.landed_through(second);
+    assert_eq!(held(&queue), (0, true));
+}
+
+#[test]
+fn what_a_ledger_refuses_and_what_the_ends_disagree_on_is_said_with_its_numbers() {
+    let found = |drained| Disagreement { epoch: Epoch(3), executed: 7, drained }.to_string();
+    assert!(found(Some(5)).contains("7 receives held executed, 5 drained"), "{}", found(Some(5)));
+    assert!(found(None).contains("7 receives held executed, no report"), "{}", found(None));
+    assert!(LedgerError::Full.to_string().contains(&MAX_ENTRIES.to_string()));
+    assert!(LedgerError::TooManyIncarnations.to_string().contains(&MAX_INCARNATIONS.to_string()));
+    assert!(LedgerError::NoEntry(WrSeq(12)).to_string().contains("12 is not in the ledger"));
+    assert!(LedgerError::Conflict(WrSeq(12)).to_string().contains("12 is in the ledger with other facts"));
 }
