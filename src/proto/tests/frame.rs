@@ -274,6 +274,81 @@ fn lengths_beyond_their_bounds_are_refused_before_anything_is_made_of_them() {
     assert_eq!(Frame::decode(&bytes), Err(FrameError::TooMany));
 }
 
+#[test]
+fn the_longest_frame_of_each_list_is_shorter_than_a_frame_may_be() {
+    let address = SocketAddr::from(([0; 16], 1));
+    let hello = Hello { addresses: vec![address; MAX_ADDRESSES], version: "x".repeat(MAX_VERSION), ..empty_hello() };
+    let mut standby = first_offer(0);
+    standby.standbys = vec![standby.standbys[0]; MAX_STANDBYS];
+    standby.paths = vec![PathPair { path: PathId(1), own: 0, peer: 0 }; MAX_PATHS];
+    let me = EndpointId { process: ProcessId(1), life: 1, side: 0 };
+    let tuple = Tuple { epoch: Epoch(1), owner: me, attempt: 1, target: PathId(1) };
+    let proof = Proof::Psn(Psn::new(0));
+    let report = IncarnationReport { epoch: Epoch(0), path: PathId(0), proof, receives: 0, fenced: true };
+    let msg = Handshake::Report { tuple, fenced: true, reports: vec![report; MAX_REPORTS] };
+    let migration = Frame::Migration { number: 1, to: me, from: me, msg };
+    for frame in [Frame::Hello(hello), offer_of(Some(standby)), migration] {
+        let length = bytes_of(&frame).len();
+        assert!(length < MAX_FRAME / 2, "{length} bytes: {frame:?}");
+        assert_eq!(Frame::decode(&bytes_of(&frame)), Ok(frame));
+    }
+}
+
+#[test]
+fn a_frame_of_just_the_longest_length_is_read() {
+    let mut bytes = vec![0; MAX_FRAME];
+    [bytes[0], bytes[1]] = [WIRE_VERSION, 14];
+    assert_eq!(Frame::decode(&bytes), Err(FrameError::Trailing));
+}
+
+#[test]
+fn slots_and_paths_beyond_their_bounds_are_refused_by_name() {
+    let slots = MAX_STANDBYS as u8;
+    let pair = |path: usize, own, peer| PathPair { path: PathId(path as u8), own, peer };
+    let refused = |slot, pair| {
+        let mut offer = first_offer(slot);
+        offer.paths.push(pair);
+        Frame::decode(&bytes_of(&offer_of(Some(offer)))).err()
+    };
+    assert_eq!(refused(slots - 1, pair(MAX_PATHS - 1, slots - 1, slots - 1)), None);
+    assert_eq!(refused(0, pair(1, 0, 0)), None);
+    assert_eq!(refused(slots, pair(1, 0, 0)), Some(FrameError::Value("slot")));
+    assert_eq!(refused(0, pair(1, slots, 0)), Some(FrameError::Value("slot")));
+    assert_eq!(refused(0, pair(1, 0, slots)), Some(FrameError::Value("slot")));
+    assert_eq!(refused(0, pair(0, 0, 0)), Some(FrameError::Value("path")), "the first path is nobody's standby");
+    assert_eq!(refused(0, pair(MAX_PATHS, 0, 0)), Some(FrameError::Value("path")));
+}
+
+#[test]
+fn only_a_later_offer_may_be_without_a_standby() {
+    let decoded = |offer: StandbyOffer| Frame::decode(&bytes_of(&offer_of(Some(offer)))).err();
+    assert_eq!(decoded(first_offer(0)), None);
+    assert_eq!(decoded(StandbyOffer { revision: 1, ..first_offer(0) }), None);
+    assert_eq!(decoded(StandbyOffer { revision: 1, standbys: Vec::new(), ..first_offer(0) }), None);
+    let nothing = StandbyOffer { standbys: Vec::new(), ..first_offer(0) };
+    assert_eq!(decoded(nothing), Some(FrameError::Value("standbys")));
+}
+
+const NOBODY: QpAddress = QpAddress { gid: [0; 16], qpn: 0 };
+
+fn first_offer(slot: u8) -> StandbyOffer {
+    let end = PathOffer { address: NOBODY, mtu: Mtu::MIN, psn_base: Psn::new(0) };
+    StandbyOffer {
+        revision: 0,
+        standbys: vec![SlotOffer { slot, end }],
+        paths: Vec::new(),
+        is_first_gone: false,
+        primary_mtu: Mtu::MIN,
+        primary_psn_base: Psn::new(0),
+        access: 0,
+    }
+}
+
+fn offer_of(standby: Option<StandbyOffer>) -> Frame {
+    let from = EndpointId { process: ProcessId(1), life: 1, side: 0 };
+    Frame::Offer(Offer { from, device: 0, own: NOBODY, peer: NOBODY, standby })
+}
+
 fn empty_hello() -> Hello {
     Hello { process: ProcessId(1), token: [0; 16], addresses: Vec::new(), version: String::new() }
 }
@@ -311,8 +386,8 @@ fn versions() -> impl Strategy<Value = Versions> {
 
 proptest! {
     #[test]
-    fn an_opening_is_read_as_it_was_said_and_no_byte_early(versions in versions(), keyed in any::<bool>(), nonce in any::<[u8; 16]>(), cut in 0..OPENING) {
-        let opening = Opening { versions, keyed, two_keys: false, nonce };
+    fn an_opening_is_read_as_it_was_said_and_no_byte_early(versions in versions(), keys in any::<(bool, bool)>(), nonce in any::<[u8; 16]>(), cut in 0..OPENING) {
+        let opening = Opening { versions, keyed: keys.0, two_keys: keys.1, nonce };
         let bytes = opening.encode();
         prop_assert_eq!(Opening::decode(&bytes), Ok(Some(opening)));
         prop_assert_eq!(Opening::decode(&bytes[..cut]), Ok(None));
@@ -346,4 +421,15 @@ fn the_bytes_of_an_opening_do_not_change() {
         nonce: *b"0123456789abcdef",
     };
     assert_eq!(opening.encode(), *b"shift-v\0\x01\x02\x01\x000123456789abcdef");
+}
+
+#[test]
+fn an_opening_of_no_version_is_none_and_one_of_a_single_version_is_told_so() {
+    let decoded = |oldest, newest| {
+        let opening = Opening { versions: Versions { oldest, newest }, keyed: false, two_keys: false, nonce: [0; 16] };
+        Opening::decode(&opening.encode()).map(|opening| opening.unwrap().versions.to_string())
+    };
+    assert_eq!(decoded(2, 1), Err(FrameError::Value("opening")));
+    assert_eq!(decoded(2, 2).unwrap(), "wire version 2");
+    assert_eq!(decoded(2, 3).unwrap(), "wire versions 2 to 3");
 }
