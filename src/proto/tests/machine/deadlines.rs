@@ -71,6 +71,15 @@ fn a_violated_relation_is_named_with_its_variables() {
     assert!(refusal("SHIFT_STALL_MS", 0).contains("SHIFT_STALL_MS is 0"));
 }
 
+/// Of an exchange of 3 s two round trips and two drains are left to others, and half of what remains is for those who hold by plan.
+#[test]
+fn what_a_group_waits_for_fits_into_the_exchange() {
+    let limits = Deadlines::default().group_limits();
+    let (come, fence, ask, depart) = (limits.come, limits.fence, limits.ask, limits.depart);
+    assert_eq!([fence, come, depart, ask].map(|limit| limit.as_millis()), [2800, 2400, 1200, 600]);
+    assert_eq!([limits.call, limits.plan, limits.muster].map(|limit| limit.as_millis()), [10_000, 1000, 2000]);
+}
+
 /// A deadline, what it waits in, and what is to come at its end and not before.
 type Passing = (&'static str, fn() -> Bench, fn(&Bench, &[Effect]) -> bool);
 

@@ -10,6 +10,7 @@
 
 mod bench;
 mod deadlines;
+mod log;
 mod pairs;
 mod rules_of_claims;
 mod rules_of_groups;
