@@ -1,7 +1,7 @@
 # Sourced by `scripts/test --long`: what takes longer than a change can wait for, in parts. Each writes its result into tests/CAMPAIGN.md.
 
 # In the order in which they run, with what each takes on two processors.
-parts=(faults programs network models sanitizers fuzzing systems)
+parts=(faults programs network models sanitizers fuzzing mutants systems)
 
 # The day: each campaign makes its choices anew, and whoever reads its table can repeat them.
 seed=$(date -u +%Y%m%d)
@@ -57,6 +57,16 @@ part_fuzzing() {
     packages+=(g++)
     install_packages
     check_many "bytes from outside" "^fuzz:" ci/fuzz --keep
+}
+
+# Hours. Each change of one place in the protocol's core; goes on where it was interrupted.
+part_mutants() {
+    check_many "mutants" "^mutants:" mutants
+    ci/campaign mutants "$log"
+}
+
+mutants() {
+    require_mutants && ci/mutants
 }
 
 # The released library in the releases of Debian with the oldest and the newest glibc that are supported, and the one for aarch64 under emulation.

@@ -86,6 +86,15 @@ require_zig() {
     fi
 }
 
+# Of crates.io: it changes the protocol in one place at a time (ci/mutants).
+mutants_version=27.1.0
+
+require_mutants() {
+    [[ $(cargo mutants --version 2>/dev/null) == "cargo-mutants $mutants_version" ]] && return
+    echo "installing cargo-mutants $mutants_version" >&2
+    cargo install --quiet --locked "cargo-mutants@$mutants_version" >&2
+}
+
 # Sanitizers want the standard library built with them: Debian's compiler comes with its source, and clang's runtimes of the same LLVM.
 require_sanitizers() {
     local llvm
