@@ -37,12 +37,11 @@ impl KeyCache {
         Self { generation: 0, slot: 0, local: [NO_KEY; KEYS], remote: [(0, 0); KEYS] }
     }
 
-    /// From now on the keys of the standby in that slot are wanted.
+    /// From now on the keys of a path from the standby in that slot are wanted. The peer's end of it may be another one than before, where its memory has
+    /// other keys.
     pub fn go_to(&mut self, slot: u8) {
-        if self.slot != slot {
-            // No generation of the process's: at the next look everything is forgotten.
-            (self.slot, self.generation) = (slot, 0);
-        }
+        // No generation of the process's: at the next look everything is forgotten.
+        (self.slot, self.generation) = (slot, 0);
     }
 
     /// The slot whose keys these are.
@@ -120,4 +119,24 @@ impl KeyCache {
 #[inline]
 const fn key_index(key: u32) -> usize {
     (key ^ key >> 8) as usize % KEYS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_peer_s_keys_were_on_one_path_is_forgotten_on_the_next_also_from_the_same_standby() {
+        let mut keys = KeyCache::new();
+        keys.go_to(0);
+        keys.learn_remote(7, 70);
+        assert_eq!(keys.known_remote(7), Some(70));
+        // The first path in between asks for no keys.
+        keys.go_to(0);
+        assert_eq!(
+            keys.known_remote(7),
+            None,
+            "70 is the key of one of the peer's standbys, and this path may lead to another"
+        );
+    }
 }
