@@ -486,7 +486,10 @@ pub fn retire_front(qp: &QpShadow) {
     if head < qp.sq.ring.tail() && qp.sq.ring.slot(head).has(DONE) {
         let mut stash = core::mem::take(&mut inner.stash);
         let mut sink = Sink::into_stash(&mut stash);
-        retire_mixed(qp, head, &mut sink);
+        match qp.stance() {
+            Stance::Passing => flush_front(qp, &mut sink),
+            Stance::Recording | Stance::Armed | Stance::Masking | Stance::Surfaced => retire_mixed(qp, head, &mut sink),
+        }
         inner.stash = stash;
         settle_and_wake(cq, &inner);
     }
@@ -565,17 +568,46 @@ pub(super) fn judge(qp: &QpShadow, status: ibv_wc_status, epoch: u32) -> Verdict
 
 #[cold]
 fn send_failed(qp: &QpShadow, raw: ibv_wc, seq: u64, sink: &mut Sink<'_>) {
+    let is_first = !qp.sq.errored.load(Relaxed);
     qp.sq.errored.store(true, Relaxed);
-    let slot = qp.sq.ring.slot(seq);
+    let ring = &qp.sq.ring;
+    let slot = ring.slot(seq);
     match judge(qp, raw.status, qp.sq.epoch.load(Relaxed)) {
         Verdict::Keep => slot.mark(FLUSHED),
         Verdict::Drop => {}
         Verdict::Pass => {
             let wr_id = slot.wr_id.load(Relaxed);
-            qp.sq.ring.set_head(qp.sq.ring.head().max(seq + 1));
+            if qp.sq.mixed.load(Relaxed) && seq > ring.head() {
+                if is_first {
+                    // What the NIC had before it is accounted for.
+                    retire_mixed(qp, seq - 1, sink);
+                } else {
+                    let proven = (ring.head()..seq).map(|at| ring.slot(at)).filter(|slot| slot.has(DONE));
+                    proven.for_each(|slot| sink.put(flush_of(qp, slot), qp.life));
+                }
+            }
+            ring.set_head(ring.head().max(seq + 1));
             sink.put(ibv_wc { wr_id, qp_num: qp.qpn, ..raw }, qp.life);
+            flush_front(qp, sink);
         }
     }
+}
+
+/// What is proven behind an error that the application got ends as all does that is behind one. Of it no NIC says anything.
+fn flush_front(qp: &QpShadow, sink: &mut Sink<'_>) {
+    let ring = &qp.sq.ring;
+    let mut at = ring.head();
+    while at < ring.tail() && ring.slot(at).has(DONE) {
+        sink.put(flush_of(qp, ring.slot(at)), qp.life);
+        at += 1;
+    }
+    ring.set_head(at);
+}
+
+fn flush_of(qp: &QpShadow, slot: &SendSlot) -> ibv_wc {
+    let mut wc = ibv_wc::zeroed();
+    (wc.wr_id, wc.status, wc.qp_num) = (slot.wr_id.load(Relaxed), IBV_WC_WR_FLUSH_ERR, qp.qpn);
+    wc
 }
 
 #[inline]

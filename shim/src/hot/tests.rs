@@ -442,6 +442,44 @@ fn an_error_of_the_application_s_behind_a_flush_of_the_other_queue_is_given_to_i
     assert_eq!(rest.iter().map(|wc| (wc.wr_id, wc.status)).collect::<Vec<_>>(), [(12, IBV_WC_WR_FLUSH_ERR)]);
 }
 
+/// After a migration the second of three is complete by proof; no NIC has it.
+fn with_the_second_proven() -> Bench {
+    let bench = Bench::new();
+    bench.qp.stand(Stance::Armed);
+    bench.post(&mut [10, 11, 12].map(|wr_id| request(wr_id, IBV_WR_SEND, IBV_SEND_SIGNALED)));
+    bench.qp.sq.mixed_until.store(3, Relaxed);
+    bench.qp.sq.mixed.store(true, Relaxed);
+    bench.qp.sq.ring.slot(2).signals_before.store(1, Relaxed);
+    bench
+}
+
+#[test]
+fn what_is_proven_completes_once_too_where_an_error_of_the_application_s_comes_before_it_or_behind_it() {
+    let brief = |seen: Vec<ibv_wc>| seen.iter().map(|wc| (wc.wr_id, wc.status)).collect::<Vec<_>>();
+    // A READ is repeated, and the peer has let go of the memory, for it has what was sent behind it.
+    for last in [vec![(2, IBV_WC_WR_FLUSH_ERR)], vec![]] {
+        let bench = with_the_second_proven();
+        bench.qp.sq.ring.slot(1).mark(DONE);
+        let mut seen = brief(bench.complete(&[(0, IBV_WC_REM_ACCESS_ERR)]));
+        seen.extend(brief(bench.complete(&last)));
+        let all = [(10, IBV_WC_REM_ACCESS_ERR), (11, IBV_WC_WR_FLUSH_ERR), (12, IBV_WC_WR_FLUSH_ERR)];
+        assert_eq!(seen, all[..2 + last.len()]);
+    }
+    // It is found proven after what is before it has completed.
+    let bench = with_the_second_proven();
+    let mut seen = brief(bench.complete(&[(0, IBV_WC_SUCCESS)]));
+    bench.qp.sq.ring.slot(1).mark(DONE);
+    seen.extend(brief(bench.complete(&[(2, IBV_WC_REM_ACCESS_ERR)])));
+    assert_eq!(seen, [(10, IBV_WC_SUCCESS), (11, IBV_WC_SUCCESS), (12, IBV_WC_REM_ACCESS_ERR)]);
+    // It is found proven when the error was given out already.
+    let bench = with_the_second_proven();
+    let mut seen = brief(bench.complete(&[(0, IBV_WC_REM_ACCESS_ERR)]));
+    bench.qp.sq.ring.slot(1).mark(DONE);
+    super::poll::retire_front(&bench.qp);
+    seen.extend(brief(bench.complete(&[(2, IBV_WC_WR_FLUSH_ERR)])));
+    assert_eq!(seen, [(10, IBV_WC_REM_ACCESS_ERR), (11, IBV_WC_WR_FLUSH_ERR), (12, IBV_WC_WR_FLUSH_ERR)]);
+}
+
 #[test]
 fn what_no_nic_was_given_and_what_is_proven_is_at_no_risk() {
     let mut sge = ibv_sge { addr: 0, length: 8, lkey: 0x30 };
