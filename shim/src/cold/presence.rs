@@ -12,7 +12,7 @@ use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// One entry for each device of the kernel's verbs.
 const CLASS: &str = "/sys/class/infiniband_verbs";
@@ -24,8 +24,9 @@ pub struct Presence {
     entry: Option<(PathBuf, u64)>,
     gone: AtomicBool,
     told: AtomicBool,
-    /// Objects of queue pairs may be on it, which have to go before the context does.
-    pub is_standby: AtomicBool,
+    /// Objects of queue pairs may be on it, which have to go before the context does. Who sets it looks at `closed` after that, and who closes looks at it
+    /// after that: one of the two sees the other.
+    is_standby: AtomicBool,
     /// This library's own context of it is closed. Held for reading while that is used.
     closed: RwLock<bool>,
 }
@@ -65,6 +66,16 @@ impl Presence {
         (!*closed).then_some(closed)
     }
 
+    /// From here on objects of queue pairs may be on it. `false`: it is closed.
+    pub fn engage(&self) -> bool {
+        self.is_standby.store(true, Ordering::Relaxed);
+        self.keep_open().is_some()
+    }
+
+    fn is_standby(&self) -> bool {
+        self.is_standby.load(Ordering::Relaxed)
+    }
+
     /// `false`: it was closed already.
     fn close(&self) -> bool {
         let mut closed = self.closed.write().unwrap_or_else(PoisonError::into_inner);
@@ -85,20 +96,16 @@ pub fn removed() -> Vec<u16> {
 
 /// The agent has nothing left on that rail, whose device is gone: this library's own context of it is closed, after the objects that are on it.
 pub fn let_go(id: u16) {
-    let rail = {
-        // Under the lock under which a rail becomes a standby.
-        let table = rail::rails();
-        let Some(rail) = table.get(usize::from(id)) else { return };
-        let is_standby = rail.presence.is_standby.load(Ordering::Relaxed);
-        if is_standby && srq::is_on(id) || !rail.presence.close() {
-            return;
-        }
-        if !is_standby {
-            return close(rail);
-        }
-        Arc::clone(rail)
-    };
-    parting::begin(&rail);
+    // The table is free meanwhile: who uses the context, or has what may lie there, is waited for, and may look for a rail.
+    let Some(rail) = rail::by_id(id) else { return };
+    if srq::is_on(id) || !rail.presence.close() {
+        return;
+    }
+    if rail.presence.is_standby() {
+        parting::begin(&rail);
+    } else {
+        close(&rail);
+    }
 }
 
 /// Nothing is on it any more.
@@ -136,5 +143,28 @@ mod tests {
         assert!(presence.keep_open().is_some());
         assert!(presence.close() && !presence.close());
         assert!(presence.keep_open().is_none());
+    }
+
+    /// Who registers on a standby has its context open, and looks for the rail to name it where that fails, as it does when the device goes.
+    #[test]
+    fn while_a_context_that_is_used_is_waited_for_rails_are_found() {
+        let presence = Presence::default();
+        // So that nothing is there to be destroyed.
+        assert!(presence.close());
+        let rail = rail::tests::entered(crate::hot::tests::OPS, presence);
+        let (found, finds) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let used = rail.presence.closed.read();
+            scope.spawn(|| let_go(rail.id));
+            // Nobody else gets in once somebody waits to close it.
+            while rail.presence.closed.try_read().is_ok() {
+                std::thread::yield_now();
+            }
+            let id = rail.id;
+            scope.spawn(move || found.send(rail::by_id(id).is_some()));
+            let is_found = finds.recv_timeout(std::time::Duration::from_secs(10));
+            drop(used);
+            assert_eq!(is_found, Ok(true));
+        });
     }
 }

@@ -16,7 +16,6 @@ use shift_control::Config;
 use shift_proto::id::MAX_STANDBYS;
 use std::ffi::CStr;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -406,12 +405,11 @@ impl Chosen {
 
 /// From here on objects of queue pairs may be on it.
 fn engage(rail: &Rail) -> Result<(), String> {
-    let _table = rails();
-    rail.presence.is_standby.store(true, Ordering::Relaxed);
-    if rail.presence.keep_open().is_none() {
-        return Err(format!("device {} was removed", rail.name));
+    if rail.presence.engage() {
+        Ok(())
+    } else {
+        Err(format!("device {} was removed", rail.name))
     }
-    Ok(())
 }
 
 /// Devices that may stand by, the best first, with their ranks.
@@ -461,5 +459,29 @@ fn as_wanted(primary: &Rail, wanted: &[String]) -> Result<Vec<(Arc<Rail>, u8)>, 
     match missing {
         Some(why) if chosen.is_empty() => Err(why),
         _ => Ok(chosen),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Enters a rail of no device into the table, where it stays: its number is its place.
+    pub(crate) fn entered(ops: ProviderOps, presence: Presence) -> Arc<Rail> {
+        let mut table = rails();
+        let rail = Arc::new(Rail {
+            id: table.len() as u16,
+            name: "none".to_owned(),
+            context: Raw(core::ptr::null_mut()),
+            ops,
+            attr: ibv_device_attr::zeroed(),
+            port: 1,
+            link_layer: None,
+            psn_is_proof: false,
+            pd: OnceLock::new(),
+            presence,
+        });
+        table.push(Arc::clone(&rail));
+        rail
     }
 }

@@ -93,7 +93,7 @@ pub(super) const QPN: u32 = 0x11;
 const DEPTH: u32 = if cfg!(loom) { 2 } else { 64 };
 pub(super) const CAP: ibv_qp_cap =
     ibv_qp_cap { max_send_wr: DEPTH, max_recv_wr: DEPTH, max_send_sge: 2, max_recv_sge: 2, max_inline_data: 64 };
-pub(super) const OPS: ProviderOps = ProviderOps {
+pub(crate) const OPS: ProviderOps = ProviderOps {
     post_send: take_send,
     post_recv: take_recv,
     poll_cq: give_completions,
