@@ -189,7 +189,8 @@ fn empty(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_e
     let rail = rail_of(srq, site).ok_or(Errno(libc::ENODEV))?;
     let gid = gid.ok_or(Errno(libc::ENODEV))?;
     set_limit(object, 0);
-    let taken = withdraw::go_on(&mut cold.withdrawal, object, &rail, gid)?;
+    let under_way = cold.withdrawals.get_mut(usize::from(site.0)).ok_or(Errno(libc::ENODEV))?;
+    let taken = withdraw::go_on(under_way, object, &rail, gid)?;
     log::debug!("SRQ {}: {taken} receives taken back from {}", srq.life, rail.name);
     if let Some(left) = cold.left.get_mut(usize::from(site.0)) {
         *left = false;
@@ -487,6 +488,39 @@ mod tests {
         assert_eq!(given(), [1, 2, 3]);
         assert!(cold.moving.is_none());
         assert_eq!(go_on(&srq, &mut cold), Ok(0));
+    }
+
+    unsafe extern "C" fn say_empty(_: *mut ibv_cq, _: i32, out: *mut ibv_wc) -> i32 {
+        let mut nothing_left = ibv_wc::zeroed();
+        nothing_left.status = IBV_WC_RNR_RETRY_EXC_ERR;
+        // SAFETY: the code under test has room for many.
+        unsafe { out.write(nothing_left) };
+        1
+    }
+
+    /// A move may turn aside while a standby is being emptied, and go to another one that has to be emptied too.
+    #[test]
+    fn emptying_one_standby_goes_on_there_and_says_nothing_of_another() {
+        let ops = ProviderOps { post_srq_recv: Some(post), poll_cq: say_empty, ..crate::hot::tests::OPS };
+        let standbys = [0, 1].map(|slot| StandbyPd {
+            slot,
+            device: rail::tests::entered(ops, Default::default()).id,
+            pd: Raw(core::ptr::null_mut()),
+        });
+        let bench = Bench::new();
+        let srq = SrqShadow { pd: Arc::new(PdShadow::new(0, Ok(standbys.to_vec()))), ..srq_of(&[&bench]) };
+        let (mut objects, sites) = ([ibv_srq::zeroed(), ibv_srq::zeroed()], [0, 1].map(Site::of_slot));
+        let mut cold = srq.cold();
+        cold.twins.iter_mut().zip(&mut objects).for_each(|(place, object)| *place = Some(Raw(object)));
+        sites.into_iter().for_each(|site| mark_left(&mut cold, site));
+        let gid = ibv_gid_entry::zeroed();
+        if let Some(first) = cold.withdrawals.get_mut(usize::from(sites[0].0)) {
+            *first = Some(withdraw::Withdrawal::half_way());
+        }
+        assert!(empty(&srq, &mut cold, sites[1], Some(&gid)).is_err(), "without a device it cannot even begin");
+        assert_eq!(sites.map(|site| has_left(&cold, site)), [true; 2]);
+        assert_eq!(empty(&srq, &mut cold, sites[0], Some(&gid)), Ok(()));
+        assert_eq!(sites.map(|site| has_left(&cold, site)), [false, true]);
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub struct SrqCold {
     pub home: Site,
     /// By site: the object there may still hold receives that are posted elsewhere by now.
     pub left: [bool; MAX_SITES],
-    /// Emptying such an object.
-    pub withdrawal: Option<withdraw::Withdrawal>,
+    /// By site: emptying such an object. One that stops half-way goes on there and nowhere else.
+    pub withdrawals: [Option<withdraw::Withdrawal>; MAX_SITES],
     /// The last move that came to its end.
     pub round: Round,
     /// The move under way.
@@ -181,7 +181,7 @@ pub unsafe fn destroy(srq: *mut ibv_srq) -> c_int {
     if let Some(shadow) = &shadow {
         let mut cold = shadow.cold();
         // The application's object cannot go while a queue pair of this library's own is attached to it.
-        (cold.withdrawal, cold.bell, cold.destroyed) = (None, None, true);
+        (cold.withdrawals, cold.bell, cold.destroyed) = (Default::default(), None, true);
         asynchronous::forget_srq(srq);
     }
     // SAFETY: passed on.
@@ -422,8 +422,8 @@ pub fn part_twins(device: u16) -> Vec<Raw<ibv_srq>> {
         if cold.is_in_use(site) {
             return None;
         }
-        // Its queue pairs may be on the device that is gone; another one begins anew.
-        cold.withdrawal = None;
+        // Its queue pairs are on the device that is gone, and attached to what is there.
+        cold.withdrawals.get_mut(usize::from(site.0)).into_iter().for_each(|under_way| *under_way = None);
         cold.left.get_mut(usize::from(site.0)).into_iter().for_each(|left| *left = false);
         cold.twins.get_mut(usize::from(slot))?.take()
     };

@@ -71,6 +71,13 @@ impl Withdrawal {
         Ok(this)
     }
 
+    /// One that has sent nothing yet.
+    #[cfg(test)]
+    pub fn half_way() -> Self {
+        let none = core::ptr::null_mut();
+        Self { cq: Raw(none), sender: Raw(none.cast()), taker: Raw(none.cast()), out: 0, taken: 0 }
+    }
+
     fn work(&mut self, rail: &rail::Rail, until: Instant) -> Result<u64, Errno> {
         loop {
             self.send(rail)?;
