@@ -102,6 +102,11 @@ impl Qp {
         if self.own.is_none() || self.refused.is_some() {
             return;
         }
+        if self.machine.is_none() {
+            // The first pairs follow from what both ends offer first, and this end has done so.
+            self.pairing.unready_due = Some(now + Micros(PAUSE_US));
+            return;
+        }
         self.pairing.unready_due = match world.data.prepare_standbys(self.life) {
             Ok(prepared) => {
                 for standby in &prepared.standbys {

@@ -162,3 +162,25 @@ fn another_standby_takes_the_place_of_one_that_is_gone() {
     eventually("it has moved", || b.is_done(1) && rail(&a) == 2 && rail(&b) == 1);
     assert_eq!(a.qp(1, |q| q.written.clone()), [(0, 72)]);
 }
+
+/// It is not in the offer by which the peer pairs.
+#[test]
+#[serial]
+fn a_standby_that_comes_between_the_two_first_offers_changes_none_of_the_first_pairs() {
+    let fabric = Fabric::new(156);
+    fabric.lock().standbys.extend([(1, vec![1]), (2, vec![2])]);
+    fabric.lock().wires = vec![[0, 0], [1, 1], [1, 2], [2, 1], [2, 2]];
+    let (a, b) = (fabric.process(1, config()), fabric.process(2, config()));
+    for (end, device) in [(&a, 2), (&b, 1)] {
+        let (fabric, events, host) = (end.fabric.clone(), end.events.clone(), end.host);
+        end.when_prepared(move || {
+            fabric.lock().standbys.get_mut(&host).unwrap().push(device);
+            events.send(Event::StandbyCame { device: DeviceId(0) });
+        });
+    }
+    connect(&a, 1, &b, 1);
+    eventually("both ends are armed", || are_armed(&a, &b));
+    let standbys = |end: &Process| end.qp(1, fabric::Qp::standbys);
+    assert_eq!([standbys(&a)[0], standbys(&b)[0]], [1, 2], "both by what was offered first");
+    eventually("what came is paired too", || [standbys(&a), standbys(&b)] == [[1, 2], [2, 1]]);
+}

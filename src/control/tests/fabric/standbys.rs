@@ -1,9 +1,24 @@
 //! Standbys of the fabric: which rails there are beside the first one, in which order, and which path is on which.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use shift_control::datapath::{Choice, DeviceId, PathEnd, Prepared, QpLife, Standby, StandbyKeys};
 use shift_proto::id::{Mtu, PathId, Psn};
 
-use super::{gid, Path, Qp, RAILS};
+use super::{gid, Path, Process, Qp, RAILS};
+
+type Happening = Box<dyn FnOnce() + Send>;
+
+/// What happens once a process has asked for the first time which standbys it has, by network and process.
+static ONCE_ASKED: Mutex<BTreeMap<(u8, usize), Happening>> = Mutex::new(BTreeMap::new());
+
+impl Process {
+    /// Happens when its standbys were made for a queue pair, before the peer hears of them.
+    pub fn when_prepared(&self, happens: impl FnOnce() + Send + 'static) {
+        ONCE_ASKED.lock().unwrap().insert((self.fabric.net, self.host), Box::new(happens));
+    }
+}
 
 /// The keys of memory that is on the first standby only.
 pub fn on_first(rkey: u32) -> StandbyKeys {
@@ -36,6 +51,8 @@ impl Path {
             Standby { slot, choice, end }
         };
         let standbys = self.slots().into_iter().map(standby).collect();
+        let happens = ONCE_ASKED.lock().unwrap().remove(&(self.fabric.net, self.process));
+        happens.into_iter().for_each(|happens| happens());
         Prepared { primary: self.end(qp, 0), standbys, lacking: Vec::new() }
     }
 
@@ -63,6 +80,11 @@ impl Qp {
     /// The rail that it is on.
     pub fn rail(&self) -> usize {
         self.device_of(self.path) % RAILS
+    }
+
+    /// The devices of its paths, but for the first.
+    pub fn standbys(&self) -> Vec<usize> {
+        self.devices.clone()
     }
 
     /// The device of a path.
