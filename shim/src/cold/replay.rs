@@ -272,17 +272,18 @@ pub fn replay(
         }
         match with_counts(step.action) {
             Action::Complete => qp.sq.ring.slot(seq).mark(DONE),
-            Action::Replay { offset } => match post_recorded(qp, &mut qp.sq.poster.lock(), seq, offset, keys) {
-                Ok(posting) => {
+            Action::Replay { offset } => {
+                let posted = post_recorded(qp, &mut qp.sq.poster.lock(), seq, offset, keys);
+                if let Ok(posting) | Err(Hindrance::Doubtful(_, posting)) = posted {
                     report_refusal(qp, ledger.posted(step.seq, posting).err());
                     qp.sq.ring.slot(seq).mark(IN_LEDGER);
                 }
-                Err(hindrance) => {
+                if let Err(hindrance) = posted {
                     // What is proven before it does not wait for it.
                     poll::retire_front(qp);
                     return hindrance.of(seq);
                 }
-            },
+            }
         }
         qp.cold().replay_next = seq + 1;
     }
@@ -349,6 +350,8 @@ enum Hindrance {
     Full,
     /// It never can.
     Refused(Errno),
+    /// It was refused, and may be posted all the same, so.
+    Doubtful(Errno, Posting),
 }
 
 /// There is nothing right to post.
@@ -360,7 +363,7 @@ impl Hindrance {
         match self {
             Self::Key(rkey) => ReplayProgress::NeedsKey { seq, rkey },
             Self::Full => ReplayProgress::Full,
-            Self::Refused(error) => ReplayProgress::Refused { seq, error },
+            Self::Refused(error) | Self::Doubtful(error, _) => ReplayProgress::Refused { seq, error },
         }
     }
 }
@@ -391,20 +394,23 @@ fn post_recorded(
     slot.signals_before.store(poster.signals, Relaxed);
     slot.psn.store(poster.psn_next as u32, Relaxed);
     slot.epoch.store(poster.epoch, Relaxed);
-    slot.unmark(HELD | FLUSHED | DONE | IN_LEDGER);
+    slot.unmark(HELD | FLUSHED | DONE | IN_LEDGER | DOUBTFUL);
     slot.mark(NIC_SIGNALLED);
     let mut bad = core::ptr::null_mut();
     // SAFETY: the target is the live QP object of the current path; request and elements live across the call.
     let errno = unsafe { (poster.target.post_send)(poster.target.qp.0, &mut wr, &mut bad) };
-    if errno != 0 {
+    if errno != 0 && !bad.is_null() {
         slot.mark(HELD);
-        // Without a bad_wr it may be in the NIC's ring (soft-RoCE's doorbell failed): it is not posted again.
-        let is_full = errno == libc::ENOMEM && !bad.is_null();
-        return Err(if is_full { Hindrance::Full } else { Hindrance::Refused(Errno(errno)) });
+        return Err(if errno == libc::ENOMEM { Hindrance::Full } else { Hindrance::Refused(Errno(errno)) });
     }
     poster.signals = poster.signals.wrapping_add(1);
     poster.psn_next += packets(slot.bytes.load(Relaxed).saturating_sub(offset), poster.mtu_shift);
     poster.consuming += u64::from(consumes(wr.opcode));
+    if errno != 0 {
+        // It may be in the NIC's ring (soft-RoCE's doorbell failed).
+        slot.mark(DOUBTFUL);
+        return Err(Hindrance::Doubtful(Errno(errno), posting));
+    }
     Ok(posting)
 }
 
@@ -544,6 +550,9 @@ pub fn post_held(qp: &QpShadow, keys: &dyn RemoteKeys) -> ReplayProgress {
                 poster.mode = PostMode::Direct;
             }
             return ReplayProgress::Done;
+        }
+        if ring.slot(seq).has(DOUBTFUL) {
+            return Hindrance::Refused(Errno(libc::EIO)).of(seq);
         }
         if ring.slot(seq).has(HELD) {
             mix(qp);

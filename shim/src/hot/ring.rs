@@ -31,6 +31,8 @@ pub const SOLICITED: u16 = 1 << 8;
 pub const IN_LEDGER: u16 = 1 << 9;
 /// The application's buffer was its own again when post returned: only the copy may be sent.
 pub const INLINE: u16 = 1 << 10;
+/// The provider refused it and did not say so by `bad_wr`: the NIC may have it. It counts as posted, and is not posted again on that path.
+pub const DOUBTFUL: u16 = 1 << 11;
 
 /// One send work request, 64 bytes.
 #[derive(Default)]

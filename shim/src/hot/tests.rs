@@ -9,6 +9,8 @@ use crate::atomics::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering::Relax
 use crate::shadow::*;
 use core::ffi::c_int;
 use shift_abi::*;
+use shift_control::datapath::{Errno, RemoteKey, RemoteKeys, ReplayProgress};
+use shift_proto::id::WrSeq;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub(super) struct Provider {
     pub(super) completions: VecDeque<ibv_wc>,
     /// How many requests it takes before it refuses one with ENOMEM.
     pub(super) room: Option<usize>,
+    /// It takes what it is given, and says that it failed.
+    doorbell_fails: bool,
     /// Is called at each poll.
     pub(super) at_poll: Option<Box<dyn Fn()>>,
     /// It has nothing more to give, and says that the CQ is broken.
@@ -49,7 +53,11 @@ unsafe extern "C" fn take_send(_qp: *mut ibv_qp, mut wr: *mut ibv_send_wr, bad: 
             }
             wr = request.next;
         }
-        0
+        if provider.doorbell_fails {
+            libc::ENOMEM
+        } else {
+            0
+        }
     })
 }
 
@@ -329,6 +337,39 @@ fn an_exclusion_holds_sends_and_lets_receives_flow() {
     assert!(bench.posted().is_empty() && bench.qp.sq.ring.slot(0).has(HELD));
     crate::cold::replay::release(&bench.qp);
     assert_eq!((bench.posted().len(), bench.qp.sq.poster.lock().mode), (1, PostMode::Direct));
+}
+
+/// None is known.
+struct NoKeys;
+
+impl RemoteKeys for NoKeys {
+    fn remote(&self, _: u32) -> RemoteKey {
+        RemoteKey::Unknown
+    }
+}
+
+#[test]
+fn what_a_provider_may_have_taken_when_it_said_that_it_failed_is_not_posted_again() {
+    let bench = Bench::new();
+    assert!(crate::cold::replay::exclude(&bench.qp));
+    bench.post_signalled(7);
+    bench.post_signalled(8);
+    PROVIDER.with_borrow_mut(|provider| provider.doorbell_fails = true);
+    crate::cold::replay::release(&bench.qp);
+    PROVIDER.with_borrow_mut(|provider| provider.doorbell_fails = false);
+    // The agent tries again, and hears that it is to end in an error.
+    let refused = ReplayProgress::Refused { seq: WrSeq(0), error: Errno(libc::EIO) };
+    assert_eq!(crate::cold::replay::post_held(&bench.qp, &NoKeys), refused);
+    assert_eq!(bench.posted().len(), 1, "neither it again nor what is behind it");
+    {
+        let poster = bench.qp.sq.poster.lock();
+        assert_eq!((poster.psn_next, poster.consuming, poster.signals), (1, 1, 1), "it counts as posted");
+    }
+    assert!(!bench.qp.sq.ring.slot(0).has(HELD) && bench.qp.sq.ring.slot(1).has(HELD));
+    // Should it come back all the same it is complete, and what is behind it may follow.
+    assert_eq!(bench.complete(&[(0, IBV_WC_SUCCESS)]).iter().map(|wc| wc.wr_id).collect::<Vec<_>>(), [7]);
+    assert_eq!(crate::cold::replay::post_held(&bench.qp, &NoKeys), ReplayProgress::Done);
+    assert_eq!(bench.posted().len(), 2);
 }
 
 #[test]
