@@ -212,6 +212,19 @@ fn the_other_end_waits_for_the_drained_report_and_the_packet_lifetime() {
 }
 
 #[test]
+fn a_drained_report_that_comes_when_the_packet_lifetime_is_over_is_not_waited_for() {
+    let lifetime = deadlines().packet_lifetime;
+    for (passed, stage) in [(Micros(lifetime.0 - 1), Stage::Settling), (lifetime, Stage::Reposting)] {
+        let mut bench = Bench::new(SMALLER);
+        bench.reach_stage(Stage::Fenced);
+        bench.wait(passed);
+        let report = bench.peer_report(false);
+        bench.hear(report);
+        assert_eq!(bench.stage(), stage, "{passed} after the own fence");
+    }
+}
+
+#[test]
 fn two_ends_that_cannot_fence_surface() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Fencing);
