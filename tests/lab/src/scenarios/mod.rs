@@ -16,6 +16,7 @@ mod corners;
 mod detect;
 mod directory;
 mod drain;
+mod endurance;
 mod events;
 mod extended;
 mod fail_open;
@@ -149,6 +150,7 @@ pub fn all() -> Vec<Scenario> {
         gray::scenarios(),
         standbys::scenarios(),
         drain::scenarios(),
+        endurance::scenarios(),
         lesser::scenarios(),
         fail_open::scenarios(),
         bad_input::scenarios(),

@@ -96,7 +96,7 @@ fn not_over(pair: &Partners) -> Result<()> {
 }
 
 /// The queue pairs of one side, as shiftctl shows them.
-fn shown(lab: &Lab, side: &Running) -> Result<Vec<Value>> {
+pub(super) fn shown(lab: &Lab, side: &Running) -> Result<Vec<Value>> {
     let status = shiftctl::status(lab, side.host(), side.pid())?;
     Ok(status.pointer("/queue_pairs").and_then(Value::as_array).cloned().unwrap_or_default())
 }
@@ -117,7 +117,7 @@ fn wait_shown(lab: &Lab, pair: &Partners, what: &str, wanted: impl Fn(&Value) ->
     })
 }
 
-fn is_on(qp: &Value, devices: &[&str]) -> bool {
+pub(super) fn is_on(qp: &Value, devices: &[&str]) -> bool {
     qp["moving"] == false && devices.iter().any(|device| qp["path"] == *device)
 }
 
