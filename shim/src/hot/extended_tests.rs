@@ -90,15 +90,31 @@ struct Newer {
     wr_flush: Option<wr_flush_fn>,
 }
 
+/// An object as C has it: who finds its pointer writes into it, which no box would bear.
+struct Made<T>(*mut T);
+
+impl<T> Made<T> {
+    fn new(object: T) -> Self {
+        Self(Box::into_raw(Box::new(object)))
+    }
+}
+
+impl<T> Drop for Made<T> {
+    fn drop(&mut self) {
+        // SAFETY: of a box, and the test is over.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
 /// A queue pair whose provider has all functions.
 struct Pair {
     bench: Bench,
-    made: Box<Newer>,
+    made: Made<Newer>,
 }
 
 impl Pair {
     fn new() -> Self {
-        let mut made = Box::new(Newer { pair: ibv_qp_ex::zeroed(), wr_flush: Some(flush) });
+        let mut made = Newer { pair: ibv_qp_ex::zeroed(), wr_flush: Some(flush) };
         let pair = &mut made.pair;
         provide!(pair, wr_start = start, wr_complete = complete, wr_abort = abort, wr_set_ud_addr = address);
         provide!(pair, wr_send = plain, wr_send_imm = keyed, wr_send_inv = keyed, wr_local_inv = keyed);
@@ -112,7 +128,8 @@ impl Pair {
         provide!(pair, wr_atomic_fetch_add = add, wr_atomic_cmp_swp = swap, wr_atomic_write = write_eight);
         provide!(pair, wr_set_sge = element, wr_set_sge_list = elements);
         provide!(pair, wr_set_inline_data = inline, wr_set_inline_data_list = inlines);
-        let raw = &raw mut made.pair;
+        let made = Made::new(made);
+        let raw = made.0.cast::<ibv_qp_ex>();
         // SAFETY: the queue pair was just made.
         let ex = unsafe { QpEx::hook(raw, CAP, true) };
         let bench = Bench::of((raw.cast(), Some(ex)), (core::ptr::null_mut(), None));
@@ -123,7 +140,7 @@ impl Pair {
     }
 
     fn raw(&self) -> *mut ibv_qp_ex {
-        (&raw const self.made.pair).cast_mut()
+        self.made.0.cast()
     }
 
     fn ring(&self) -> &Ring<SendSlot> {
@@ -262,7 +279,8 @@ fn what_post_send_has_no_form_for_takes_its_chain_to_the_provider_and_is_named_o
     wr!(pair.name(1, IBV_SEND_SIGNALED), wr_rdma_write, 7, 100);
     wr!(pair.raw(), wr_set_sge, 5, 200, 4);
     wr!(pair.name(2, IBV_SEND_SIGNALED), wr_atomic_write, 7, 104, (&raw const value).cast());
-    let flush = pair.made.wr_flush.expect("the provider has it");
+    // SAFETY: the queue pair lives as long as the test.
+    let flush = unsafe { (*pair.made.0).wr_flush }.expect("the provider has it");
     // SAFETY: as `wr!`.
     unsafe { flush(pair.name(3, IBV_SEND_SIGNALED), 7, 100, 12, 1, 2) };
     wr!(pair.name(4, 0), wr_send_inv, 99);
@@ -385,7 +403,7 @@ fn a_provider_that_puts_its_own_complete_back_is_hooked_again() {
 /// A queue pair whose completions are polled piece by piece.
 pub(super) struct Queue2 {
     pub(super) bench: Bench,
-    queue: Box<ibv_cq_ex>,
+    queue: Made<ibv_cq_ex>,
 }
 
 thread_local! {
@@ -427,11 +445,12 @@ impl Queue2 {
     /// The same, with a channel of no library if wanted.
     pub(super) fn on(wc_flags: u64, has_channel: bool) -> Self {
         STAMP.with_borrow_mut(|stamp| *stamp = 0);
-        let mut queue = Box::new(ibv_cq_ex::zeroed());
+        let mut queue = ibv_cq_ex::zeroed();
         provide!(queue, start_poll = poll_start, next_poll = poll_next, end_poll = poll_end, read_opcode = opcode);
         provide!(queue, read_vendor_err = number, read_wc_flags = flags, read_byte_len = number, read_qp_num = number);
         provide!(queue, read_completion_ts = stamp);
-        let raw = &raw mut *queue;
+        let queue = Made::new(queue);
+        let raw = queue.0;
         // SAFETY: the queue was just made.
         let ex = unsafe { CqEx::new(raw, wc_flags) };
         let channel = has_channel.then(|| ChannelShadow::of(&[raw.cast()]));
@@ -443,7 +462,7 @@ impl Queue2 {
     }
 
     pub(super) fn raw(&self) -> *mut ibv_cq_ex {
-        (&raw const *self.queue).cast_mut()
+        self.queue.0
     }
 
     /// Posts so many signalled sends, and completes them.
@@ -468,19 +487,22 @@ impl Queue2 {
 
     pub(super) fn start(&self) -> c_int {
         let mut attr = ibv_poll_cq_attr::zeroed();
-        let start = self.queue.start_poll.expect("hooked");
         // SAFETY: the queue lives as long as the test.
+        let start = unsafe { (*self.raw()).start_poll }.expect("hooked");
+        // SAFETY: as above.
         unsafe { start(self.raw(), &mut attr) }
     }
 
     pub(super) fn next(&self) -> c_int {
-        let next = self.queue.next_poll.expect("hooked");
+        // SAFETY: the queue lives as long as the test.
+        let next = unsafe { (*self.raw()).next_poll }.expect("hooked");
         // SAFETY: as above.
         unsafe { next(self.raw()) }
     }
 
     pub(super) fn end(&self) {
-        let end = self.queue.end_poll.expect("hooked");
+        // SAFETY: the queue lives as long as the test.
+        let end = unsafe { (*self.raw()).end_poll }.expect("hooked");
         // SAFETY: as above.
         unsafe { end(self.raw()) };
     }
@@ -499,8 +521,9 @@ impl Drop for Queue2 {
 
 macro_rules! read {
     ($queue:expr, $reader:ident) => {{
-        let reader = $queue.queue.$reader.expect("the provider has it");
         // SAFETY: the queue lives as long as the test.
+        let reader = unsafe { (*$queue.raw()).$reader }.expect("the provider has it");
+        // SAFETY: as above.
         unsafe { reader($queue.raw()) }
     }};
 }

@@ -113,7 +113,7 @@ macro_rules! hook {
 /// # Safety
 /// As dlsym(3).
 #[unsafe(naked)]
-#[no_mangle]
+#[cfg_attr(not(miri), no_mangle)]
 pub unsafe extern "C" fn dlsym(_handle: *mut c_void, _name: *const c_char) -> *mut c_void {
     hook!(choose, "rdx", "x2")
 }
@@ -123,7 +123,7 @@ pub unsafe extern "C" fn dlsym(_handle: *mut c_void, _name: *const c_char) -> *m
 /// # Safety
 /// As dlvsym(3).
 #[unsafe(naked)]
-#[no_mangle]
+#[cfg_attr(not(miri), no_mangle)]
 pub unsafe extern "C" fn dlvsym(_handle: *mut c_void, _name: *const c_char, _version: *const c_char) -> *mut c_void {
     hook!(choose_version, "rcx", "x3")
 }
@@ -133,7 +133,7 @@ pub unsafe extern "C" fn dlvsym(_handle: *mut c_void, _name: *const c_char, _ver
 /// # Safety
 /// As dlopen(3).
 #[unsafe(naked)]
-#[no_mangle]
+#[cfg_attr(not(miri), no_mangle)]
 pub unsafe extern "C" fn dlopen(_file: *const c_char, _flags: c_int) -> *mut c_void {
     hook!(choose_open, "rdx", "x2")
 }
