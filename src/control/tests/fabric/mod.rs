@@ -405,8 +405,11 @@ impl DataPath for Path {
         assert!(is_one_rail || are_crossed, "a path connects the same rail at both ends");
         assert_eq!(own, self.end(qp, device).psn_base.in_epoch(epoch));
         assert_eq!(peer_psn, peer.psn_base.in_epoch(epoch));
+        // What was connected ahead is forgotten if the connection goes elsewhere after all.
         self.with(qp, |q| {
-            q.incarnations.entry(epoch.0).or_insert(Incarnation { path: path.0, ..Incarnation::default() });
+            if epoch.0 > q.epoch {
+                q.incarnations.insert(epoch.0, Incarnation { path: path.0, ..Incarnation::default() });
+            }
         });
         Ok(())
     }
