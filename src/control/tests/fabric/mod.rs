@@ -405,12 +405,7 @@ impl DataPath for Path {
         assert!(is_one_rail || are_crossed, "a path connects the same rail at both ends");
         assert_eq!(own, self.end(qp, device).psn_base.in_epoch(epoch));
         assert_eq!(peer_psn, peer.psn_base.in_epoch(epoch));
-        // What was connected ahead is forgotten if the connection goes elsewhere after all.
-        self.with(qp, |q| {
-            if epoch.0 > q.epoch {
-                q.incarnations.insert(epoch.0, Incarnation { path: path.0, ..Incarnation::default() });
-            }
-        });
+        self.with(qp, |q| q.connected(path.0, epoch.0));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use shift_control::datapath::{Choice, DeviceId, PathEnd, Prepared, QpLife, Standby, StandbyKeys};
 use shift_proto::id::{Mtu, PathId, Psn};
 
-use super::{gid, Path, Process, Qp, RAILS};
+use super::{gid, Incarnation, Path, Process, Qp, RAILS};
 
 type Happening = Box<dyn FnOnce() + Send>;
 
@@ -97,6 +97,14 @@ impl Qp {
 }
 
 impl Qp {
+    /// What was connected ahead is forgotten if the connection goes elsewhere after all.
+    pub(super) fn connected(&mut self, path: u8, epoch: u32) {
+        let known = self.incarnations.get(&epoch).map(|incarnation| incarnation.path);
+        if known.is_none() || epoch > self.epoch && known != Some(path) {
+            self.incarnations.insert(epoch, Incarnation { path, ..Incarnation::default() });
+        }
+    }
+
     /// The path that was connected first for the next epoch.
     pub fn ahead(&self) -> Option<u8> {
         self.incarnations.get(&(self.epoch + 1)).map(|incarnation| incarnation.path)
