@@ -2,6 +2,8 @@
 //!
 //! Feature `sabotage`, which no release has: without it every question here is answered "no" by the compiler, and nothing of it is in the library.
 
+use crate::hot::post::is_atomic;
+use shift_abi::{ibv_wr_opcode, IBV_WR_RDMA_READ};
 use shift_proto::ledger::Op;
 
 /// A part of the protocol.
@@ -20,6 +22,10 @@ pub enum Part {
     Marks,
     /// Receives are posted on the new path.
     Receives,
+    /// What was received is counted when nothing more can be: it is counted first, and the old incarnation is stopped when the time to drain is over.
+    FenceFirst,
+    /// An atomic in doubt is an error: its word is read on the new path, and that is the result.
+    Doubt,
 }
 
 /// Whether that is left out.
@@ -45,6 +51,8 @@ fn named(name: &str) -> Option<Part> {
         "lost-results" => Part::LostResults,
         "marks" => Part::Marks,
         "receives" => Part::Receives,
+        "fence-first" => Part::FenceFirst,
+        "doubt" => Part::Doubt,
         _ => return None,
     })
 }
@@ -52,8 +60,17 @@ fn named(name: &str) -> Option<Part> {
 /// What the ledger takes a request for.
 pub fn taken_for(op: Op) -> Op {
     match op {
-        Op::FetchAdd | Op::CompareSwap if leaves_out(Part::AtomicsOnce) => Op::Read,
+        Op::FetchAdd | Op::CompareSwap if leaves_out(Part::AtomicsOnce) || leaves_out(Part::Doubt) => Op::Read,
         Op::FetchAdd | Op::CompareSwap if leaves_out(Part::LostResults) => Op::Write,
         Op::FetchAdd | Op::CompareSwap | Op::Read | Op::Send | Op::SendImm | Op::Write | Op::WriteImm => op,
+    }
+}
+
+/// How a request is posted again.
+pub fn posted_as(opcode: ibv_wr_opcode) -> ibv_wr_opcode {
+    if leaves_out(Part::Doubt) && is_atomic(opcode) {
+        IBV_WR_RDMA_READ
+    } else {
+        opcode
     }
 }

@@ -28,7 +28,13 @@ pub fn begin(qp: &QpShadow, drain: Micros) {
     // Also where it became unprotected after the end had agreed to move: the flushes of this fence are not the application's.
     let _ = qp.step(Stance::Armed, Stance::Masking) || qp.step(Stance::Recording, Stance::Masking);
     hold_receives(qp);
-    let stop = |object| if leaves_out(Part::Fence) { 0 } else { twin::to_state(object, IBV_QPS_ERR) };
+    if leaves_out(Part::FenceFirst) {
+        let early = twin::object(qp, &cold, cold.path).and_then(expected_psn);
+        close(qp, &mut cold, early, true);
+        log::info!("QP 0x{:06x}: counted before it is stopped", qp.qpn);
+    }
+    let is_left_out = leaves_out(Part::Fence) || leaves_out(Part::FenceFirst);
+    let stop = |object| if is_left_out { 0 } else { twin::to_state(object, IBV_QPS_ERR) };
     let errno = twin::object(qp, &cold, cold.path).map_or(libc::ENODEV, stop);
     let drain = if leaves_out(Part::Fence) { Micros(0) } else { drain };
     cold.fence = Some(Fence {
@@ -136,9 +142,14 @@ fn final_psn(qp: &QpShadow, cold: &QpCold) -> Option<Psn> {
         log::warn!("QP 0x{:06x} could not be fenced (errno {errno})", qp.qpn);
         return None;
     }
+    expected_psn(object)
+}
+
+/// The packet number that the responder expects next; final in RESET alone.
+fn expected_psn(object: Raw<ibv_qp>) -> Option<Psn> {
     let mut attr = ibv_qp_attr::zeroed();
     let mut init = ibv_qp_init_attr::zeroed();
-    // SAFETY: the QP is live under the cold lock; both structures are writable.
+    // SAFETY: the QP is live under the cold lock, which the caller holds; both structures are writable.
     let errno = unsafe { real::ibv_query_qp(object.0, &mut attr, IBV_QP_RQ_PSN as i32, &mut init) };
     (errno == 0).then(|| Psn::new(attr.rq_psn))
 }
@@ -158,7 +169,7 @@ fn close(qp: &QpShadow, cold: &mut QpCold, sample: Option<Psn>, receives_back: b
         let epoch = Epoch(incarnation.epoch);
         let is_of_it = qp.rq.epoch.load(Relaxed) == epoch.0;
         let late = cold.reports.iter_mut().find(|report| report.epoch == epoch);
-        if let Some(report) = late.filter(|_| is_of_it) {
+        if let Some(report) = late.filter(|_| is_of_it && !leaves_out(Part::FenceFirst)) {
             report.receives = report.receives.max(received);
         }
         return;

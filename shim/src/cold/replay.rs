@@ -424,7 +424,7 @@ fn rebuild(
 ) -> Result<ibv_send_wr, Hindrance> {
     let slot = qp.sq.ring.slot(seq);
     let mut wr = ibv_send_wr::zeroed();
-    wr.opcode = ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed)));
+    wr.opcode = sabotage::posted_as(ibv_wr_opcode(u32::from(slot.opcode.load(Relaxed))));
     wr.send_flags = IBV_SEND_SIGNALED;
     if slot.has(FENCED) {
         wr.send_flags |= IBV_SEND_FENCE;

@@ -26,6 +26,9 @@ pub enum Role {
         /// Where to wait for the client's side channel.
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
+        /// Where to wait, once the client is connected, for a third end.
+        #[arg(long, value_name = "IP:PORT")]
+        third: Option<SocketAddr>,
         /// What this end alone decides.
         #[command(flatten)]
         local: Local,
@@ -50,6 +53,18 @@ pub enum Role {
         /// Where the run stops to be idle, go on when this file appears (else: when a line arrives on stdin).
         #[arg(long, value_name = "PATH", requires = "pause_before_message")]
         idle_until_file: Option<PathBuf>,
+    },
+    /// Connect to a server that has a client, take back one COMPARE_AND_SWAP of the client's by one of its own, and say whether it swapped.
+    Third {
+        /// Where the server waits for it.
+        #[arg(long, value_name = "IP:PORT")]
+        connect: SocketAddr,
+        /// Which one, when: the number of the message, which is in this file as soon as it is there.
+        #[arg(long, value_name = "PATH")]
+        undo: PathBuf,
+        /// What this end alone decides.
+        #[command(flatten)]
+        local: Local,
     },
 }
 
@@ -122,7 +137,7 @@ impl Mode {
     #[must_use]
     pub const fn takes_receives(self) -> bool {
         match self {
-            Mode::WriteImm | Mode::Send | Mode::Mixed | Mode::MixedAtomic | Mode::Relay => true,
+            Mode::WriteImm | Mode::Send | Mode::Mixed | Mode::MixedAtomic | Mode::Relay | Mode::FaddSend => true,
             Mode::Write | Mode::Read | Mode::Fadd | Mode::Cas => false,
         }
     }
@@ -131,7 +146,7 @@ impl Mode {
     #[must_use]
     pub const fn has_atomics(self) -> bool {
         match self {
-            Mode::Fadd | Mode::Cas | Mode::MixedAtomic => true,
+            Mode::Fadd | Mode::Cas | Mode::MixedAtomic | Mode::FaddSend => true,
             Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Relay => false,
         }
     }
@@ -171,6 +186,8 @@ pub enum Mode {
     Fadd,
     /// COMPARE_AND_SWAP, each result checked.
     Cas,
+    /// FETCH_AND_ADD, and a SEND behind each: who got the SEND knows that the other one happened.
+    FaddSend,
 }
 
 /// A shape of work that is another program's, in place of modes.
@@ -500,7 +517,7 @@ mod tests {
             let cli = Cli::parse_from(["shift-checker", "client", "--connect", "127.0.0.1:1"]);
             match cli.role {
                 Role::Client { params, .. } => *params,
-                Role::Server { .. } => panic!("a client was asked for"),
+                Role::Server { .. } | Role::Third { .. } => panic!("a client was asked for"),
             }
         }
     }

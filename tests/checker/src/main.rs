@@ -26,6 +26,7 @@ mod session;
 mod setup;
 mod side;
 mod sleeper;
+mod third;
 mod trigger;
 mod verbs;
 mod witness;
@@ -37,6 +38,7 @@ use sabotage::Sabotage;
 use session::{say, Session};
 use setup::{prepare, receive_params, End, SetupError};
 use side::{Note, Side};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,7 +48,7 @@ use verbs::monotonic_ns;
 fn main() -> ExitCode {
     let role = Cli::parse().role;
     let local = match &role {
-        Role::Server { local, .. } | Role::Client { local, .. } => local,
+        Role::Server { local, .. } | Role::Client { local, .. } | Role::Third { local, .. } => local,
     };
     match begin(local) {
         Ok(None) => {}
@@ -82,10 +84,12 @@ fn begin(local: &Local) -> std::io::Result<Option<u8>> {
 /// One run from the opening of the device to its closing; its exit status.
 fn play(role: &Role, round: u64) -> u8 {
     let (name, status) = match role {
-        Role::Server { listen, local } => {
+        Role::Server { listen, third, local } => {
             let limit = Duration::from_secs(local.connect_timeout);
-            ("server", Side::accept(*listen, limit).map_err(SetupError::from).and_then(|side| serve(side, local)))
+            let side = Side::accept(*listen, limit).map_err(SetupError::from);
+            ("server", side.and_then(|side| serve(side, *third, local)))
         }
+        Role::Third { connect, undo, local } => ("third", third::run(*connect, undo, local)),
         Role::Client { connect, local, params, commit, commit_at, idle_until_file } => {
             let params = Params { seed: params.seed.wrapping_add(round), ..(**params).clone() };
             let from = commit_at.unwrap_or(params.messages / 2);
@@ -102,9 +106,9 @@ fn play(role: &Role, round: u64) -> u8 {
     })
 }
 
-fn serve(mut side: Side, local: &Local) -> Result<u8, SetupError> {
+fn serve(mut side: Side, third: Option<SocketAddr>, local: &Local) -> Result<u8, SetupError> {
     let params = receive_params(&mut side)?;
-    run(End::Server, params, local, side, None, None)
+    run(End::Server, params, local, side, Company { third, ..Company::default() })
 }
 
 fn ask(
@@ -116,17 +120,20 @@ fn ask(
 ) -> Result<u8, SetupError> {
     params.check().map_err(SetupError::Params)?;
     side.send(&Note::Params(Box::new(params.clone())))?;
-    run(End::Client, params, local, side, sabotage, trigger)
+    run(End::Client, params, local, side, Company { sabotage, trigger, third: None })
 }
 
-fn run(
-    end: End,
-    params: Params,
-    local: &Local,
-    side: Side,
+/// What takes part in a run beside its two ends.
+#[derive(Default)]
+struct Company {
     sabotage: Option<Sabotage>,
     trigger: Option<Trigger>,
-) -> Result<u8, SetupError> {
+    /// Where a third end comes to.
+    third: Option<SocketAddr>,
+}
+
+fn run(end: End, params: Params, local: &Local, side: Side, company: Company) -> Result<u8, SetupError> {
+    let Company { sabotage, trigger, third } = company;
     let name = match end {
         End::Server => "server",
         End::Client => "client",
@@ -134,7 +141,10 @@ fn run(
     if params.pattern == Some(Pattern::Nccl) {
         return nccl::run(end, &params, local, side, trigger);
     }
-    let parts = prepare(end, params.clone(), local, side, sabotage, trigger)?;
+    let mut parts = prepare(end, params.clone(), local, side, sabotage, trigger)?;
+    if let Some(listen) = third {
+        third::admit(&mut parts, listen, local)?;
+    }
     if local.watch_fences {
         witness::start(&parts).map_err(SetupError::Params)?;
     }

@@ -302,7 +302,7 @@ impl Plan {
         match self.mode {
             Mode::Cas if number == 0 => 0,
             Mode::Cas => mix(self.key ^ number),
-            Mode::MixedAtomic => self.addend().wrapping_mul(self.atomics_below(number)),
+            Mode::MixedAtomic | Mode::FaddSend => self.addend().wrapping_mul(self.atomics_below(number)),
             Mode::Write | Mode::WriteImm | Mode::Send | Mode::Read | Mode::Mixed | Mode::Relay | Mode::Fadd => {
                 self.addend().wrapping_mul(number)
             }
@@ -337,7 +337,8 @@ impl Plan {
             Mode::Send => Op::Send,
             Mode::Read => Op::Read,
             Mode::Relay if number.is_multiple_of(2) => Op::Read,
-            Mode::Relay => Op::Send,
+            Mode::FaddSend if number.is_multiple_of(2) => Op::FetchAdd,
+            Mode::Relay | Mode::FaddSend => Op::Send,
             Mode::Fadd => Op::FetchAdd,
             Mode::Cas => Op::CompareSwap,
             Mode::MixedAtomic if dice >> 16 & 3 == 0 => Op::FetchAdd,

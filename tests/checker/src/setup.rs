@@ -201,24 +201,34 @@ pub(crate) fn psn(seed: u64, end: End, qp: u16) -> u32 {
 }
 
 fn connect(params: &Params, opened: &Opened, peer: &Endpoint) -> Result<(), SetupError> {
-    let (reads, served_reads) = opened.verbs.read_depths()?;
-    let mtu = ibv_mtu::from_bytes(params.mtu).unwrap_or(IBV_MTU_1024);
-    for ((qp, &psn), &(peer_qpn, peer_psn)) in opened.qps.iter().zip(&opened.psns).zip(&peer.qps) {
-        qp.connect(Route {
-            gid_index: opened.gid_index,
-            peer_gid: peer.gid,
-            peer_qpn,
-            peer_psn,
-            psn,
-            mtu,
-            timeout: params.timeout,
-            retry_cnt: params.retry_cnt,
-            rnr_retry: params.rnr_retry,
-            reads,
-            served_reads,
-        })?;
+    for ((qp, &psn), &theirs) in opened.qps.iter().zip(&opened.psns).zip(&peer.qps) {
+        qp.connect(route(params, &opened.verbs, opened.gid_index, psn, (peer.gid, theirs))?)?;
     }
     Ok(())
+}
+
+/// To a queue pair of a peer, by GID, number and first packet number.
+pub(crate) fn route(
+    params: &Params,
+    verbs: &Verbs,
+    gid_index: u8,
+    psn: u32,
+    (peer_gid, (peer_qpn, peer_psn)): ([u8; 16], (u32, u32)),
+) -> Result<Route, VerbError> {
+    let (reads, served_reads) = verbs.read_depths()?;
+    Ok(Route {
+        gid_index,
+        peer_gid,
+        peer_qpn,
+        peer_psn,
+        psn,
+        mtu: ibv_mtu::from_bytes(params.mtu).unwrap_or(IBV_MTU_1024),
+        timeout: params.timeout,
+        retry_cnt: params.retry_cnt,
+        rnr_retry: params.rnr_retry,
+        reads,
+        served_reads,
+    })
 }
 
 pub(crate) fn expect_note(side: &mut Side) -> Result<Note, SetupError> {

@@ -238,6 +238,7 @@ impl Witness {
             | Mode::Read
             | Mode::Mixed
             | Mode::MixedAtomic
+            | Mode::FaddSend
             | Mode::Relay
             | Mode::Fadd
             | Mode::Cas => self.layout.ring_slot(number, message),

@@ -46,10 +46,12 @@ pub fn atomics(trace: &Trace) -> Verdict {
         let number = nth as u8;
         let executed = executions(&trace.events, number) > 0;
         let told = completion(number);
-        if told.is_some() && (!executed || lost(number)) {
+        // What has no result is a success by proof too.
+        if told.is_some() && (!executed || (lost(number) && *op != Op::Notify)) {
             return Err(format!("operation {nth} is a success, and its result never came"));
         }
-        let begun = 2 * nth as u32;
+        // A third endpoint's is at the same time as the one that it takes back.
+        let begun = 2 * trace.undone.filter(|_| trace.third() == Some(number)).map_or(nth as u32, u32::from);
         calls.extend(executed.then(|| Call { op: *op, from: begun, answer: told.map(|outcome| (begun + 1, outcome)) }));
     }
     let end = 2 * trace.ops.len() as u32;
@@ -59,6 +61,68 @@ pub fn atomics(trace: &Trace) -> Verdict {
     } else {
         Err(format!("no order of the operations gives what was told, and {word} in the end"))
     }
+}
+
+/// Theorem 2 b: what a third endpoint left in the word is what the word holds.
+///
+/// # Errors
+/// Its operation did not take place, or is undone.
+pub fn third_survives(trace: &Trace) -> Verdict {
+    let (Some(third), Some(left)) = (trace.third(), trace.undone) else {
+        return Err("there is no third endpoint".into());
+    };
+    if !trace
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Completion(of, Outcome::Swapped(true, _)) if *of == third))
+    {
+        return Err("the third endpoint did not swap".into());
+    }
+    let word = memory_after(&trace.events, &trace.ops)[DATA];
+    if word == left {
+        return Ok(());
+    }
+    Err(format!("what the third endpoint wrote is gone: it left {left}, the word is {word}"))
+}
+
+/// Theorem 3: to the sender the two runs are the same, and so is the memory that it could read; one executed what the other did not.
+///
+/// # Errors
+/// Where they differ, or that they do not where they should.
+pub fn alike(one: &Trace, other: &Trace) -> Verdict {
+    let [seen, also] = [one, other].map(senders_view);
+    if seen != also {
+        let odd = seen.iter().zip(&also).position(|(a, b)| a != b);
+        return Err(format!("the sender's views have {} and {} events and differ at {odd:?}", seen.len(), also.len()));
+    }
+    let words = [one, other].map(|trace| memory_after(&trace.events, &trace.ops)[DATA]);
+    if words[0] != words[1] {
+        return Err(format!("the memory differs: {words:?}"));
+    }
+    if executed(one) == executed(other) {
+        return Err(format!("both receivers executed the same: {} operations", executed(one)));
+    }
+    Ok(())
+}
+
+/// Without what a third endpoint sees.
+fn senders_view(trace: &Trace) -> Vec<Event> {
+    let is_thirds = |event: &Event| match event {
+        Event::Send(op) | Event::Completion(op, _) | Event::Timeout(op) => trace.third() == Some(*op),
+        Event::PacketLost(_)
+        | Event::Receive(_)
+        | Event::Execute(..)
+        | Event::AckLost(_)
+        | Event::Consume(..)
+        | Event::Reuse(..) => false,
+    };
+    view(&trace.events).into_iter().filter(|event| !is_thirds(event)).collect()
+}
+
+/// Of the sender's operations.
+fn executed(trace: &Trace) -> usize {
+    let own = (0..trace.ops.len() as u8).filter(|op| trace.third() != Some(*op));
+    own.map(|op| executions(&trace.events, op)).sum()
 }
 
 /// Queue sliding: message `i` is in receive `i`, each once.
@@ -112,7 +176,6 @@ pub fn indistinguishable(one: &Trace, other: &Trace) -> Verdict {
         let odd = seen.iter().zip(&also).position(|(a, b)| a != b);
         return Err(format!("the sender's views have {} and {} events and differ at {odd:?}", seen.len(), also.len()));
     }
-    let executed = |trace: &Trace| (0..trace.ops.len() as u8).map(|op| executions(&trace.events, op)).sum::<usize>();
     let memories = [one, other].map(|trace| memory_after(&trace.events, &trace.ops));
     if executed(one) == executed(other) || memories[0] == memories[1] {
         return Err(format!("both receivers executed the same: {} operations, {memories:?}", executed(one)));

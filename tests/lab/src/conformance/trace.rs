@@ -30,6 +30,8 @@ pub enum Kind {
     FetchAdd,
     /// COMPARE_AND_SWAP, each from what the one before left.
     CompareSwap,
+    /// FETCH_AND_ADD, and a SEND behind each.
+    AddThenSend,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Kind::Notify => &[0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x09, opcode::WRITE_ONLY_IMM],
             Kind::FetchAdd => &[opcode::FETCH_ADD],
             Kind::CompareSwap => &[opcode::COMPARE_SWAP],
+            Kind::AddThenSend => &[opcode::FETCH_ADD, 0x00, 0x01, 0x02, 0x03, 0x04, 0x05],
         }
     }
 
@@ -46,14 +49,11 @@ impl Kind {
     fn op(self, nth: u8) -> Op {
         match self {
             Kind::Write => Op::Write(DATA, nth.wrapping_add(10)),
+            Kind::AddThenSend if nth % 2 == 1 => Op::Notify,
             Kind::Notify => Op::Notify,
-            Kind::FetchAdd => Op::FetchAdd(DATA, 1),
+            Kind::FetchAdd | Kind::AddThenSend => Op::FetchAdd(DATA, 1),
             Kind::CompareSwap => Op::CompareSwap(DATA, nth, nth.wrapping_add(1)),
         }
-    }
-
-    fn is_atomic(self) -> bool {
-        matches!(self, Kind::FetchAdd | Kind::CompareSwap)
     }
 
     fn is_of_it(self, record: &Record, bth: &Bth) -> bool {
@@ -70,6 +70,24 @@ pub struct Told {
     pub fell_at: Option<u64>,
 }
 
+/// A run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// What the queue pair does.
+    pub kind: Kind,
+    /// Where it went from rail 0.
+    pub standby: Rail,
+    /// A third endpoint, on another queue pair, took the compare-and-swap of that number back while rail 0 was in use.
+    pub undone: Option<u8>,
+}
+
+impl Run {
+    /// To rail 1, and nobody else.
+    pub fn of(kind: Kind) -> Run {
+        Run { kind, standby: Rail::One, undone: None }
+    }
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
@@ -79,6 +97,15 @@ pub struct Trace {
     pub ops: Vec<Op>,
     /// How many of them the standby carried.
     pub on_standby: usize,
+    /// A third endpoint's operation is the last one: it takes that one back.
+    pub undone: Option<u8>,
+}
+
+impl Trace {
+    /// The third endpoint's operation, if there is one.
+    pub fn third(&self) -> Option<u8> {
+        self.undone.map(|_| self.ops.len() as u8 - 1)
+    }
 }
 
 /// A message on one rail, by places in the log.
@@ -94,28 +121,34 @@ struct Carried {
 ///
 /// # Errors
 /// More messages than have a number, or the log and the report cannot be of one run.
-pub fn convert(log: &[Record], kind: Kind, told: Told) -> Result<Trace> {
+pub fn convert(log: &[Record], run: Run, told: Told) -> Result<Trace> {
+    let Run { kind, standby, undone } = run;
     if told.posted > LONGEST {
         return Err(Trouble::judged(format!("{} messages are too many for a trace", told.posted)));
     }
     let posted = told.posted as usize;
-    let (first, second) = (carried(log, Rail::Zero, kind), carried(log, Rail::One, kind));
+    let (first, second) = (carried(log, Rail::Zero, kind), carried(log, standby, kind));
     let from = posted.checked_sub(second.len()).filter(|from| second.is_empty() || *from <= first.len());
     let from = from.filter(|_| first.len() <= posted).ok_or_else(|| {
         Trouble::judged(format!(
-            "{posted} messages were posted, rail 0 carried {}, and rail 1 {}",
+            "{posted} messages were posted, rail 0 carried {}, and the standby {}",
             first.len(),
             second.len()
         ))
     })?;
-    let ops: Vec<Op> = (0..posted).map(|nth| kind.op(nth as u8)).collect();
+    let mut ops: Vec<Op> = (0..posted).map(|nth| kind.op(nth as u8)).collect();
     let mut found = Found::default();
+    if let Some(undone) = undone {
+        let third = third(log, kind).ok_or_else(|| Trouble::judged("the log has no operation of a third endpoint"))?;
+        found.note(posted as u8, &third);
+        ops.push(Op::CompareSwap(DATA, undone.wrapping_add(1), undone));
+    }
     for (nth, message) in
         first.iter().enumerate().chain(second.iter().enumerate().map(|(nth, each)| (from + nth, each)))
     {
         found.note(nth as u8, message);
     }
-    Ok(Trace { events: found.in_order(&ops, told), ops, on_standby: second.len() })
+    Ok(Trace { events: found.in_order(&ops, told), ops, on_standby: second.len(), undone })
 }
 
 /// Events with the place in the log at which they happened.
@@ -156,7 +189,8 @@ impl Found {
                 last.insert(op, outcome);
                 events.push(Event::Execute(op, outcome));
             } else if let Event::Completion(op, _) = event {
-                if u64::from(op) < completed && seen.insert(op) {
+                let is_told = u64::from(op) < completed || u64::from(op) >= told.posted;
+                if is_told && seen.insert(op) {
                     events.push(Event::Completion(op, last.get(&op).copied().unwrap_or(LATER)));
                 }
             } else {
@@ -171,28 +205,47 @@ impl Found {
     }
 }
 
-/// The application's messages on a rail, in the order of their numbers.
-fn carried(log: &[Record], rail: Rail, kind: Kind) -> Vec<Carried> {
-    let requests = || {
-        let sent = log.iter().enumerate().filter(|(_, record)| record.link == rail.link() && record.from == Host::A);
-        sent.filter_map(|(at, record)| Some((at, record, record.packet.roce?)))
-            .filter(|(_, record, bth)| kind.is_of_it(record, bth))
-    };
+/// The requests on a rail that are of that kind, with their places in the log.
+fn requests(log: &[Record], rail: Rail, kind: Kind) -> impl Iterator<Item = (usize, &Record, Bth)> {
+    let sent = log.iter().enumerate().filter(move |(_, record)| record.link == rail.link() && record.from == Host::A);
+    sent.filter_map(|(at, record)| Some((at, record, record.packet.roce?)))
+        .filter(move |(_, record, bth)| kind.is_of_it(record, bth))
+}
+
+/// The packet numbers of each queue pair that has such requests.
+fn flows(log: &[Record], rail: Rail, kind: Kind) -> BTreeMap<u32, BTreeSet<u32>> {
     let mut flows: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-    for (_, _, bth) in requests() {
+    for (_, _, bth) in requests(log, rail, kind) {
         flows.entry(bth.qpn).or_default().insert(bth.psn);
     }
-    let Some((qpn, _)) = flows.iter().max_by_key(|(_, numbers)| numbers.len()) else { return Vec::new() };
+    flows
+}
+
+/// The application's messages on a rail, in the order of their numbers.
+fn carried(log: &[Record], rail: Rail, kind: Kind) -> Vec<Carried> {
+    let flows = flows(log, rail, kind);
+    let longest = flows.iter().max_by_key(|(_, numbers)| numbers.len());
+    longest.map(|(qpn, _)| carried_to(log, rail, kind, *qpn)).unwrap_or_default()
+}
+
+/// The one operation of a third endpoint: on rail 0, to a queue pair that has no other.
+fn third(log: &[Record], kind: Kind) -> Option<Carried> {
+    let flows = flows(log, Rail::Zero, kind);
+    let (qpn, _) = flows.iter().find(|(_, numbers)| flows.len() == 2 && numbers.len() == 1)?;
+    carried_to(log, Rail::Zero, kind, *qpn).into_iter().next()
+}
+
+fn carried_to(log: &[Record], rail: Rail, kind: Kind, qpn: u32) -> Vec<Carried> {
     let mut packets: BTreeMap<i32, (u8, usize, bool)> = BTreeMap::new();
     let mut start = None;
-    for (at, record, bth) in requests().filter(|(_, _, bth)| bth.qpn == *qpn) {
+    for (at, record, bth) in requests(log, rail, kind).filter(|(_, _, bth)| bth.qpn == qpn) {
         let number = ahead(*start.get_or_insert(bth.psn), bth.psn);
         let packet = packets.entry(number).or_insert((bth.opcode, at, false));
         packet.2 |= record.fate.went_on();
     }
     let Some(start) = start else { return Vec::new() };
     let answers = answers(log, rail, start, &packets);
-    messages(&packets).into_iter().map(|message| message.carried(kind, &answers)).collect()
+    messages(&packets).into_iter().map(|message| message.carried(&answers)).collect()
 }
 
 /// From the first to the last packet, if the last one was sent.
@@ -200,6 +253,7 @@ struct Message {
     sent_at: usize,
     arrived: bool,
     last: Option<i32>,
+    is_atomic: bool,
 }
 
 fn messages(packets: &BTreeMap<i32, (u8, usize, bool)>) -> Vec<Message> {
@@ -208,7 +262,8 @@ fn messages(packets: &BTreeMap<i32, (u8, usize, bool)>) -> Vec<Message> {
         let begins = opcode::FIRSTS.contains(code) || is_only(*code);
         let ends = opcode::LASTS.contains(code) || is_only(*code);
         if begins || messages.is_empty() {
-            messages.push(Message { sent_at: *at, arrived: true, last: None });
+            let is_atomic = [opcode::FETCH_ADD, opcode::COMPARE_SWAP].contains(code);
+            messages.push(Message { sent_at: *at, arrived: true, last: None, is_atomic });
         }
         let Some(message) = messages.last_mut() else { continue };
         message.arrived &= arrived;
@@ -236,11 +291,11 @@ fn answers(log: &[Record], rail: Rail, start: u32, packets: &BTreeMap<i32, (u8, 
 
 impl Message {
     /// An answer is to everything up to its number; the result of an atomic comes with its own alone.
-    fn carried(&self, kind: Kind, answers: &[Answer]) -> Carried {
+    fn carried(&self, answers: &[Answer]) -> Carried {
         let last = self.last.unwrap_or(i32::MAX);
         let mut covering = answers.iter().filter(|(_, number, _)| *number >= last);
         let first = covering.clone().map(|(at, ..)| *at).min();
-        let is_told = covering.any(|(_, number, arrived)| *arrived && (!kind.is_atomic() || *number == last));
+        let is_told = covering.any(|(_, number, arrived)| *arrived && (!self.is_atomic || *number == last));
         Carried { sent_at: self.sent_at, arrived: self.arrived, answered: first.map(|at| (at, is_told)) }
     }
 }
@@ -252,7 +307,7 @@ fn ahead(from: u32, psn: u32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::judge::{aligned, at_most_once, atomics, indistinguishable, no_ghosts};
+    use super::super::judge::{aligned, alike, at_most_once, atomics, indistinguishable, no_ghosts, third_survives};
     use super::*;
     use crate::wire::log::Fate;
     use crate::wire::packet::{parse, sample};
@@ -280,7 +335,7 @@ mod tests {
     }
 
     fn trace(log: &[Record], kind: Kind, posted: u64, fell_at: Option<u64>) -> Trace {
-        convert(log, kind, Told { posted, fell_at }).unwrap()
+        convert(log, Run::of(kind), Told { posted, fell_at }).unwrap()
     }
 
     #[test]
@@ -330,10 +385,65 @@ mod tests {
 
     #[test]
     fn a_log_and_a_report_of_different_runs_make_no_trace() {
-        let log = run(Rail::Zero, opcode::SEND_ONLY, 4, 4, 4);
-        assert!(convert(&log, Kind::Notify, Told { posted: 3, fell_at: None }).is_err());
-        assert!(convert(&log, Kind::Notify, Told { posted: LONGEST + 1, fell_at: None }).is_err());
+        let (log, notify) = (run(Rail::Zero, opcode::SEND_ONLY, 4, 4, 4), Run::of(Kind::Notify));
+        assert!(convert(&log, notify, Told { posted: 3, fell_at: None }).is_err());
+        assert!(convert(&log, notify, Told { posted: LONGEST + 1, fell_at: None }).is_err());
         let gap = [log, run(Rail::One, opcode::SEND_ONLY, 2, 2, 2)].concat();
-        assert!(convert(&gap, Kind::Notify, Told { posted: 9, fell_at: None }).is_err());
+        assert!(convert(&gap, notify, Told { posted: 9, fell_at: None }).is_err());
+    }
+
+    /// Operation 3 was executed and its answer lost; then a third endpoint took it back.
+    fn taken_back() -> Vec<Record> {
+        let third = |from, code| {
+            let packet =
+                parse(&sample::roce4(code, if from == Host::A { 0x77 } else { 0x88 }, 0x3000, &[0x1f, 0, 0, 0]));
+            Record { from, packet, ..packet_of_rail_0() }
+        };
+        let back = [third(Host::A, opcode::COMPARE_SWAP), third(Host::B, opcode::ATOMIC_ACK)];
+        [run(Rail::Zero, opcode::COMPARE_SWAP, 4, 4, 3), back.to_vec()].concat()
+    }
+
+    fn packet_of_rail_0() -> Record {
+        packet(Rail::Zero, Host::A, opcode::COMPARE_SWAP, 0, Fate::Passed)
+    }
+
+    fn undone(log: &[Record], posted: u64, fell_at: Option<u64>) -> Trace {
+        convert(log, Run { undone: Some(3), ..Run::of(Kind::CompareSwap) }, Told { posted, fell_at }).unwrap()
+    }
+
+    #[test]
+    fn what_a_third_endpoint_wrote_survives_an_error_and_not_a_second_execution() {
+        let right = undone(&taken_back(), 4, Some(3));
+        assert_eq!((third_survives(&right), atomics(&right)), (Ok(()), Ok(())));
+        let again = [taken_back(), run(Rail::One, opcode::COMPARE_SWAP, 2, 2, 2)].concat();
+        let again = undone(&again, 5, None);
+        assert!(third_survives(&again).unwrap_err().contains("it left 3"));
+        assert!(atomics(&again).is_err());
+        assert!(convert(
+            &run(Rail::Zero, opcode::COMPARE_SWAP, 4, 4, 3),
+            Run { undone: Some(3), ..Run::of(Kind::CompareSwap) },
+            Told { posted: 4, fell_at: Some(3) }
+        )
+        .is_err());
+    }
+
+    #[test]
+    fn an_operation_that_was_taken_back_is_like_one_that_never_was() {
+        let never = trace(&run(Rail::Zero, opcode::COMPARE_SWAP, 4, 3, 3), Kind::CompareSwap, 4, Some(3));
+        let back = undone(&taken_back(), 4, Some(3));
+        assert_eq!(alike(&back, &never), Ok(()));
+        let stays = trace(&run(Rail::Zero, opcode::COMPARE_SWAP, 4, 4, 3), Kind::CompareSwap, 4, Some(3));
+        assert!(alike(&stays, &never).unwrap_err().contains("memory"));
+        assert!(alike(&never, &never).unwrap_err().contains("executed the same"));
+    }
+
+    #[test]
+    fn a_message_that_is_known_to_be_there_gives_no_result_to_the_atomic_before_it() {
+        let add = run(Rail::Zero, opcode::FETCH_ADD, 1, 1, 0);
+        let mut send = run(Rail::Zero, opcode::SEND_ONLY, 2, 2, 0);
+        send.drain(..2);
+        let log = [add, send].concat();
+        assert_eq!(atomics(&trace(&log, Kind::AddThenSend, 2, Some(0))), Ok(()));
+        assert!(atomics(&trace(&log, Kind::AddThenSend, 2, None)).unwrap_err().contains("operation 0 is a success"));
     }
 }

@@ -1,16 +1,20 @@
-//! The theorems' tests on the real stack (V1 to V10): each makes a fault by which the theorem's two worlds come about, and the theorem's own predicates judge
-//! what the wire saw (`conformance`). Then the same with a library that leaves out what the promise rests on: the judge has to find it.
+//! The theorems' tests on the real stack (V1 to V4, V6, V7, V9, V10): each makes a fault by which the theorem's two worlds come about, and the theorem's own
+//! predicates judge what the wire saw (`conformance`). Then the same with a library that leaves out what the promise rests on: the judge has to find it.
+//! Those with a third endpoint are in `conform_third.rs` (V5, V8).
 //!
-//! One queue pair, since a trace is of one. What is left out is named in `TEST_SABOTAGE` (`shim/src/sabotage.rs`), which the released library does not know.
+//! One queue pair, since a trace is of one. What is left out is named in `TEST_SABOTAGE` (`shim/src/sabotage.rs`), which the
+//! released library does not know.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{json, Value};
+use shift_models::theorems::memory::Op;
+use shift_models::theorems::trace::{executions, Event};
 
 use crate::clock::until;
 use crate::conformance::judge::{aligned, at_most_once, atomics, indistinguishable, no_ghosts, Verdict};
-use crate::conformance::trace::{convert, Kind, Told, Trace};
+use crate::conformance::trace::{convert, Kind, Run, Told, Trace};
 use crate::evidence::Evidence;
 use crate::figures::Figures;
 use crate::guest::Program;
@@ -23,6 +27,7 @@ use crate::trouble::{require, Concerning, Result, Trouble};
 use crate::wire::log::{Fate, Record};
 use crate::wire::packet::opcode;
 use crate::wire::rule::{Action, Rule};
+use crate::wire::trap::{Step, Trap};
 
 use super::checker::{report, Checker, GO_ON, PORT};
 use super::directory::SHIM_WITH_REDIS;
@@ -32,11 +37,11 @@ use super::survive::require_fault;
 use super::Scenario;
 
 /// An error after about a second of silence, none on a healthy path; and an end to what a library that leaves something out brings to a stand.
-const IMPATIENT: &str = "--timeout 16 --retry-cnt 3 --may-fail --deadline 6";
+pub(super) const IMPATIENT: &str = "--timeout 16 --retry-cnt 3 --may-fail --deadline 6";
 /// What lies still for so long with a part left out stays so.
 const STILL: Duration = Duration::from_secs(8);
 /// Each step of a run with packets that are held.
-const STEP: Duration = Duration::from_secs(40);
+pub(super) const STEP: Duration = Duration::from_secs(40);
 /// Packets of the faulted direction that pass first, after the queue pair is protected.
 const SPARED: std::ops::Range<u64> = 3..20;
 
@@ -51,12 +56,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         of(2, "WRITEs, consumer overwrites, acknowledgements lost, each level of proof: nothing old comes back, or an error does", v2),
         of(3, "WRITEs with immediate, acknowledgements, requests or ends lost: each once, in its receive, in order", v3),
         of(4, "FADDs, answers lost: each at most once, and an error where the result is lost", v4),
-        of(5, "CASes, answers lost: each at most once, and an error where the result is lost", v5),
-        of(6, "FADDs in flight, answers lost: an executed one is no success without its result", v6),
+        of(6, "FADDs, a SEND behind each, answers lost: who is known to have been executed by the count is no success without its result", v6),
         of(7, "SENDs, acknowledgements lost: message i in receive i", v7),
-        of(8, "CASes or their answers lost, each level of proof: equal views end alike unless it is proven, and nothing is read to decide", v8),
-        of(9, "SENDs, acknowledgements lost: the standby's receiver is ready", v9),
+        of(9, "SENDs, acknowledgements lost: the standby's receiver is ready; one that was not ready on rail 0 changes no decision", v9),
         of(10, "requests held on rail 0 and let go after the migration: they change nothing", v10),
+        Scenario::guests("conform-v10-count", "the same let go when the migration is agreed on: nothing is executed that the receiver did not count", v10_count),
     ]
 }
 
@@ -75,7 +79,7 @@ fn released(setup: &Setup) -> Result<Figures> {
 
 /// A run of one queue pair.
 #[derive(Debug, Clone)]
-struct Case<'a> {
+pub(super) struct Case<'a> {
     kind: Kind,
     /// Of the checking application.
     options: &'a str,
@@ -87,29 +91,29 @@ struct Case<'a> {
 }
 
 /// What came of one.
-struct Outcome {
-    trace: Trace,
-    story: Story,
-    sent: Value,
-    received: Value,
+pub(super) struct Outcome {
+    pub(super) trace: Trace,
+    pub(super) story: Story,
+    pub(super) sent: Value,
+    pub(super) received: Value,
 }
 
 impl<'a> Case<'a> {
-    fn new(kind: Kind, options: &'a str, lost: Rule) -> Case<'a> {
+    pub(super) fn new(kind: Kind, options: &'a str, lost: Rule) -> Case<'a> {
         Case { kind, options, env: Vec::new(), lost, without: None }
     }
 
-    fn at_level(mut self, level: &'static str) -> Case<'a> {
+    pub(super) fn at_level(mut self, level: &'static str) -> Case<'a> {
         self.env.push(("SHIFT_PROOF", level));
         self
     }
 
-    fn without(mut self, part: &'static str) -> Case<'a> {
+    pub(super) fn without(mut self, part: &'static str) -> Case<'a> {
         self.without = Some((part, false));
         self
     }
 
-    fn run(&self, lab: &mut Lab, seed: u64) -> Result<Outcome> {
+    pub(super) fn run(&self, lab: &mut Lab, seed: u64) -> Result<Outcome> {
         lab.reset()?;
         let mut checker = Checker::gated(format!("{} {IMPATIENT} --seed {seed}", self.options));
         checker.env = self.env.clone();
@@ -120,14 +124,14 @@ impl<'a> Case<'a> {
         let story = trial.run(lab)?;
         require_fault(&story)?;
         let (sent, received) = (report(&story, Host::A)?, report(&story, Host::B)?);
-        let trace = convert(&story.records, self.kind, told(&sent)?)?;
+        let trace = convert(&story.records, Run::of(self.kind), told(&sent)?)?;
         let dropped = story.records.iter().any(|record| record.fate == Fate::Dropped);
         require(dropped, || "nothing was lost: the run proves nothing".into())?;
         Ok(Outcome { trace, story, sent, received })
     }
 }
 
-fn leaves_out(mut trial: Trial, part: &str, receiver_alone: bool) -> Trial {
+pub(super) fn leaves_out(mut trial: Trial, part: &str, receiver_alone: bool) -> Trial {
     let without = |program: &Program| program.clone().with_shim_from(SHIM_WITH_REDIS).env("TEST_SABOTAGE", part);
     trial.server = without(&trial.server);
     if !receiver_alone {
@@ -138,7 +142,7 @@ fn leaves_out(mut trial: Trial, part: &str, receiver_alone: bool) -> Trial {
 }
 
 /// What the sender's report says of its one queue pair.
-fn told(report: &Value) -> Result<Told> {
+pub(super) fn told(report: &Value) -> Result<Told> {
     let fallen = report.pointer("/fallen/0");
     let number = |value: &Value, name: &str| {
         value[name].as_u64().ok_or_else(|| Trouble::judged(format!("no {name} in {report}")))
@@ -150,39 +154,39 @@ fn told(report: &Value) -> Result<Told> {
 }
 
 impl Outcome {
-    fn fell(&self) -> bool {
+    pub(super) fn fell(&self) -> bool {
         self.sent.pointer("/fallen/0").is_some()
     }
 
     /// The application saw nothing wrong either, and its end was the one that is due.
-    fn require_right(&self, falls: Option<bool>) -> Result<()> {
+    pub(super) fn require_right(&self, falls: Option<bool>) -> Result<()> {
         let right = |report: &Value| report["why"].is_null() && !report["deadline"].as_bool().unwrap_or(true);
         require(right(&self.sent) && right(&self.received), || format!("{} {}", self.sent, self.received))?;
         self.story.require_success()?;
         require(falls.is_none_or(|falls| falls == self.fell()), || format!("an error: {}; {}", self.fell(), self.sent))
     }
 
-    fn note(&self) -> Value {
+    pub(super) fn note(&self) -> Value {
         json!({ "operations": self.trace.ops.len(), "events": self.trace.events.len(),
                 "on_standby": self.trace.on_standby, "error": self.fell() })
     }
 }
 
-fn right(verdict: Verdict) -> Result<()> {
+pub(super) fn right(verdict: Verdict) -> Result<()> {
     verdict.map_err(Trouble::judged)
 }
 
 /// The judge found it; what it said.
-fn found(part: &str, verdict: Verdict) -> Result<String> {
+pub(super) fn found(part: &str, verdict: Verdict) -> Result<String> {
     verdict.err().ok_or_else(|| Trouble::judged(format!("{part} left out, and the judge finds nothing")))
 }
 
-fn spared(seed: u64, what: &str) -> u64 {
+pub(super) fn spared(seed: u64, what: &str) -> u64 {
     Seed::new(seed, what).within(SPARED)
 }
 
 /// Fack: answers are lost from the one of that number on.
-fn answers_lost(spared: u64) -> Rule {
+pub(super) fn answers_lost(spared: u64) -> Rule {
     Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::RESPONSES).from(Host::B).after(spared)
 }
 
@@ -207,7 +211,7 @@ fn v1(lab: &mut Lab, seed: u64) -> Result<Figures> {
         // Judged by the checking application: one RETRY_EXC_ERR, and flushes behind it.
         require(sent.get("pass") == Some(&json!(true)), || format!("another error than is due: {sent}"))?;
         runs.push((
-            convert(&story.records, Kind::Write, told(&sent)?)?,
+            convert(&story.records, Run::of(Kind::Write), told(&sent)?)?,
             sent.get("fallen").cloned().unwrap_or_default(),
         ));
     }
@@ -260,7 +264,7 @@ fn v3(lab: &mut Lab, seed: u64) -> Result<Figures> {
     Ok(figures.with("found: counts", found("counts", aligned(&broken.trace))?))
 }
 
-fn one_atomic(lab: &mut Lab, seed: u64, kind: Kind, mode: &str) -> Result<Figures> {
+pub(super) fn one_atomic(lab: &mut Lab, seed: u64, kind: Kind, mode: &str) -> Result<Figures> {
     let options = format!("--mode {mode} --depth 1 --messages 60");
     let lost = answers_lost(spared(seed, mode));
     let run = Case::new(kind, &options, lost.clone()).run(lab, seed)?;
@@ -280,19 +284,29 @@ fn v4(lab: &mut Lab, seed: u64) -> Result<Figures> {
     one_atomic(lab, seed, Kind::FetchAdd, "fadd")
 }
 
-fn v5(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    one_atomic(lab, seed, Kind::CompareSwap, "cas")
+fn v6(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let options = "--mode fadd_send --size 8..200 --depth 8 --messages 80";
+    let case = Case::new(Kind::AddThenSend, options, answers_lost(spared(seed, "v6")));
+    let mut figures = Figures::new();
+    for level in ["psn", "count"] {
+        let run = case.clone().at_level(level).run(lab, seed)?;
+        right(atomics(&run.trace))?;
+        run.require_right(Some(true))?;
+        let counted = counted_behind_error(&run.trace);
+        require(counted > 0, || format!("{level}: no SEND behind the lost result was counted: it proves nothing"))?;
+        figures.note(level, run.note());
+        figures.note(&format!("{level}: counted behind the error"), counted);
+    }
+    let broken = case.at_level("count").without("lost-results").run(lab, seed)?;
+    Ok(figures.with("found: lost-results", found("lost-results", atomics(&broken.trace))?))
 }
 
-fn v6(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    let options = "--mode fadd --depth 8 --messages 80";
-    let lost = answers_lost(spared(seed, "v6"));
-    let run = Case::new(Kind::FetchAdd, options, lost.clone()).run(lab, seed)?;
-    right(atomics(&run.trace))?;
-    run.require_right(Some(true))?;
-    let broken = Case::new(Kind::FetchAdd, options, lost).without("lost-results").run(lab, seed)?;
-    let said = found("lost-results", atomics(&broken.trace))?;
-    Ok(Figures::new().with("run", run.note()).with("found: lost-results", said))
+/// Messages that took a receive behind the first request that ended in an error.
+fn counted_behind_error(trace: &Trace) -> usize {
+    let first = trace.events.iter().find_map(|event| if let Event::Timeout(op) = event { Some(*op) } else { None });
+    let behind =
+        |op: &u8| first.is_some_and(|first| *op > first) && trace.ops.get(usize::from(*op)) == Some(&Op::Notify);
+    (0..trace.ops.len() as u8).filter(behind).map(|op| executions(&trace.events, op)).sum()
 }
 
 fn v7(lab: &mut Lab, seed: u64) -> Result<Figures> {
@@ -306,73 +320,106 @@ fn v7(lab: &mut Lab, seed: u64) -> Result<Figures> {
     Ok(Figures::new().with("run", run.note()).with("found: counts", said))
 }
 
-fn v8(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    let options = "--mode cas --depth 1 --messages 60";
-    let spared = spared(seed, "v8");
-    let swaps = Rule::on(Link::Rail0, Action::Drop).opcodes(&[opcode::COMPARE_SWAP]).from(Host::A).after(spared);
-    let answers = Rule::on(Link::Rail0, Action::Drop).opcodes(&[opcode::ATOMIC_ACK]).from(Host::B).after(spared);
-    let mut figures = Figures::new();
-    for level in ["psn", "count", "sender"] {
-        // The same word in both worlds, to the sender.
-        let executed = Case::new(Kind::CompareSwap, options, answers.clone()).at_level(level).run(lab, seed)?;
-        let unexecuted = Case::new(Kind::CompareSwap, options, swaps.clone()).at_level(level).run(lab, seed)?;
-        for (run, falls) in [(&executed, true), (&unexecuted, level != "psn")] {
-            right(atomics(&run.trace))?;
-            run.require_right(Some(falls))?;
-            let peeked = peeks(&run.story.records, run.story.fault_ns.unwrap_or_default());
-            require(peeked == 0, || format!("{level}: {peeked} READs on the standby"))?;
-        }
-        if level != "psn" {
-            right(indistinguishable(&executed.trace, &unexecuted.trace))?;
-        }
-        figures.note(level, json!([executed.note(), unexecuted.note()]));
-    }
-    Ok(figures)
-}
-
-/// READs on the standby.
-fn peeks(records: &[Record], since_ns: u64) -> usize {
-    let standby = records.iter().filter(|record| record.link == Link::Rail1 && record.at_ns >= since_ns);
-    standby.filter(|record| record.packet.roce.is_some_and(|bth| bth.opcode == opcode::READ_REQUEST)).count()
-}
-
 fn v9(lab: &mut Lab, seed: u64) -> Result<Figures> {
     let options = "--mode send --size 8..2000 --depth 8 --messages 80";
     let lost = answers_lost(spared(seed, "v9"));
-    let unready = |run: &Outcome| {
-        let standby = run.story.records.iter().filter(|record| record.link == Link::Rail1);
-        standby.filter(|record| record.packet.roce.is_some_and(|bth| bth.is_receiver_not_ready())).count()
-    };
     let run = Case::new(Kind::Notify, options, lost.clone()).run(lab, seed)?;
     right(aligned(&run.trace))?;
     run.require_right(Some(false))?;
-    require(unready(&run) == 0, || format!("{} times the standby's receiver was not ready", unready(&run)))?;
+    require(unready(&run, Link::Rail1) == 0, || "the standby's receiver was not ready".into())?;
     let broken = Case::new(Kind::Notify, options, lost).without("receives").run(lab, seed)?;
-    require(unready(&broken) > 0, || "receives left out, and nobody was not ready".into())?;
-    Ok(Figures::new().with("run", run.note()).with("found: receives", unready(&broken)))
+    let refused = unready(&broken, Link::Rail1);
+    require(refused > 0, || "receives left out, and nobody was not ready".into())?;
+    let figures = Figures::new().with("run", run.note()).with("found: receives", refused);
+    Ok(figures.with("not ready before", not_ready_before(lab, seed)?))
+}
+
+/// How often the receiver was not ready on that rail.
+fn unready(run: &Outcome, link: Link) -> usize {
+    let there = run.story.records.iter().filter(|record| record.link == link);
+    there.filter(|record| record.packet.roce.is_some_and(|bth| bth.is_receiver_not_ready())).count()
+}
+
+/// Queue sliding's remark: "not ready" says that a request arrived and took no receive, and nothing of those behind it. The requests are lost from
+/// such an answer on, or without one: the decision is the same, at each level of proof.
+fn not_ready_before(lab: &mut Lab, seed: u64) -> Result<Value> {
+    let dice = spared(seed, "not ready");
+    let refused = Rule::on(Link::Rail0, Action::Pass).from(Host::B).receiver_not_ready().after(dice / 4);
+    let lost = Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::REQUESTS).from(Host::A);
+    let scarce = "--mode send --size 8..2000 --depth 8 --messages 80 --scarce-receives";
+    let plenty = "--mode send --size 8..2000 --depth 8 --messages 80";
+    let mut told = serde_json::Map::new();
+    for level in ["psn", "count", "sender"] {
+        let falls = level == "sender";
+        let mut refusals = Vec::new();
+        for (options, lost) in [(scarce, lost.clone().woken_by(refused.clone())), (plenty, lost.clone().after(dice))] {
+            let run = Case::new(Kind::Notify, options, lost).at_level(level).run(lab, seed)?;
+            right(at_most_once(&run.trace))?;
+            run.require_right(Some(falls))?;
+            if !falls {
+                right(aligned(&run.trace))?;
+            }
+            refusals.push(unready(&run, Link::Rail0));
+        }
+        require(refusals.first().is_some_and(|refused| *refused > 0) && refusals.get(1) == Some(&0), || {
+            format!("{level}: not ready {refusals:?} times: the two runs are the same")
+        })?;
+        told.insert(level.to_owned(), json!({ "error": falls, "not_ready": refusals }));
+    }
+    Ok(Value::Object(told))
+}
+
+/// When what was held is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LetGo {
+    /// Both ends have moved.
+    Moved,
+    /// COMMIT is on its way, and the receiver has said that it counted, if it leaves out to be fenced first.
+    Agreed,
 }
 
 fn v10(lab: &mut Lab, seed: u64) -> Result<Figures> {
-    let (run, answers) = held(lab, seed, None)?;
+    let (run, answers) = held(lab, seed, LetGo::Moved, None)?;
     right(aligned(&run))?;
     require(answers == 0, || format!("rail 0 answered {answers} requests that came after the migration"))?;
-    let (broken, late) = held(lab, seed, Some("fence"))?;
+    let (broken, late) = held(lab, seed, LetGo::Moved, Some("fence"))?;
     let said = found("fence", at_most_once(&broken))?;
     Ok(Figures::new().with("operations", run.ops.len()).with("found: fence", said).with("answered_late", late))
 }
 
-/// Fhold: requests are held, both ends move, the requests are let go. The trace, and how many of them rail 0 answered then.
-fn held(lab: &mut Lab, seed: u64, without: Option<&str>) -> Result<(Trace, usize)> {
+fn v10_count(lab: &mut Lab, seed: u64) -> Result<Figures> {
+    let (run, _) = held(lab, seed, LetGo::Agreed, None)?;
+    right(aligned(&run))?;
+    let (broken, behind) = held(lab, seed, LetGo::Agreed, Some("fence-first"))?;
+    let said = found("fence-first", at_most_once(&broken))?;
+    Ok(Figures::new()
+        .with("operations", run.ops.len())
+        .with("found: fence-first", said)
+        .with("answered_behind_the_count", behind))
+}
+
+/// Ports of the shims' own listeners.
+const PORTS: (u16, u16) = (21_000, 21_001);
+/// What a receiver says that leaves out to be fenced before it counts.
+const COUNTED: &str = "counted before it is stopped";
+
+/// Fhold: requests are held, both ends agree to move or have moved, the requests are let go. The trace, and how many of them rail 0 answered then.
+fn held(lab: &mut Lab, seed: u64, moment: LetGo, without: Option<&str>) -> Result<(Trace, usize)> {
     lab.reset()?;
     Evidence::clear(lab)?;
     let since = lab.wire().position()?;
     // Slow enough that it is not over when the held ones are let go.
-    let shape = "--mode send --size 8..2000 --depth 8 --messages 80 --rate 20000";
-    let mut trial = Checker::gated(format!("{shape} {IMPATIENT} --seed {seed}")).trial();
+    let shape = "--mode send --size 8..2000 --depth 8 --messages 80 --rate 20000 --settle-ms 2000";
+    let mut checker = Checker::gated(format!("{shape} {IMPATIENT} --seed {seed}"));
+    // What is let go at a receiver that counted first comes within the drain.
+    let deadlines = [("SHIFT_DRAIN_MS", "600"), ("SHIFT_FENCE_MS", "2000")];
+    checker.env = [("SHIFT_PORT_RANGE", "21000-21001")].into_iter().chain(deadlines).collect();
+    let mut trial = checker.trial();
     if let Some(part) = without {
         trial = leaves_out(trial, part, true);
     }
     lab.a().shell(&format!("rm -f {GO_ON}"))?;
+    let agreed = lab.wire().trap(Trap::watch(PORTS, Step::Commit, 1, Host::A))?;
     let (server, client) = lab.start_pair(Host::B, PORT, &trial.server, &trial.client)?;
     let not_over = || match client.ended().or(server.ended()) {
         Some(ended) => Err(Trouble::judged(format!("it was over too early: {}", ended.brief()))),
@@ -385,10 +432,19 @@ fn held(lab: &mut Lab, seed: u64, without: Option<&str>) -> Result<(Trace, usize
     let hold = Rule::on(Link::Rail0, Action::Hold).opcodes(&opcode::REQUESTS).from(Host::A);
     let (rule, _) = lab.wire().add(hold.after(spared(seed, "v10")))?;
     lab.a().write(GO_ON, "", 0o644)?;
-    until("both ends to have moved", STEP, || {
+    until("the moment at which what is held is let go", STEP, || {
         not_over()?;
-        let evidence = Evidence::collect(lab)?;
-        Ok(Host::ALL.into_iter().all(|host| confirmed(&evidence, host, 1) >= 1).then_some(()))
+        let is_it = match moment {
+            LetGo::Moved => {
+                let evidence = Evidence::collect(lab)?;
+                Host::ALL.into_iter().all(|host| confirmed(&evidence, host, 1) >= 1)
+            }
+            LetGo::Agreed => {
+                let counted = server.lines().iter().any(|line| line.text.contains(COUNTED));
+                lab.wire().sprung(agreed)?.is_some() && (without.is_none() || counted)
+            }
+        };
+        Ok(is_it.then_some(()))
     })?;
     lab.wire().release(rule)?;
     let ends = [client.wait(STEP)?, server.wait(STEP)?];
@@ -400,7 +456,7 @@ fn held(lab: &mut Lab, seed: u64, without: Option<&str>) -> Result<(Trace, usize
     let let_go = records.iter().position(|record| record.fate == Fate::Released);
     let let_go = let_go.ok_or_else(|| Trouble::judged("nothing was held: the run proves nothing"))?;
     let [sender, _] = &ends;
-    let trace = convert(&records, Kind::Notify, told(&report_of(sender))?)?;
+    let trace = convert(&records, Run::of(Kind::Notify), told(&report_of(sender))?)?;
     let numbers: Vec<u32> = held_numbers(&records);
     let answered = records.iter().skip(let_go).filter(|record| record.link == Link::Rail0 && record.from == Host::B);
     let answered = answered.filter_map(|record| record.packet.roce);

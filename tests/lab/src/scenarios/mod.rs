@@ -9,6 +9,7 @@ mod bad_input;
 mod binding;
 mod checker;
 mod conform;
+mod conform_third;
 mod connections;
 mod control_cuts;
 mod control_network;
@@ -140,6 +141,7 @@ pub fn all() -> Vec<Scenario> {
         shared_receives::scenarios(),
         race::scenarios(),
         conform::scenarios(),
+        conform_third::scenarios(),
         removal::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),

@@ -51,6 +51,8 @@ pub struct Trap {
     pub ports: (u16, u16),
     /// Springs at the first such message
     pub step: Step,
+    /// of that migration of a queue pair, counted from 1, or of a later one,
+    pub epoch: u32,
     /// that this host sends.
     pub sender: Host,
     /// What becomes of that message.
@@ -59,6 +61,13 @@ pub struct Trap {
     pub from: Option<Host>,
     /// For so long; none: until it is taken away.
     pub lasts: Option<Duration>,
+}
+
+impl Trap {
+    /// Loses nothing: it tells when the message was first sent. Set before any that may lose it.
+    pub fn watch(ports: (u16, u16), step: Step, epoch: u32, sender: Host) -> Trap {
+        Trap { ports, step, epoch, sender, edge: Edge::After, from: None, lasts: Some(Duration::ZERO) }
+    }
 }
 
 /// Name of a trap.
@@ -136,9 +145,10 @@ impl Set {
             return lost && !self.trap.lasts.is_some_and(is_over);
         }
         let stream = self.streams.entry((link, from, segment.source, segment.target)).or_default();
-        let (step, sender) = (self.trap.step, self.trap.sender);
+        let Trap { step, epoch, sender, .. } = self.trap;
         // All frames are read, also those behind the one that is sought.
-        if stream.take(segment).into_iter().filter(|_| from == sender).any(|each| each == step) {
+        let said = stream.take(segment).into_iter().filter(|_| from == sender);
+        if said.into_iter().any(|(each, of)| each == step && of >= epoch) {
             self.sprung_ns = Some(now_ns);
             return lost && self.trap.edge == Edge::Before;
         }
@@ -147,8 +157,8 @@ impl Set {
 }
 
 impl Stream {
-    /// The steps that the frames which this segment completes mark.
-    fn take(&mut self, segment: &Segment<'_>) -> Vec<Step> {
+    /// The steps that the frames which this segment completes mark, each with its epoch.
+    fn take(&mut self, segment: &Segment<'_>) -> Vec<(Step, u32)> {
         if segment.opens {
             *self = Stream { next: segment.sequence.wrapping_add(1), held: Vec::new() };
             return Vec::new();
@@ -171,7 +181,7 @@ impl Stream {
         self.steps()
     }
 
-    fn steps(&mut self) -> Vec<Step> {
+    fn steps(&mut self) -> Vec<(Step, u32)> {
         let (mut steps, mut used) = (Vec::new(), 0);
         loop {
             let rest = self.held.get(used..).unwrap_or(&[]);
@@ -201,9 +211,9 @@ impl Stream {
     }
 }
 
-fn step_of(frame: &Frame) -> Option<Step> {
+fn step_of(frame: &Frame) -> Option<(Step, u32)> {
     let Frame::Migration { msg, .. } = frame else { return None };
-    match msg {
+    let step = match msg {
         Handshake::Claim { .. } => Some(Step::Claim),
         Handshake::Accept { .. } => Some(Step::Accept),
         Handshake::Commit { .. } => Some(Step::Commit),
@@ -217,7 +227,8 @@ fn step_of(frame: &Frame) -> Option<Step> {
         | Handshake::Surface { .. }
         | Handshake::Gone
         | Handshake::Muster { .. } => None,
-    }
+    };
+    step.zip(msg.tuple().map(|tuple| tuple.epoch.0))
 }
 
 /// A TCP segment over IPv4 (RFC 791, RFC 9293).
@@ -282,8 +293,12 @@ mod tests {
     }
 
     fn tuple() -> Tuple {
+        of_epoch(1)
+    }
+
+    fn of_epoch(epoch: u32) -> Tuple {
         let owner = EndpointId { process: ProcessId(1), life: 1, side: 0 };
-        Tuple { epoch: Epoch(1), owner, attempt: 1, target: PathId::STANDBY }
+        Tuple { epoch: Epoch(epoch), owner, attempt: 1, target: PathId::STANDBY }
     }
 
     fn claim() -> Vec<u8> {
@@ -292,7 +307,7 @@ mod tests {
 
     fn set(step: Step, edge: Edge, from: Option<Host>) -> (Traps, TrapId) {
         let mut traps = Traps::default();
-        let id = traps.add(Trap { ports: PORTS, step, sender: Host::A, edge, from, lasts: None });
+        let id = traps.add(Trap { ports: PORTS, step, epoch: 0, sender: Host::A, edge, from, lasts: None });
         (traps, id)
     }
 
@@ -325,13 +340,27 @@ mod tests {
     fn a_trap_that_lasts_for_a_while_lets_everything_through_after_it() {
         let mut traps = Traps::default();
         let lasts = Some(Duration::from_millis(300));
-        let trap = Trap { ports: PORTS, step: Step::Claim, sender: Host::A, edge: Edge::Before, from: None, lasts };
+        let (step, edge) = (Step::Claim, Edge::Before);
+        let trap = Trap { ports: PORTS, step, epoch: 0, sender: Host::A, edge, from: None, lasts };
         traps.add(trap);
         let frame = tcp(40_000, PORTS.0, 1, 0, &claim());
         let at = |ms: u64| ms * 1_000_000;
         let caught: Vec<bool> =
             [5, 200, 304, 305, 900].map(|ms| traps.catches(Link::Rail1, Host::A, &frame, at(ms))).to_vec();
         assert_eq!(caught, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_watch_tells_of_the_migration_that_it_was_set_for_and_loses_nothing() {
+        let mut traps = Traps::default();
+        let id = traps.add(Trap::watch(PORTS, Step::Commit, 2, Host::A));
+        let mut at = 1;
+        for (epoch, told) in [(1, None), (2, Some(2)), (3, Some(2))] {
+            let commit = message(Handshake::Commit { tuple: of_epoch(epoch) });
+            assert!(!traps.catches(Link::Rail1, Host::A, &tcp(40_000, PORTS.0, at, 0x10, &commit), epoch.into()));
+            assert_eq!(traps.sprung_ns(id), told);
+            at += commit.len() as u32;
+        }
     }
 
     #[test]
