@@ -11,6 +11,9 @@ use crate::lab::Lab;
 use crate::place::Host;
 use crate::trouble::{Result, Trouble};
 
+/// A record that is being written is whole when it is read again.
+const READS: usize = 5;
+
 /// The records of one run.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
@@ -34,6 +37,11 @@ impl Evidence {
     /// # Errors
     /// A guest is lost, or a record cannot be read: to go on without it would be to judge another run.
     pub fn collect(lab: &Lab) -> Result<Evidence> {
+        let mut tries = (1..READS).map(|_| Self::read(lab)).skip_while(|read| matches!(read, Err(Trouble::Judged(_))));
+        tries.next().unwrap_or_else(|| Self::read(lab))
+    }
+
+    fn read(lab: &Lab) -> Result<Evidence> {
         let mut records = Vec::new();
         for host in Host::ALL {
             let text = lab.guest(host).shell(&format!("cat {RECORDS}* 2>/dev/null || true"))?;
