@@ -1,6 +1,6 @@
 # Sourced by `scripts/test --long`: what takes longer than a change can wait for, in parts. Each writes its result into tests/CAMPAIGN.md.
 
-# In the order in which they run, with what each takes on two processors.
+# In the order in which they run.
 parts=(faults programs network models sanitizers fuzzing mutants systems)
 
 # The day: each campaign makes its choices anew, and whoever reads its table can repeat them.
@@ -21,7 +21,7 @@ part_faults() {
     ci/campaign faults "$logs/objects"
 }
 
-# 20 minutes. Every program that was tried, for the table in README.md too.
+# Every program that was tried, for the table in README.md too.
 part_programs() {
     build_lab
     run_lab --seed "$seed" "${lab_options[@]}" 'program-*' 'nccl-*'
@@ -29,20 +29,20 @@ part_programs() {
     ci/programs "$logs/objects" README.md
 }
 
-# 5 minutes. Two machines over a random network, more than a million schedules in all.
+# Two machines over a random network, more than a million schedules in all.
 part_network() {
     export SHIFT_SEEDS=160000
     check_many "random networks" "$testing|^[a-z_]+: \\{" cargo test --release -p shift-proto --test network -- --nocapture
     ci/campaign network "$log"
 }
 
-# 20 minutes. The models as far as is worth waiting for.
+# The models as far as is worth waiting for.
 part_models() {
     check_many "models" . scripts/models --long
     ci/campaign models "$log"
 }
 
-# 5 minutes. With the control that wants a library of its own, and valgrind.
+# With the control that wants a library of its own, and valgrind.
 part_sanitizers() {
     check_many "sanitizers" "^sanitizers:" sanitizers
     ci/campaign sanitizers "$log"

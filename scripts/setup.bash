@@ -86,7 +86,7 @@ require_zig() {
     fi
 }
 
-# Of crates.io: it changes the protocol in one place at a time (ci/mutants).
+# Of the registry of crates: it changes the protocol in one place at a time (ci/mutants).
 mutants_version=27.1.0
 
 require_mutants() {
