@@ -97,14 +97,7 @@ pub fn prepare(
 ) -> Result<Parts, SetupError> {
     let verbs_tell = local.verbs_tell;
     let opened = open(end, &params, local)?;
-    side.send(&Note::Endpoint(opened.endpoint.clone()))?;
-    let note = expect_note(&mut side)?;
-    let Note::Endpoint(peer) = note else {
-        return Err(SetupError::Peer(Some(note)));
-    };
-    if peer.qps.len() != opened.qps.len() {
-        return Err(SetupError::Peer(Some(Note::Endpoint(peer))));
-    }
+    let peer = exchange(&mut side, opened.endpoint.clone())?;
     connect(&params, &opened, &peer)?;
     let senders = senders(end, &params, sabotage);
     let mut receivers = receivers(end, &params);
@@ -115,13 +108,35 @@ pub fn prepare(
         receiver.prepare(&ground, qp)?;
     }
     let pool = srq.map(|srq| Pool::new(srq, &ground, &receivers)).transpose()?;
-    side.send(&Note::Ready)?;
-    let note = expect_note(&mut side)?;
-    if note != Note::Ready {
-        return Err(SetupError::Peer(Some(note)));
-    }
+    meet(&mut side)?;
     let commit = sabotage.map(|sabotage| sabotage.commit);
     Ok(Parts { verbs, qps, ground, side, senders, receivers, pool, trigger, commit, verbs_tell })
+}
+
+/// Where either end is to be found; each has as many queue pairs as the other.
+pub(crate) fn exchange(side: &mut Side, own: Endpoint) -> Result<Endpoint, SetupError> {
+    let count = own.qps.len();
+    side.send(&Note::Endpoint(own))?;
+    let note = expect_note(side)?;
+    let Note::Endpoint(theirs) = note else {
+        return Err(SetupError::Peer(Some(note)));
+    };
+    if theirs.qps.len() == count {
+        Ok(theirs)
+    } else {
+        Err(SetupError::Peer(Some(Note::Endpoint(theirs))))
+    }
+}
+
+/// Waits until the other is ready too.
+pub(crate) fn meet(side: &mut Side) -> Result<(), SetupError> {
+    side.send(&Note::Ready)?;
+    let note = expect_note(side)?;
+    if note == Note::Ready {
+        Ok(())
+    } else {
+        Err(SetupError::Peer(Some(note)))
+    }
 }
 
 fn senders(end: End, params: &Params, sabotage: Option<Sabotage>) -> Vec<Sender> {

@@ -7,7 +7,7 @@ use crate::args::{Api, Local, Params};
 use crate::layout::Layout;
 use crate::predict::{Direction, Plan};
 use crate::session::{say, Parts};
-use crate::setup::{expect_note, receive_params, route, SetupError};
+use crate::setup::{exchange, meet, receive_params, route, SetupError};
 use crate::side::{Endpoint, Note, Side};
 use crate::verbs::{CqWish, Qp, QpWish, Region, SendRequest, Verbs};
 use shift_abi::*;
@@ -117,26 +117,6 @@ fn wait_for(file: &Path) -> Result<u64, SetupError> {
             }
             None => std::thread::sleep(POLL),
         }
-    }
-}
-
-fn exchange(side: &mut Side, own: Endpoint) -> Result<Endpoint, SetupError> {
-    side.send(&Note::Endpoint(own))?;
-    let note = expect_note(side)?;
-    if let Note::Endpoint(theirs) = note {
-        Ok(theirs)
-    } else {
-        Err(SetupError::Peer(Some(note)))
-    }
-}
-
-fn meet(side: &mut Side) -> Result<(), SetupError> {
-    side.send(&Note::Ready)?;
-    let note = expect_note(side)?;
-    if note == Note::Ready {
-        Ok(())
-    } else {
-        Err(SetupError::Peer(Some(note)))
     }
 }
 

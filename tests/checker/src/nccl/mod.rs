@@ -12,10 +12,10 @@ use crate::args::{Local, Params, Ways};
 use crate::judge::Kind;
 use crate::report::{Ending, Report, Verdict};
 use crate::session::say;
-use crate::setup::{expect_note, psn, End, SetupError};
+use crate::setup::{exchange, meet, psn, route, End, SetupError};
 use crate::side::{Endpoint, Note, Side};
 use crate::trigger::Trigger;
-use crate::verbs::{monotonic_ns, CqWish, Qp, QpWish, Route, Verbs};
+use crate::verbs::{monotonic_ns, CqWish, Qp, QpWish, Verbs};
 use memory::{Lane, Place};
 use receiver::LaneReceiver;
 use sender::LaneSender;
@@ -98,33 +98,12 @@ fn prepare(
     let psns: Vec<u32> = (0..params.qps).map(|qp| psn(params.seed, end, qp)).collect();
     let numbers = qps.iter().map(Qp::number).zip(psns.iter().copied()).collect();
     let (addr, rkey) = (place.shared.addr(0), place.shared.rkey());
-    side.send(&Note::Endpoint(Endpoint { gid, addr, rkey, qps: numbers }))?;
-    let note = expect_note(&mut side)?;
-    let Note::Endpoint(peer) = note else {
-        return Err(SetupError::Peer(Some(note)));
-    };
-    if peer.qps.len() != qps.len() {
-        return Err(SetupError::Peer(Some(Note::Endpoint(peer))));
-    }
-    let (reads, served_reads) = verbs.read_depths()?;
-    let route = |peer_gid, peer_qpn, peer_psn, psn| Route {
-        gid_index,
-        peer_gid,
-        peer_qpn,
-        peer_psn,
-        psn,
-        mtu: ibv_mtu::from_bytes(params.mtu).unwrap_or(IBV_MTU_1024),
-        timeout: params.timeout,
-        retry_cnt: params.retry_cnt,
-        rnr_retry: params.rnr_retry,
-        reads,
-        served_reads,
-    };
-    for ((qp, psn), (peer_qpn, peer_psn)) in qps.iter().zip(&psns).zip(&peer.qps) {
-        qp.connect(route(peer.gid, *peer_qpn, *peer_psn, *psn))?;
+    let peer = exchange(&mut side, Endpoint { gid, addr, rkey, qps: numbers })?;
+    for ((qp, &psn), &theirs) in qps.iter().zip(&psns).zip(&peer.qps) {
+        qp.connect(route(params, &verbs, gid_index, psn, (peer.gid, theirs))?)?;
     }
     for qp in &flush_qps {
-        qp.connect(route(gid, qp.number(), 0, 0))?;
+        qp.connect(route(params, &verbs, gid_index, 0, (gid, (qp.number(), 0)))?)?;
     }
     let lane = |number| Lane { number, params: params.clone(), peer: peer.clone() };
     let all = 0..params.qps;
@@ -136,13 +115,8 @@ fn prepare(
     for receiver in &mut run.receivers {
         receiver.prepare(&run.place, &mut run.qps)?;
     }
-    run.side.send(&Note::Ready)?;
-    let note = expect_note(&mut run.side)?;
-    if note == Note::Ready {
-        Ok(run)
-    } else {
-        Err(SetupError::Peer(Some(note)))
-    }
+    meet(&mut run.side)?;
+    Ok(run)
 }
 
 impl Run {

@@ -4,30 +4,27 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::clock::until;
 use crate::evidence::Evidence;
 use crate::figures::Figures;
 use crate::lab::Lab;
 use crate::place::{Host, Rail};
 use crate::seed::Seed;
-use crate::trouble::{require, Result, Trouble};
+use crate::trouble::{require, Result};
 use crate::wire::rule::{Action, Rule, RuleId};
 
 use super::failback::judge_ends;
-use super::partners::{last_words, Partners, Plan};
-use super::standbys::{is_on, shown};
+use super::partners::{Partners, Plan};
+use super::standbys::{is_on, wait_shown};
 use super::Scenario;
 
 const MIGRATIONS: usize = 1000;
-const QPS: usize = 16;
+const QPS: u64 = 16;
 const SHAPE: &str = "--mode write,send,write_imm,mixed,read --qps 16 --depth 8 --signal-every 4 --direction both \
     --size 0..4000 --settle-ms 1000";
 /// A pair of programs runs for so long; then its memory is judged, and the next pair has queue pairs of its own.
 const SPAN: Duration = Duration::from_secs(60);
 /// No fault begins later: what was moved is to be used before the end.
 const LAST_FAULT: Duration = Duration::from_secs(50);
-/// Detection, handshake, and a rail's proving itself anew, under emulation.
-const STEP: Duration = Duration::from_secs(30);
 /// Programs that are needed for so many migrations, with room: each makes a hundred at least.
 const MOST_PAIRS: u16 = 10;
 
@@ -73,38 +70,20 @@ fn one_pair(lab: &mut Lab, number: u16, seed: u64, dice: &mut Seed) -> Result<(u
     let mut rails = [(Rail::Zero, "rxe0"), (Rail::One, "rxe1")];
     while began.elapsed() < LAST_FAULT {
         let [(dies, here), (_, there)] = rails;
-        wait_all(lab, &pair, &format!("all on {here}, {there} ready"), |qp| {
+        wait_shown(lab, &pair, QPS, &format!("all on {here}, {there} ready"), |qp| {
             is_on(qp, &[here]) && qp["standby"] == there && qp["silent"] == json!([])
         })?;
         let death = Death::of(lab, dies, dice)?;
-        wait_all(lab, &pair, &format!("all on {there}"), |qp| is_on(qp, &[there]))?;
+        wait_shown(lab, &pair, QPS, &format!("all on {there}"), |qp| is_on(qp, &[there]))?;
         death.mend(lab)?;
         faults += 1;
         rails.reverse();
     }
-    until("both sides to have done their work", SPAN, || {
-        Ok(pair.sides().into_iter().all(|side| last_words(side).is_some()).then_some(()))
-    })?;
     judge_ends(&pair)?;
     let evidence = Evidence::collect(lab)?;
     let wrong = evidence.all().find(|(_, record)| record["outcome"] != "confirmed" || record["surfaced"] != 0);
     require(wrong.is_none(), || format!("not a migration that nobody notices: {wrong:?}"))?;
     Ok((faults, evidence))
-}
-
-fn wait_all(lab: &Lab, pair: &Partners, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
-    until(what, STEP, || {
-        for side in pair.sides() {
-            if let Some(ended) = side.ended() {
-                return Err(Trouble::judged(format!("it ended too early: {}", ended.brief())));
-            }
-            let queue_pairs = shown(lab, side)?;
-            if queue_pairs.len() != QPS || !queue_pairs.iter().all(&wanted) {
-                return Ok(None);
-            }
-        }
-        Ok(Some(()))
-    })
 }
 
 /// How a rail died.

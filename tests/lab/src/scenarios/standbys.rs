@@ -96,19 +96,25 @@ fn not_over(pair: &Partners) -> Result<()> {
 }
 
 /// The queue pairs of one side, as shiftctl shows them.
-pub(super) fn shown(lab: &Lab, side: &Running) -> Result<Vec<Value>> {
+fn shown(lab: &Lab, side: &Running) -> Result<Vec<Value>> {
     let status = shiftctl::status(lab, side.host(), side.pid())?;
     Ok(status.pointer("/queue_pairs").and_then(Value::as_array).cloned().unwrap_or_default())
 }
 
 /// Waits until all queue pairs of both sides are as `wanted` says; how many of the client's are on which device.
-fn wait_shown(lab: &Lab, pair: &Partners, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(super) fn wait_shown(
+    lab: &Lab,
+    pair: &Partners,
+    qps: u64,
+    what: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     until(what, STEP, || {
         not_over(pair)?;
         let mut on = serde_json::Map::new();
         for side in pair.sides() {
             let queue_pairs = shown(lab, side)?;
-            if queue_pairs.len() as u64 != QPS || !queue_pairs.iter().all(&wanted) {
+            if queue_pairs.len() as u64 != qps || !queue_pairs.iter().all(&wanted) {
                 return Ok(None);
             }
             on.insert(side.host().name().to_owned(), json!(devices(&queue_pairs)));
@@ -143,24 +149,26 @@ fn three_rails(lab: &mut Lab, seed: u64) -> Result<Figures> {
     let mut dice = Seed::new(seed, "three rails");
     let pair = start(lab, seed, &[("SHIFT_FAILBACK", "0"), ("SHIFT_PROBE_INTERVAL_MS", "1000")], [&[], &[]])?;
     wait_protected(&pair)?;
-    wait_shown(lab, &pair, "both standbys are ready", |qp| qp["standby"] != json!(null) && qp["silent"] == json!([]))?;
+    wait_shown(lab, &pair, QPS, "both standbys are ready", |qp| {
+        qp["standby"] != json!(null) && qp["silent"] == json!([])
+    })?;
     let first = dice.host();
     let began = monotonic_ns();
     lab.cut(first, Rail::Zero)?;
-    let spread = wait_shown(lab, &pair, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
+    let spread = wait_shown(lab, &pair, QPS, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
     let mut figures = Figures::new().with("first_ms", ms(monotonic_ns() - began)).with("spread", spread);
 
     let second = dice.host();
     let began = monotonic_ns();
     lab.cut(second, Rail::One)?;
-    wait_shown(lab, &pair, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
+    wait_shown(lab, &pair, QPS, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
     figures.note("second_ms", ms(monotonic_ns() - began));
 
     lab.mend(first, Rail::Zero)?;
-    wait_shown(lab, &pair, "rail 0 stands by", |qp| is_on(qp, &["rxe2"]) && qp["standby"] == "rxe0")?;
+    wait_shown(lab, &pair, QPS, "rail 0 stands by", |qp| is_on(qp, &["rxe2"]) && qp["standby"] == "rxe0")?;
     let began = monotonic_ns();
     lab.cut(dice.host(), Rail::Two)?;
-    wait_shown(lab, &pair, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
+    wait_shown(lab, &pair, QPS, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
     figures.note("third_ms", ms(monotonic_ns() - began));
     judge(lab, &pair, figures)
 }
@@ -173,11 +181,13 @@ fn shared_three_rails(lab: &mut Lab, seed: u64) -> Result<Figures> {
     let common = [("SHIFT_FAILBACK", "0"), ("SHIFT_PROBE_INTERVAL_MS", "1000")];
     let pair = start_as(lab, &shape, seed, &common, [&[], &[]])?;
     wait_protected(&pair)?;
-    wait_shown(lab, &pair, "both standbys are ready", |qp| qp["standby"] != json!(null) && qp["silent"] == json!([]))?;
+    wait_shown(lab, &pair, QPS, "both standbys are ready", |qp| {
+        qp["standby"] != json!(null) && qp["silent"] == json!([])
+    })?;
     let first = dice.host();
     let began = monotonic_ns();
     lab.cut(first, Rail::Zero)?;
-    let on = wait_shown(lab, &pair, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
+    let on = wait_shown(lab, &pair, QPS, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
     let mut figures = Figures::new().with("first_ms", ms(monotonic_ns() - began)).with("on", on);
 
     let queue_pairs = shown(lab, &pair.client)?;
@@ -190,14 +200,14 @@ fn shared_three_rails(lab: &mut Lab, seed: u64) -> Result<Figures> {
     };
     let began = monotonic_ns();
     lab.cut(dice.host(), second_rail)?;
-    wait_shown(lab, &pair, "all are on the last rail", |qp| is_on(qp, &[third]))?;
+    wait_shown(lab, &pair, QPS, "all are on the last rail", |qp| is_on(qp, &[third]))?;
     figures.note("second_ms", ms(monotonic_ns() - began));
 
     lab.mend(first, Rail::Zero)?;
-    wait_shown(lab, &pair, "rail 0 stands by", |qp| is_on(qp, &[third]) && qp["standby"] == "rxe0")?;
+    wait_shown(lab, &pair, QPS, "rail 0 stands by", |qp| is_on(qp, &[third]) && qp["standby"] == "rxe0")?;
     let began = monotonic_ns();
     lab.cut(dice.host(), third_rail)?;
-    wait_shown(lab, &pair, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
+    wait_shown(lab, &pair, QPS, "all are back on rail 0", |qp| is_on(qp, &["rxe0"]))?;
     figures.note("third_ms", ms(monotonic_ns() - began));
     judge(lab, &pair, figures)
 }
@@ -216,7 +226,7 @@ fn dead_standby(lab: &mut Lab, seed: u64) -> Result<Figures> {
         let pair = start(lab, seed, &[("SHIFT_PROBE_INTERVAL_MS", "1000")], [&[], &[]])?;
         wait_protected(&pair)?;
         let began = if all_along { began } else { silence()?.1 };
-        wait_shown(lab, &pair, "the dead standby is shown, and the other one", |qp| {
+        wait_shown(lab, &pair, QPS, "the dead standby is shown, and the other one", |qp| {
             is_on(qp, &["rxe0"]) && qp["standby"] == "rxe2" && qp["silent"] == json!(["rxe1"])
         })?;
         let shown_ms = ms(monotonic_ns() - began);
@@ -226,7 +236,7 @@ fn dead_standby(lab: &mut Lab, seed: u64) -> Result<Figures> {
             require(lines.iter().any(|line| is_said(&line.text)), || format!("nothing was said on {:?}", side.host()))?;
         }
         lab.cut(Host::A, Rail::Zero)?;
-        wait_shown(lab, &pair, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
+        wait_shown(lab, &pair, QPS, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
         let told = judge(lab, &pair, Figures::new().with("shown_ms", shown_ms))?;
         figures.note(if all_along { "all along" } else { "later" }, json!(told));
     }
@@ -251,7 +261,7 @@ fn fault_upon_fault(lab: &mut Lab, seed: u64) -> Result<Figures> {
             lab.cut(Host::B, Rail::One)?;
         }
         wait_protected(&pair)?;
-        wait_shown(lab, &pair, "rail 2 is ready", |qp| qp["standby"] != json!(null))?;
+        wait_shown(lab, &pair, QPS, "rail 2 is ready", |qp| qp["standby"] != json!(null))?;
         lab.cut(Host::A, Rail::Zero)?;
         match name {
             "while arming" => {}
@@ -266,14 +276,14 @@ fn fault_upon_fault(lab: &mut Lab, seed: u64) -> Result<Figures> {
                 lab.cut(Host::B, Rail::One)?;
             }
             _ => {
-                wait_shown(lab, &pair, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
+                wait_shown(lab, &pair, QPS, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
                 lab.mend(Host::A, Rail::Zero)?;
                 pause(1500, 3000, &mut dice);
                 lab.cut(Host::B, Rail::Zero)?;
                 lab.cut(Host::A, Rail::One)?;
             }
         }
-        let on = wait_shown(lab, &pair, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
+        let on = wait_shown(lab, &pair, QPS, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
         let told = judge(lab, &pair, Figures::new().with("on", on))?;
         figures.note(name, json!(told));
     }
@@ -286,14 +296,16 @@ fn rail_only(lab: &mut Lab, seed: u64) -> Result<Figures> {
     let orders: [&[(&str, &str)]; 2] = [&[("SHIFT_STANDBY", "rxe0=rxe2:rxe1")], &[("SHIFT_STANDBY", "rxe0=rxe1:rxe2")]];
     let pair = start(lab, seed, &[("SHIFT_FAILBACK", "0"), ("SHIFT_PROBE_INTERVAL_MS", "1000")], orders)?;
     wait_protected(&pair)?;
-    wait_shown(lab, &pair, "both standbys are ready", |qp| qp["standby"] != json!(null) && qp["silent"] == json!([]))?;
+    wait_shown(lab, &pair, QPS, "both standbys are ready", |qp| {
+        qp["standby"] != json!(null) && qp["silent"] == json!([])
+    })?;
     lab.cut(Host::A, Rail::Zero)?;
-    wait_shown(lab, &pair, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
+    wait_shown(lab, &pair, QPS, "all have left rail 0", |qp| is_on(qp, &["rxe1", "rxe2"]))?;
     let rails = [shown(lab, &pair.client)?, shown(lab, &pair.server)?];
     let [own, peer] = rails.map(|queue_pairs| devices(&queue_pairs));
     require(own == peer, || format!("the ends are on different rails: {own:?}, {peer:?}"))?;
     lab.cut(Host::B, Rail::One)?;
-    wait_shown(lab, &pair, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
+    wait_shown(lab, &pair, QPS, "all are on rail 2", |qp| is_on(qp, &["rxe2"]))?;
     judge(lab, &pair, Figures::new().with("first", json!(own)))
 }
 
