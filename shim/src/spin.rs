@@ -1,7 +1,8 @@
 //! The one lock of the hot path: a word that is exchanged once to enter and stored once to leave.
 //!
-//! Owns: [`SpinCell`], and [`HeldCell`] for what C enters and leaves in two calls. Refuses to own: fairness. Sections are short and never sleep, so a waiter spins, and yields its
-//! processor after a while in case the holder was preempted (one-CPU guests and containers).
+//! Owns: [`SpinCell`], and [`HeldCell`] for what C enters and leaves in two calls. Sections are short and never sleep, so a waiter spins, and yields its processor after a while
+//! in case the holder was preempted (one-CPU guests and containers). Refuses to own: a queue. But a program that polls without a pause is inside nearly all the time, and is
+//! preempted there nearly every time: on the same processor nobody else would ever find the cell free. So who has waited long says so, and who leaves lets it run.
 
 use crate::atomics::{give_way, leave, pause, this_thread, AtomicU32, AtomicUsize, Ordering, Place, Visit};
 use core::ops::{Deref, DerefMut};
@@ -19,6 +20,8 @@ const SPINS_BEFORE_YIELD: u32 = 64;
 /// `word` is FREE or TAKEN. The Acquire exchange of [`SpinCell::lock`] pairs with the Release store of the guard's drop.
 pub struct SpinCell<T> {
     word: AtomicU32,
+    /// Threads that have yielded their processor and are still not inside. Relaxed: it orders nothing, and who misses it once sees it the next time.
+    yielding: AtomicU32,
     value: Place<T>,
 }
 
@@ -28,7 +31,7 @@ unsafe impl<T: Send> Sync for SpinCell<T> {}
 impl<T> SpinCell<T> {
     /// A free cell.
     pub fn new(value: T) -> Self {
-        Self { word: AtomicU32::new(FREE), value: Place::new(value) }
+        Self { word: AtomicU32::new(FREE), yielding: AtomicU32::new(0), value: Place::new(value) }
     }
 
     /// Enters, spinning while another thread is inside.
@@ -56,18 +59,35 @@ impl<T> SpinCell<T> {
     #[cold]
     fn wait(&self) {
         let mut spins = 0_u32;
+        let mut has_yielded = false;
         loop {
             // The look spares the other processors' caches and decides nothing; loom may keep giving it what is past.
             let is_free = cfg!(loom) || self.word.load(Ordering::Relaxed) == FREE;
             if is_free && self.word.swap(TAKEN, ENTER) == FREE {
-                return;
+                break;
             }
             spins = spins.wrapping_add(1);
-            if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
-                give_way();
-            } else {
+            if !spins.is_multiple_of(SPINS_BEFORE_YIELD) {
                 pause();
+                continue;
             }
+            if !core::mem::replace(&mut has_yielded, true) {
+                self.yielding.fetch_add(1, Ordering::Relaxed);
+            }
+            give_way();
+        }
+        if has_yielded {
+            self.yielding.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// For who holds the word, which it gives up. Afterwards the cell may be gone.
+    #[inline]
+    fn leave(&self) {
+        let is_awaited = self.yielding.load(Ordering::Relaxed) != 0;
+        leave(&self.word, FREE);
+        if is_awaited {
+            let_in();
         }
     }
 }
@@ -99,8 +119,14 @@ impl<T> Drop for SpinGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         self.visit.end();
-        leave(&self.cell.word, FREE);
+        self.cell.leave();
     }
+}
+
+/// Lets who has waited long run: it may have no other processor.
+#[cold]
+fn let_in() {
+    give_way();
 }
 
 /// A cell that C enters in one call and leaves in a later one. It knows whose it is, so that a call out of turn finds nothing.
@@ -180,6 +206,7 @@ impl<T> Drop for HeldGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails should say where")]
 mod tests {
     use super::*;
 
@@ -200,6 +227,59 @@ mod tests {
             }
         });
         assert_eq!(*cell.lock(), 4 * turns);
+    }
+
+    /// The calling thread and those that it spawns run on one processor; Miri knows none.
+    #[cfg(not(miri))]
+    fn stay_on_one_processor() {
+        let mut all = core::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: the set is writable and as long as is said; the thread is the calling one.
+        assert_eq!(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), all.as_mut_ptr()) }, 0);
+        // SAFETY: all zeros are a set, and the call above wrote one.
+        let all = unsafe { all.assume_init() };
+        // SAFETY: the number is below that of the set's bits.
+        let may_run_on = |processor: &usize| unsafe { libc::CPU_ISSET(*processor, &all) };
+        let first = (0..libc::CPU_SETSIZE as usize).find(may_run_on).unwrap();
+        // SAFETY: all zeros are a set.
+        let mut one: libc::cpu_set_t = unsafe { core::mem::zeroed() };
+        // SAFETY: as above.
+        unsafe { libc::CPU_SET(first, &mut one) };
+        // SAFETY: the set is as long as is said; the thread is the calling one.
+        assert_eq!(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one) }, 0);
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn who_is_inside_nearly_all_the_time_keeps_nobody_out_on_its_processor() {
+        const ENTRIES: usize = 15;
+        stay_on_one_processor();
+        let (cell, turns, done) = (SpinCell::new(()), AtomicU32::new(0), AtomicU32::new(0));
+        let so_far = || turns.load(Ordering::Relaxed);
+        let mut missed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while done.load(Ordering::Relaxed) == 0 {
+                    let inside = cell.lock();
+                    (0..1000).for_each(|_| pause());
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    drop(inside);
+                }
+            });
+            let missed: Vec<u32> = (0..ENTRIES)
+                .map(|_| {
+                    let before = so_far();
+                    while so_far() < before + 10 {
+                        give_way();
+                    }
+                    let before = so_far();
+                    drop(cell.lock());
+                    so_far() - before
+                })
+                .collect();
+            done.store(1, Ordering::Relaxed);
+            missed
+        });
+        missed.sort_unstable();
+        assert!(missed[ENTRIES / 2] <= 4, "entries of the other one meanwhile: {missed:?}");
     }
 
     #[test]

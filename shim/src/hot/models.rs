@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The cell's.
-const ENTRY: [&str; 2] = ["self.word.swap(TAKEN", "leave(&self.cell.word"];
+const ENTRY: [&str; 2] = ["self.word.swap(TAKEN", "leave(&self.word"];
 
 /// A device that completes each request as soon as it is asked.
 struct Device {
@@ -198,7 +198,7 @@ fn completions_come_once_in_order_and_entries_are_whole_while_the_ring_goes_roun
             "self.tail.load(",
             "self.tail.store(",
             "self.word.swap(TAKEN",
-            "leave(&self.cell.word",
+            "leave(&self.word",
         ],
         || {
             let bench = bench(IBV_WC_SUCCESS);
