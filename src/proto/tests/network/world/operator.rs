@@ -133,11 +133,13 @@ impl World {
         self.path_up[path as usize] && !self.hands.dead[1 - side]
     }
 
-    /// Nothing is claimed, accepted or committed to that the end knows to be closed, here or there.
+    /// Nothing is claimed, accepted or committed to that the end knows to be closed, here or there; but for the path that it is on, which may have been closed
+    /// between an acceptance and its COMMIT, and is then one like any other until it is left.
     pub(super) fn check_target(&mut self, side: usize, message: &Handshake) {
         if let Handshake::Claim { tuple, .. } | Handshake::Accept { tuple } | Handshake::Commit { tuple } = message {
             let is_final = matches!(message, Handshake::Commit { .. });
-            let is_open = self.hands.armed[side].contains(&tuple.target.0);
+            let is_current = self.ends[side].machine.path() == tuple.target;
+            let is_open = is_current || self.hands.armed[side].contains(&tuple.target.0);
             let is_new = self.hands.agreed[side].insert((*tuple, is_final));
             assert!(!is_new || is_open, "{tuple} leads to a path that is closed");
         }
