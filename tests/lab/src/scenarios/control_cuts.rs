@@ -207,7 +207,7 @@ fn start<'a>(lab: &Lab, number: u16, case: &'a Case, seed: u64) -> Result<Live<'
     let Case { step, sender, edge, from, .. } = *case;
     // The wire ends it by itself: what is done for the other cases takes time.
     let lasts = (case.fate == Fate::Flap).then_some(FLAP);
-    let trap = lab.wire().trap(Trap { ports, step, epoch: 1, sender, edge, from, lasts })?;
+    let trap = lab.wire().trap(Trap { edge, from, lasts, ..Trap::watch(ports, step, 1, sender) })?;
     let mut env = vec![("SHIFT_PORT_RANGE".to_owned(), format!("{}-{}", ports.0, ports.1))];
     let heartbeat_ms = match case.fate {
         Fate::Flap => None,

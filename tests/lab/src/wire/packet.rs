@@ -32,6 +32,8 @@ pub mod opcode {
     /// Fetch and add.
     pub const FETCH_ADD: u8 = 0x14;
 
+    /// All packets of SENDs, with and without immediate data.
+    pub const SENDS: [u8; 6] = [SEND_FIRST, 0x01, 0x02, 0x03, SEND_ONLY, 0x05];
     /// First packets of messages of several, of SENDs, WRITEs and READ responses.
     pub const FIRSTS: [u8; 3] = [SEND_FIRST, WRITE_FIRST, READ_RESPONSE_FIRST];
     /// What is between first and last packets.

@@ -44,6 +44,16 @@ pub enum Edge {
     After,
 }
 
+/// What is lost once a trap has sprung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Every segment.
+    Everything,
+    /// What is said. Segments without a byte of it are carried, so that the other end's kernel hears that what *it* sends has come, and goes on sending.
+    Words,
+}
+
 /// A trap on the control connections between two processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trap {
@@ -59,14 +69,17 @@ pub struct Trap {
     pub edge: Edge,
     /// From then on nothing that this host sends is carried; none: what both send.
     pub from: Option<Host>,
-    /// For so long; none: until it is taken away.
+    /// And of that
+    pub loses: Loss,
+    /// for so long; none: until it is taken away.
     pub lasts: Option<Duration>,
 }
 
 impl Trap {
     /// Loses nothing: it tells when the message was first sent. Set before any that may lose it.
     pub fn watch(ports: (u16, u16), step: Step, epoch: u32, sender: Host) -> Trap {
-        Trap { ports, step, epoch, sender, edge: Edge::After, from: None, lasts: Some(Duration::ZERO) }
+        let (edge, loses, lasts) = (Edge::After, Loss::Everything, Some(Duration::ZERO));
+        Trap { ports, step, epoch, sender, edge, from: None, loses, lasts }
     }
 }
 
@@ -142,7 +155,8 @@ impl Set {
         let lost = self.trap.from.is_none_or(|host| host == from);
         if let Some(sprung_ns) = self.sprung_ns {
             let is_over = |lasts: Duration| u128::from(now_ns.saturating_sub(sprung_ns)) >= lasts.as_nanos();
-            return lost && !self.trap.lasts.is_some_and(is_over);
+            let spared = self.trap.loses == Loss::Words && segment.payload.is_empty();
+            return lost && !spared && !self.trap.lasts.is_some_and(is_over);
         }
         let stream = self.streams.entry((link, from, segment.source, segment.target)).or_default();
         let Trap { step, epoch, sender, .. } = self.trap;
@@ -307,7 +321,8 @@ mod tests {
 
     fn set(step: Step, edge: Edge, from: Option<Host>) -> (Traps, TrapId) {
         let mut traps = Traps::default();
-        let id = traps.add(Trap { ports: PORTS, step, epoch: 0, sender: Host::A, edge, from, lasts: None });
+        let loses = Loss::Everything;
+        let id = traps.add(Trap { ports: PORTS, step, epoch: 0, sender: Host::A, edge, from, loses, lasts: None });
         (traps, id)
     }
 
@@ -341,13 +356,26 @@ mod tests {
         let mut traps = Traps::default();
         let lasts = Some(Duration::from_millis(300));
         let (step, edge) = (Step::Claim, Edge::Before);
-        let trap = Trap { ports: PORTS, step, epoch: 0, sender: Host::A, edge, from: None, lasts };
+        let trap = Trap { edge, lasts, ..Trap::watch(PORTS, step, 0, Host::A) };
         traps.add(trap);
         let frame = tcp(40_000, PORTS.0, 1, 0, &claim());
         let at = |ms: u64| ms * 1_000_000;
         let caught: Vec<bool> =
             [5, 200, 304, 305, 900].map(|ms| traps.catches(Link::Rail1, Host::A, &frame, at(ms))).to_vec();
         assert_eq!(caught, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_trap_for_words_carries_what_only_acknowledges() {
+        let mut traps = Traps::default();
+        let loses = Loss::Words;
+        let (edge, from, lasts) = (Edge::Before, Some(Host::A), None);
+        traps.add(Trap { edge, from, loses, lasts, ..Trap::watch(PORTS, Step::Claim, 0, Host::A) });
+        let mut catch = |from, frame: &[u8]| traps.catches(Link::Rail1, from, frame, 1);
+        let said = tcp(40_000, PORTS.0, 1, 0x18, &claim());
+        assert!(catch(Host::A, &said) && catch(Host::A, &said));
+        assert!(!catch(Host::A, &tcp(40_000, PORTS.0, 9, 0x10, &[])), "an acknowledgement");
+        assert!(!catch(Host::B, &tcp(PORTS.0, 40_000, 1, 0x18, &claim())), "the other way");
     }
 
     #[test]
