@@ -46,6 +46,7 @@ mod release;
 mod removal;
 mod rendezvous;
 mod round_trip;
+mod sabotage;
 mod seeking;
 mod sockets;
 mod stall;

@@ -14,6 +14,7 @@ use crate::mirror::Mirror;
 use crate::musters::Said;
 use crate::qp::{Job, Qp, Refusal};
 use crate::record::{Outcome, Record};
+use crate::sabotage;
 use crate::verdicts::{self, Reported};
 use crate::world::World;
 
@@ -464,6 +465,7 @@ impl Qp {
         if matches!(msg, Handshake::Claim { .. }) {
             self.update_hold(world, now);
         }
+        let msg = sabotage::heard(msg, self.machine.as_ref().and_then(Machine::tuple));
         self.feed(world, now, Input::Frame(msg));
     }
 

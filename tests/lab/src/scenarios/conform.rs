@@ -1,8 +1,8 @@
 //! The theorems' tests on the real stack (V1 to V4, V6, V7, V9, V10): each makes a fault by which the theorem's two worlds come about, and the theorem's own
 //! predicates judge what the wire saw (`conformance`). Then the same with a library that leaves out what the promise rests on: the judge has to find it.
-//! Those with a third endpoint are in `conform_third.rs` (V5, V8).
+//! Those with a third endpoint are in `conform_third.rs` (V5, V8), those of epochs in `conform_epochs.rs` (V11).
 //!
-//! One queue pair, since a trace is of one. What is left out is named in `TEST_SABOTAGE` (`shim/src/sabotage.rs`), which the
+//! One queue pair, since a trace is of one. What is left out is named in `TEST_SABOTAGE` (`shim/src/sabotage.rs`, `src/control/sabotage.rs`), which the
 //! released library does not know.
 
 use std::path::PathBuf;
@@ -191,7 +191,7 @@ pub(super) fn answers_lost(spared: u64) -> Rule {
 }
 
 /// Freq.
-fn requests_lost(spared: u64) -> Rule {
+pub(super) fn requests_lost(spared: u64) -> Rule {
     Rule::on(Link::Rail0, Action::Drop).opcodes(&opcode::REQUESTS).from(Host::A).after(spared)
 }
 

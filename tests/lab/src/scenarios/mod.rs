@@ -9,6 +9,7 @@ mod bad_input;
 mod binding;
 mod checker;
 mod conform;
+mod conform_epochs;
 mod conform_third;
 mod connections;
 mod control_cuts;
@@ -142,6 +143,7 @@ pub fn all() -> Vec<Scenario> {
         race::scenarios(),
         conform::scenarios(),
         conform_third::scenarios(),
+        conform_epochs::scenarios(),
         removal::scenarios(),
         rough::scenarios(),
         control_cuts::scenarios(),
