@@ -9,7 +9,8 @@
 
 use std::collections::BTreeSet;
 
-use shift_proto::ledger::{Op, State};
+use shift_proto::id::{Epoch, PathId, Psn};
+use shift_proto::ledger::{IncarnationReport, Op, Proof, State};
 use shift_proto::policy::{could_end_in_error, decide, Facts, OnUnknown, Policy, ProofCap, Reason, Verdict, MAX_ITEMS};
 
 const STATES: [State; 4] = [State::Executed, State::Partial, State::NotExecuted, State::Unknown];
@@ -179,6 +180,20 @@ fn the_cap_on_proofs_has_three_words() {
     assert_eq!(ProofCap::parse("count"), Ok(ProofCap::Count));
     assert_eq!(ProofCap::parse("sender"), Ok(ProofCap::Sender));
     assert!(ProofCap::parse("none").unwrap_err().to_string().contains("psn, count or sender"));
+}
+
+#[test]
+fn a_capped_report_claims_no_more_than_the_cap() {
+    let report = |proof| IncarnationReport { epoch: Epoch(1), path: PathId(2), proof, receives: 3, fenced: true };
+    let (psn, count, none) = (report(Proof::Psn(Psn::new(5))), report(Proof::Count), report(Proof::None));
+    for (cap, limited) in [
+        (ProofCap::Psn, [psn, count, none]),
+        (ProofCap::Count, [count, count, none]),
+        // Successes drained count at every level.
+        (ProofCap::Sender, [none; 3]),
+    ] {
+        assert_eq!([psn, count, none].map(|exact| cap.limit(exact)), limited, "{cap:?}");
+    }
 }
 
 #[test]

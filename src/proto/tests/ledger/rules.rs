@@ -5,7 +5,7 @@ use shift_proto::ledger::{
     Action, Basis, Disagreement, Entry, IncarnationFacts, IncarnationReport, Ledger, LedgerError, Op, Posting, Proof,
     State, Stop, StopReason, MAX_ENTRIES, MAX_INCARNATIONS,
 };
-use shift_proto::policy::{OnUnknown, ProofCap, Reason};
+use shift_proto::policy::{OnUnknown, Reason};
 
 use crate::queue::{actions, psn, report, stop_of, Queue, MTU, WHOLE};
 
@@ -171,6 +171,18 @@ fn no_unknown_write_is_replayed_in_front_of_a_stop() {
     let plan = queue.ledger.decide();
     assert_eq!(actions(&plan), [Action::Complete]);
     assert_eq!(stop_of(&plan), (WrSeq(1), Reason::WriteBeforeStop));
+}
+
+#[test]
+fn what_is_no_unknown_write_may_stand_in_front_of_a_stop() {
+    let mut queue = Queue::new();
+    for op in [Op::Write, Op::Read, Op::Send, Op::FetchAdd] {
+        queue.post(op, 1);
+    }
+    queue.ledger.apply(&[psn(&queue, 0, 4, 1)]).unwrap();
+    let plan = queue.ledger.decide();
+    assert_eq!(actions(&plan), [Action::Complete, Action::Replay { offset: 0 }, Action::Complete]);
+    assert_eq!(stop_of(&plan), (WrSeq(3), Reason::AtomicResultLost));
 }
 
 #[test]
@@ -523,16 +535,6 @@ fn admitting_is_idempotent_and_contradictions_are_refused() {
     assert_eq!(queue.ledger.posted(seq, Posting { first_psn: Psn64(1), ..posting }), Err(LedgerError::Conflict(seq)));
     assert_eq!(queue.ledger.posted(WrSeq(9), posting), Err(LedgerError::NoEntry(WrSeq(9))));
     assert_eq!((queue.ledger.len(), queue.epoch()), (1, 0));
-}
-
-#[test]
-fn a_capped_report_claims_no_more_than_the_cap() {
-    let exact = report(0, Proof::Psn(Psn::new(5)), 3);
-    assert_eq!(ProofCap::Psn.limit(exact), exact);
-    assert_eq!(ProofCap::Count.limit(exact), IncarnationReport { proof: Proof::Count, ..exact });
-    assert_eq!(ProofCap::Sender.limit(exact), IncarnationReport { proof: Proof::None, ..exact });
-    assert_eq!(ProofCap::Sender.limit(exact).receives, 3, "successes drained count at every level");
-    assert_eq!(ProofCap::Count.limit(report(0, Proof::None, 1)).proof, Proof::None);
 }
 
 #[test]

@@ -8,10 +8,12 @@
 )]
 #![allow(clippy::wildcard_enum_match_arm, clippy::too_many_lines, reason = "a test looks at the few cases it is about")]
 
+mod answers;
 mod bench;
 mod deadlines;
 mod log;
 mod pairs;
+mod rules_of_choice;
 mod rules_of_claims;
 mod rules_of_groups;
 mod rules_of_musters;

@@ -1,6 +1,6 @@
 //! The handshake's rules of claims by name: one machine, its peer played by the test.
 
-use shift_proto::id::{Epoch, Micros, PathId};
+use shift_proto::id::{Epoch, Micros, PathId, Tuple};
 use shift_proto::migrate::{Attempt, Deadlines, Effect, Handshake, Input, Phase, Stage};
 
 use crate::bench::{phases, reports, running, sent, Bench, BIGGER, FATAL, ME, SMALLER, SUSPECT};
@@ -16,7 +16,7 @@ fn a_whole_migration_as_its_owner_gives_every_phase_once_and_in_order() {
     let mut bench = Bench::new(SMALLER);
     let mut effects = bench.give_all(FATAL);
     effects.extend(bench.give_all(Input::PathAnswered(PathId(1))));
-    let tuple = shift_proto::id::Tuple { epoch: Epoch(1), owner: ME, attempt: 1, target: PathId(1) };
+    let tuple = Tuple { epoch: Epoch(1), owner: ME, attempt: 1, target: PathId(1) };
     let frame = |message| Input::Frame(message);
     for input in [
         frame(Handshake::Accept { tuple }),
@@ -229,6 +229,64 @@ fn an_acceptance_ends_at_cancel_and_at_the_claim_deadline() {
     );
 }
 
+/// Else one after the other could keep posts held for ever.
+#[test]
+fn faults_of_the_own_do_not_make_an_acceptance_last_longer() {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_accepted();
+    bench.wait(Micros(deadlines().claim.0 / 2));
+    bench.give(SUSPECT);
+    assert_eq!(bench.wait(Micros(deadlines().claim.0 / 2 - 1)), []);
+    assert_eq!(bench.wait(Micros(1)), [Effect::Release]);
+}
+
+#[test]
+fn a_claim_that_is_said_again_gives_the_posters_no_more_time() {
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.theirs(1, 1);
+    bench.hear(bench.claim(1, 1));
+    bench.wait(Micros(deadlines().exclude.0 - 1));
+    assert_eq!(bench.hear(bench.claim(1, 1)), []);
+    assert_eq!(bench.wait(Micros(1)), [Effect::Send(Handshake::Wait { tuple })]);
+}
+
+#[test]
+fn of_two_claims_of_the_same_owner_the_newer_stands() {
+    let mut bench = Bench::new(SMALLER);
+    let newer = |attempt| Handshake::Accept { tuple: Bench::new(SMALLER).theirs(1, attempt) };
+    bench.hear(bench.claim(1, 1));
+    assert_eq!(bench.hear(bench.claim(1, 2)), []);
+    assert_eq!(sent(&bench.give(Input::Excluded)), [newer(2)]);
+    assert_eq!(sent(&bench.hear(bench.claim(1, 3))), [newer(3)]);
+}
+
+/// The owner has given it up.
+#[test]
+fn an_older_claim_of_the_same_owner_is_not_considered() {
+    let mut bench = Bench::new(SMALLER);
+    bench.give(Input::Hold(true));
+    let tuple = bench.theirs(1, 2);
+    assert!(sent(&bench.hear(bench.claim(1, 2))).contains(&Handshake::Wait { tuple }));
+    assert_eq!(bench.hear(bench.claim(1, 1)), []);
+    let mut bench = Bench::new(SMALLER);
+    bench.hear(bench.claim(1, 2));
+    assert_eq!(bench.hear(bench.claim(1, 1)), []);
+    assert_eq!(bench.give(Input::Excluded), [Effect::Send(Handshake::Accept { tuple })]);
+    assert_eq!(bench.hear(bench.claim(1, 1)), []);
+}
+
+#[test]
+fn a_claim_that_waits_for_the_nic_to_heal_is_not_accepted_because_of_a_fault() {
+    for fault in [SUSPECT, FATAL] {
+        let mut bench = Bench::new(SMALLER);
+        bench.give(Input::Hold(true));
+        bench.hear(bench.claim(1, 1));
+        bench.give(Input::Excluded);
+        assert_eq!(bench.give(fault), [Effect::Seek], "the owner asks again");
+        assert_eq!(bench.attempt(), Attempt::Holding);
+    }
+}
+
 #[test]
 fn a_cancel_of_another_attempt_changes_nothing() {
     let mut bench = Bench::new(SMALLER);
@@ -310,9 +368,13 @@ fn a_claim_is_repeated_with_growing_pauses_until_its_deadline() {
 fn a_refused_claim_is_made_again_after_a_pause() {
     let mut bench = Bench::new(SMALLER);
     let tuple = bench.reach_claiming();
+    bench.hear(Handshake::Refuse { tuple: Tuple { attempt: tuple.attempt + 1, ..tuple } });
+    assert_eq!(bench.attempt(), Attempt::Claiming, "that was not asked");
     bench.hear(Handshake::Refuse { tuple });
+    assert_eq!(bench.attempt(), Attempt::Seeking);
     assert_eq!(sent(&bench.give(Input::PathAnswered(PathId(1)))), []);
-    assert!(matches!(sent(&bench.wait(deadlines().resend))[..], [Handshake::Claim { .. }]));
+    let again = sent(&bench.wait(deadlines().resend));
+    assert!(matches!(again[..], [Handshake::Claim { tuple: again, .. }] if again.attempt > tuple.attempt), "{again:?}");
 }
 
 #[test]

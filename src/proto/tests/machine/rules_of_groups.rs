@@ -8,18 +8,18 @@ use shift_proto::migrate::{
 
 use crate::bench::{sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
 
-const NOW: Micros = Micros(1_000_000);
+pub const NOW: Micros = Micros(1_000_000);
 const OTHER: Goal = Goal { path: PathId(1), above: Epoch(0) };
 const ANEW: Goal = Goal { path: PathId(0), above: Epoch(0) };
-const HOME: Site = Site(0);
-const AWAY: Site = Site(1);
+pub const HOME: Site = Site(0);
+pub const AWAY: Site = Site(1);
 const BOTH: Sites = Sites::only(HOME).with(AWAY);
 
-fn limits() -> GroupLimits {
+pub fn limits() -> GroupLimits {
     Deadlines::default().group_limits()
 }
 
-fn follow(key: u32, site: Site) -> Order<u32> {
+pub fn follow(key: u32, site: Site) -> Order<u32> {
     Order::Follow(key, site, Epoch(0))
 }
 
@@ -29,16 +29,16 @@ fn seen(machine: &Machine) -> Member<u32> {
 }
 
 /// What is said of the first device and of the first standbys, and of those that there are not.
-fn by_site<T: Copy, const N: usize>(there: [T; N], otherwise: T) -> [T; MAX_SITES] {
+pub fn by_site<T: Copy, const N: usize>(there: [T; N], otherwise: T) -> [T; MAX_SITES] {
     core::array::from_fn(|site| there.get(site).copied().unwrap_or(otherwise))
 }
 
-fn ready_for(standbys: usize) -> [Readiness; MAX_SITES] {
+pub fn ready_for(standbys: usize) -> [Readiness; MAX_SITES] {
     core::array::from_fn(|site| if site <= standbys { Readiness::Ready } else { Readiness::Unable })
 }
 
 /// One that is armed, in the epoch that its site says: nobody moves twice here.
-fn member(key: u32, stage: Stage, site: u8) -> Member<u32> {
+pub fn member(key: u32, stage: Stage, site: u8) -> Member<u32> {
     let is_fenced = !matches!(stage, Stage::Fencing | Stage::Fenced | Stage::Settling);
     Member {
         stage,
@@ -50,12 +50,12 @@ fn member(key: u32, stage: Stage, site: u8) -> Member<u32> {
     }
 }
 
-fn running(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
+pub fn running(keys: std::ops::RangeInclusive<u32>) -> Vec<Member<u32>> {
     keys.map(|key| member(key, Stage::Running, 0)).collect()
 }
 
 /// A group at rest with these members.
-fn group(members: &[Member<u32>]) -> Group<u32> {
+pub fn group(members: &[Member<u32>]) -> Group<u32> {
     let mut group = Group::new(limits());
     assert!(group.turn(NOW, members).is_empty() && group.is_open(Site(0)));
     group
@@ -133,6 +133,19 @@ fn who_is_not_called_any_more_rests_and_takes_its_claim_back() {
 }
 
 #[test]
+fn who_need_not_follow_any_more_is_in_fault_as_before() {
+    for follows in [true, false] {
+        let mut bench = Bench::new(SMALLER);
+        bench.give(SUSPECT);
+        if follows {
+            bench.give(Input::Follow(OTHER));
+        }
+        assert_eq!(bench.give(Input::Stay), []);
+        assert_eq!((bench.attempt(), bench.machine.follows()), (Attempt::Seeking, None));
+    }
+}
+
+#[test]
 fn a_member_with_unprovable_work_holds_new_posts_so_that_the_old_ones_can_end() {
     let mut bench = Bench::new(SMALLER);
     bench.give(Input::Hold(true));
@@ -141,6 +154,12 @@ fn a_member_with_unprovable_work_holds_new_posts_so_that_the_old_ones_can_end() 
     assert_eq!(effects, [Effect::Exclude], "nothing is claimed, and nothing more is posted");
     bench.give(Input::Excluded);
     assert!(claimed(&bench.give(Input::Hold(false))).is_some());
+    // In the middle of a replay they have to be posted first.
+    let mut replaying = Bench::new(SMALLER);
+    replaying.reach_stage(Stage::Replaying);
+    replaying.give(Input::Hold(true));
+    replaying.give(Input::Follow(Goal { path: PathId(0), above: Epoch(1) }));
+    assert_eq!(replaying.give(Input::PathAnswered(PathId(0))), []);
 }
 
 #[test]
@@ -416,7 +435,60 @@ fn nobody_claims_before_the_path_has_answered_everyone() {
     assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(Site(0)));
     members[2].answered[1] = later(20);
     group.turn(NOW, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), BOTH);
+    for (readiness, scope) in
+        [(Readiness::Ready, BOTH), (Readiness::Arming, Sites::NONE), (Readiness::Unable, Sites::NONE)]
+    {
+        assert_eq!(group.scope(&members[0], readiness), scope);
+    }
+}
+
+/// Who is dead, whose peer is, and who is elsewhere.
+pub fn strangers() -> [Member<u32>; 3] {
+    let stranger = |key, stage, site| Member { readiness: ready_for(2), epoch: Epoch(0), ..member(key, stage, site) };
+    [
+        stranger(7, Stage::Dead, 0),
+        Member { has_peer: false, ..stranger(8, Stage::Running, 0) },
+        stranger(9, Stage::Running, 2),
+    ]
+}
+
+#[test]
+fn who_is_dead_or_alone_or_elsewhere_is_not_asked_before_a_claim() {
+    for stranger in strangers() {
+        let mut members = running(1..=2);
+        let mut group = group(&members);
+        members[0].sought = Some(NOW);
+        members.iter_mut().for_each(|member| member.answered = by_site([Some(NOW); 2], None));
+        members.push(stranger);
+        group.turn(NOW, &members);
+        assert_eq!(group.scope(&members[0], Readiness::Ready), BOTH, "{stranger:?}");
+    }
+}
+
+#[test]
+fn who_is_dead_or_elsewhere_makes_nobody_probe() {
+    let mut members = running(1..=1);
+    let group = group(&members);
+    for stranger in [strangers()[0], strangers()[2]] {
+        members.truncate(1);
+        members.push(Member { sought: Some(NOW), ..stranger });
+        assert_eq!(group.seeks(&members), None, "{stranger:?}");
+    }
+}
+
+/// One who is in fault itself, and has no answer yet, is not the reason why others are left behind.
+#[test]
+fn the_time_for_answers_runs_from_the_first_answer_to_one_in_fault() {
+    let mut members = running(1..=2);
+    let mut group = group(&members);
+    members[0].sought = Some(NOW);
+    group.turn(NOW, &members);
+    let answered = NOW + limits().ask;
+    members[0].answered[1] = Some(answered);
+    for (now, scope) in [(answered, Sites::NONE), (answered + limits().ask, BOTH)] {
+        group.turn(now, &members);
+        assert_eq!(group.scope(&members[0], Readiness::Ready), scope);
+    }
 }
 
 #[test]
@@ -483,152 +555,4 @@ fn as_many_are_left_behind_as_are_saved_and_not_more() {
     members[1].answered[1] = None;
     group.turn(NOW + limits().ask, &members);
     assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(Site(0)), "one is saved, two do not answer");
-}
-
-const FURTHER: Site = Site(2);
-
-/// Those of which each could go to either of two standbys; the first one is in fault.
-fn with_two_standbys(count: u32) -> (Group<u32>, Vec<Member<u32>>) {
-    let mut members = running(1..=count);
-    members.iter_mut().for_each(|member| member.readiness = ready_for(2));
-    let group = group(&members);
-    members[0].sought = Some(NOW);
-    (group, members)
-}
-
-fn answers(members: &mut [Member<u32>], site: Site, at: Micros) {
-    members.iter_mut().for_each(|member| member.answered[usize::from(site.0)] = Some(at));
-}
-
-#[test]
-fn a_group_is_ready_where_one_site_is_ready_for_all_and_not_where_each_has_another() {
-    let mut members = running(1..=2);
-    let group = group(&members);
-    let only =
-        |site: usize, otherwise| core::array::from_fn(|at| if at == site { Readiness::Ready } else { otherwise });
-    members[0].readiness = only(1, Readiness::Unable);
-    members[1].readiness = only(2, Readiness::Unable);
-    assert_eq!(group.readiness(&members), Readiness::Unable, "nobody could be moved without the other");
-    members[1].readiness = by_site([Readiness::Unable, Readiness::Arming], Readiness::Unable);
-    assert_eq!(group.readiness(&members), Readiness::Arming);
-    members[1].readiness = ready_for(2);
-    assert_eq!(group.readiness(&members), Readiness::Ready);
-}
-
-#[test]
-fn all_claim_the_standby_that_answers_all_of_them() {
-    let (mut group, mut members) = with_two_standbys(3);
-    answers(&mut members, FURTHER, NOW);
-    answers(&mut members[..2], AWAY, NOW);
-    group.turn(NOW, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(FURTHER), "the other one is dead for the third");
-    assert_eq!(group.choice(), Some(FURTHER));
-    // Those that would be left behind have a way, so they are not.
-    group.turn(NOW + limits().ask, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::only(FURTHER));
-    members[2].readiness = by_site([Readiness::Ready; 2], Readiness::Unable);
-    group.turn(NOW, &members);
-    assert_eq!(group.scope(&members[0], Readiness::Ready), Sites::NONE, "it could not go there");
-}
-
-#[test]
-fn the_standby_that_it_would_rather_have_is_waited_for_as_long_as_its_answers_may_take() {
-    let order = [2, 1, 0, 3, 4, 5, 6, 7].map(Site);
-    let (mut group, mut members) = with_two_standbys(2);
-    group.prefer(order, Micros(5_000));
-    answers(&mut members, AWAY, NOW);
-    group.turn(NOW, &members);
-    assert_eq!(group.choice(), None);
-    let mut late = group.clone();
-    late.turn(NOW + Micros(5_000), &members);
-    assert_eq!(late.choice(), Some(AWAY));
-    answers(&mut members, FURTHER, NOW);
-    group.turn(NOW, &members);
-    assert_eq!(group.choice(), Some(FURTHER));
-    late.turn(NOW + Micros(5_000), &members);
-    assert_eq!(late.choice(), Some(AWAY), "some may have claimed it");
-}
-
-#[test]
-fn if_nobody_gets_anywhere_another_standby_has_its_turn() {
-    let (mut group, mut members) = with_two_standbys(2);
-    answers(&mut members, AWAY, NOW);
-    answers(&mut members, FURTHER, NOW);
-    group.turn(NOW, &members);
-    assert_eq!(group.choice(), Some(AWAY));
-    let (over, last) = (NOW + limits().ask, Micros(NOW.0 + limits().ask.0 - 1));
-    group.turn(last, &members);
-    assert_eq!(group.choice(), Some(AWAY));
-    members[1].is_claiming = true;
-    group.turn(over, &members);
-    assert_eq!(group.choice(), Some(AWAY), "somebody does");
-    members[1].is_claiming = false;
-    group.turn(over, &members);
-    assert_eq!(group.choice(), Some(FURTHER));
-    group.turn(over + limits().ask, &members);
-    assert_eq!(group.choice(), Some(AWAY));
-}
-
-/// Two of three have left for the first standby, which is dead for the third.
-fn astray() -> (Group<u32>, Vec<Member<u32>>, Micros) {
-    let (mut group, mut members) = with_two_standbys(3);
-    for member in &mut members[..2] {
-        *member = Member { site: AWAY, epoch: Epoch(1), stage: Stage::Reposting, ..*member };
-    }
-    assert_eq!(group.turn(NOW, &members), [follow(3, AWAY)]);
-    assert_eq!(group.seeks(&members), None, "they are asked for no other site as long as all may come");
-    let asked = NOW + Micros(limits().ask.0 / 2);
-    group.turn(asked, &members);
-    assert_eq!(group.seeks(&members), Some(asked));
-    (group, members, asked)
-}
-
-#[test]
-fn a_move_whose_standby_is_dead_for_one_goes_to_another_before_receives_are_posted() {
-    let (mut group, mut members, asked) = astray();
-    let over = NOW + limits().ask;
-    answers(&mut members, FURTHER, asked);
-    let mut others = group.clone();
-    let all_again = [Order::Follow(1, FURTHER, Epoch(0)), Order::Follow(2, FURTHER, Epoch(0)), follow(3, FURTHER)];
-    assert_eq!(group.turn(over, &members), all_again);
-    assert_eq!((group.goal(), group.round(), group.home()), (Some(FURTHER), 2, HOME));
-    assert!(!group.is_open(AWAY) && !group.is_open(FURTHER));
-    // With nobody there yet it is a move all the same, and each has its time anew.
-    assert_eq!(group.turn(over + Micros(1), &members).len(), 3);
-    assert_eq!(group.turn(over + limits().come, &members), [1, 2, 3].map(Order::LeaveBehind));
-    // An answer to who is missing is a reason to wait for it, unless its peer has gone elsewhere.
-    members[2].answered[1] = Some(asked);
-    others.turn(over, &members);
-    assert_eq!(others.goal(), Some(AWAY));
-    members[2].asked = Some(over);
-    others.turn(over, &members);
-    assert_eq!(others.goal(), Some(FURTHER));
-}
-
-#[test]
-fn a_move_goes_nowhere_else_where_that_would_leave_somebody_behind() {
-    let (mut group, mut members, asked) = astray();
-    answers(&mut members[1..], FURTHER, asked);
-    group.turn(NOW + limits().ask, &members);
-    assert_eq!(group.goal(), Some(AWAY));
-    assert_eq!(group.turn(NOW + limits().come, &members), [Order::LeaveBehind(3)]);
-}
-
-#[test]
-fn a_move_goes_elsewhere_a_few_times_only() {
-    let (mut group, mut members, _) = astray();
-    let mut now = NOW;
-    let mut goals = vec![group.goal()];
-    for _ in 0..8 {
-        now = now + limits().ask;
-        group.turn(now, &members);
-        let dead = group.goal();
-        Site::all().take(3).filter(|site| Some(*site) != dead).for_each(|site| answers(&mut members, site, now));
-        dead.into_iter().for_each(|site| answers(&mut members, site, Micros(0)));
-        group.turn(now, &members);
-        if goals.last() != Some(&group.goal()) {
-            goals.push(group.goal());
-        }
-    }
-    assert_eq!(goals.len(), 4, "{goals:?}");
 }

@@ -52,6 +52,7 @@ fn a_claim_of_a_muster_is_accepted_by_who_holds_for_it_and_by_nobody_else() {
         bench.hold();
         bench.give(Input::Drained);
         assert_eq!(sent(&bench.hear(mustered(&bench))), [Handshake::Accept { tuple }]);
+        assert_eq!(bench.machine.plan(), Some(Plan { target: TARGET, progress: Progress::Leaving }));
         assert_eq!(bench.hear(Handshake::Commit { tuple }), [Effect::Fence]);
         assert!(bench.machine.is_planned());
     }
@@ -130,6 +131,16 @@ fn a_fault_of_the_peers_does_not_wait_for_a_muster() {
     let claim = bench.claim(1, 1);
     assert_eq!(sent(&bench.hear(claim)), [Handshake::Accept { tuple: bench.theirs(1, 1) }]);
     assert_eq!(bench.machine.plan(), None);
+    assert_eq!(bench.give(Input::Dismiss), [], "that is no muster any more");
+    assert_eq!(bench.attempt(), Attempt::Accepted);
+}
+
+#[test]
+fn what_is_held_for_a_group_waits_for_its_own_sends_although_the_group_has_to_follow() {
+    let mut bench = Bench::new(BIGGER);
+    assert!(bench.reach_mustered(Attempt::Holding));
+    let effects = bench.give(Input::Follow(Goal { path: TARGET, above: Epoch(0) }));
+    assert_eq!((effects, bench.attempt()), (vec![Effect::Seek], Attempt::Holding));
 }
 
 fn call(leader: u64) -> Call {
@@ -226,6 +237,8 @@ fn of_two_musters_the_larger_stands() {
         muster.hear(NOW, key, (call(5), SITE), Word::Present);
     }
     assert_eq!(muster.turn(NOW, &complete(1..=3)), [], "answers to the smaller one are none to the larger");
+    assert_eq!(muster.hear(NOW, 1, (call(5), SITE), Word::Dismissed), [], "nor is its end");
+    assert_eq!((muster.call(), muster.target()), (Some(call(6)), Some(SITE)));
 }
 
 #[test]
@@ -246,7 +259,8 @@ fn who_holds_for_another_muster_holds_as_long_for_it() {
     let span = Deadlines::default().muster();
     bench.wait(Micros(span.0 - 1));
     assert_eq!(bench.give(Input::Muster(TARGET)), []);
-    assert_eq!(bench.wait(Micros(span.0 - 1)), []);
+    bench.wait(Micros(span.0 - 1));
+    assert_eq!(bench.give(Input::Muster(PathId(2))), [], "that is elsewhere");
     assert_eq!(bench.wait(Micros(1)), [Effect::Release]);
 }
 
@@ -269,6 +283,17 @@ fn one_that_cannot_go_ends_it_at_once_and_all_who_were_called_hear_of_it() {
         let say = |key| Errand::Say(key, call(5), SITE, Word::Dismissed);
         assert_eq!(errands, [say(1), say(2), say(3), Errand::Dismiss(1), Errand::Dismiss(2), Errand::Dismiss(3)]);
         assert_eq!(muster.call(), None);
+    }
+    // Nobody is told to hold if one cannot.
+    for unable in [
+        Member { can_go: core::array::from_fn(|site| site != 1), ..able(2) },
+        Member { plan: Some((Site(2), Progress::Complete)), ..able(2) },
+        Member { plan: Some((Site(2), Progress::Holding)), ..able(2) },
+    ] {
+        let mut muster = Muster::new(limits());
+        muster.lead(NOW, call(5), SITE);
+        assert_eq!(muster.turn(NOW, &[able(1), unable]), [], "{unable:?}");
+        assert_eq!((muster.call(), muster.target()), (None, None));
     }
     let mut late = Muster::new(limits());
     late.hear(NOW, 1, (call(5), SITE), Word::Come);
@@ -309,6 +334,31 @@ fn who_has_answered_holds_until_who_called_it_says_otherwise() {
 }
 
 #[test]
+fn it_is_off_if_who_was_called_by_its_peer_is_no_more() {
+    let mut muster = called();
+    let errands = muster.turn(NOW, &complete(2..=3));
+    assert!(errands.contains(&Errand::Dismiss(2)) && errands.contains(&Errand::Dismiss(3)), "{errands:?}");
+    assert_eq!(muster.call(), None);
+}
+
+#[test]
+fn as_many_that_are_over_are_remembered_as_may_be_heard_of_late() {
+    let mut muster = Muster::new(limits());
+    let numbered = |number| Call { leader: ProcessId(5), number };
+    for number in 0..17 {
+        muster.lead(NOW, numbered(number), SITE);
+        muster.turn(NOW, &[Member { has_peer: false, ..able(1) }]);
+        assert_eq!(muster.call(), None);
+    }
+    for number in 1..17 {
+        let off = Errand::Say(1, numbered(number), SITE, Word::Dismissed);
+        assert_eq!(muster.hear(NOW, 1, (numbered(number), SITE), Word::Come), [off]);
+    }
+    assert_eq!(muster.hear(NOW, 1, (numbered(0), SITE), Word::Come), [], "forgotten");
+    assert_eq!(muster.call(), Some(numbered(0)));
+}
+
+#[test]
 fn one_that_is_over_is_not_taken_part_in_again() {
     let mut muster = led();
     muster.turn(NOW + limits().plan, &complete(1..=3));
@@ -335,6 +385,8 @@ fn who_holds_departs_with_its_group_and_is_told_to_follow_only_if_that_takes_too
     assert!(limits().depart < limits().come);
     let alone = [left, holding(2, Progress::Alone), running(3)];
     assert_eq!(group.turn(NOW, &alone), both, "and at once who does not hold");
+    let elsewhere = [left, Member { plan: Some((Site(2), Progress::Complete)), ..running(2) }, running(3)];
+    assert_eq!(group.turn(NOW, &elsewhere), both, "or holds for another one");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use shift_proto::id::{Epoch, Micros, PathId};
 use shift_proto::ledger::MAX_INCARNATIONS;
-use shift_proto::migrate::{Cause, Deadlines, Effect, Handshake, Input, Stage, Surfaced};
+use shift_proto::migrate::{Cause, Deadlines, Effect, Handshake, Input, Machine, Stage, Surfaced, MAX_REPORTS};
 
 use crate::bench::{reports, running, sent, surfaced, Bench, BIGGER, FATAL, ME, SMALLER, SUSPECT};
 
@@ -37,6 +37,7 @@ fn an_end_that_adopted_ignores_claims_of_that_epoch() {
         [bench.peer_report(true)],
         "a repeated COMMIT asks for the report"
     );
+    assert_eq!(bench.hear(bench.commit(1, 9)), [], "that of another attempt asks for nothing");
 }
 
 #[test]
@@ -52,6 +53,33 @@ fn strangers_tuples_are_ignored() {
         assert_eq!(bench.hear(message), []);
     }
     assert_eq!(bench.machine.state(), running());
+}
+
+#[test]
+fn what_is_said_of_another_attempt_than_the_current_one_is_ignored() {
+    let mut fenced = Bench::new(SMALLER);
+    fenced.reach_stage(Stage::Fenced);
+    let mut unconfirmed = Bench::new(SMALLER);
+    unconfirmed.reach_stage(Stage::Running);
+    for tuple in [fenced.theirs(1, 2), fenced.theirs(2, 1), fenced.theirs(0, 1)] {
+        assert_eq!(fenced.hear(Handshake::Report { tuple, fenced: true, reports: reports() }), [], "{tuple:?}");
+        assert_eq!(fenced.stage(), Stage::Fenced);
+        for seen in [true, false] {
+            assert_eq!(unconfirmed.hear(Handshake::Confirm { tuple, seen }), [], "{tuple:?}");
+        }
+    }
+}
+
+/// Each end says of an attempt what its part is, the owner or the other one.
+#[test]
+fn an_owner_is_not_told_by_others_to_repeat_what_it_said() {
+    let mut bench = Bench::new(SMALLER);
+    let tuple = bench.reach_claiming();
+    bench.hear(Handshake::Accept { tuple });
+    bench.give(Input::Excluded);
+    assert_eq!(bench.hear(Handshake::Claim { tuple, cause: Cause::PortDown }), []);
+    bench.fenced(true);
+    assert_eq!(bench.hear(Handshake::Commit { tuple }), []);
 }
 
 #[test]
@@ -209,6 +237,8 @@ fn the_other_end_waits_for_the_drained_report_and_the_packet_lifetime() {
     assert_eq!(bench.hear(word), [], "the bare word comes late");
     assert!(bench.wait(deadlines().packet_lifetime).contains(&Effect::Repost { tuple }));
     assert_eq!(bench.stage(), Stage::Reposting);
+    bench.give(Input::Reposted);
+    assert_eq!(bench.hear(Handshake::Ready { tuple }), [Effect::Replay { tuple, reports: reports() }]);
 }
 
 #[test]
@@ -287,6 +317,27 @@ fn a_success_starts_patience_anew() {
     assert_eq!(surfaced(&bench.wait(Micros::from_millis(1_000))), Some(Surfaced::PatienceOver));
 }
 
+/// Held posts wait for it, however good the path is.
+#[test]
+fn what_is_not_replayed_yet_is_waited_for_with_patience_and_each_success_starts_it_anew() {
+    let replaying = || {
+        let mut bench = Bench::new(SMALLER);
+        let hurried = Deadlines { patience: Micros::from_millis(2_500), ..deadlines() };
+        bench.machine = Machine::new(ME, SMALLER, hurried);
+        bench.give(Input::PathArmed(PathId(1)));
+        bench.reach_stage(Stage::Replaying);
+        bench
+    };
+    let mut bench = replaying();
+    assert_eq!(surfaced(&bench.wait(Micros::from_millis(2_499))), None);
+    assert_eq!(surfaced(&bench.wait(MS)), Some(Surfaced::PatienceOver));
+    let mut bench = replaying();
+    bench.wait(Micros::from_millis(100));
+    bench.give(Input::Progress);
+    assert_eq!(surfaced(&bench.wait(Micros::from_millis(2_499))), None);
+    assert_eq!(surfaced(&bench.wait(MS)), Some(Surfaced::PatienceOver));
+}
+
 #[test]
 fn without_a_masked_error_patience_does_not_run() {
     let mut bench = Bench::new(SMALLER);
@@ -325,7 +376,16 @@ fn an_application_error_is_told_only_to_a_peer_that_claims() {
     assert_eq!(bench.machine.deadline(), None);
     let tuple = bench.theirs(1, 1);
     assert_eq!(sent(&bench.hear(bench.claim(1, 1))), [Handshake::Surface { tuple }]);
+    assert_eq!(bench.hear(bench.commit(1, 1)), [Effect::Send(Handshake::Dead { epoch: Epoch(0) })]);
     assert_eq!(bench.give(FATAL), [], "no fault is masked any more");
+    let mut surfaced = Bench::new(SMALLER);
+    surfaced.reach_stage(Stage::Dead);
+    let epoch = surfaced.machine.epoch();
+    assert_eq!(
+        surfaced.hear(surfaced.claim(2, 1)),
+        [Effect::Send(Handshake::Dead { epoch })],
+        "that is for all to know"
+    );
 
     let mut bench = Bench::new(SMALLER);
     let tuple = bench.reach_claiming();
@@ -403,6 +463,47 @@ fn a_missing_confirmation_is_sent_again_and_surfaces_nothing() {
 }
 
 #[test]
+fn a_confirmation_that_comes_before_the_own_replay_is_over_is_answered_when_it_is() {
+    let mut bench = Bench::new(SMALLER);
+    bench.reach_stage(Stage::Replaying);
+    let tuple = bench.tuple();
+    let confirm = |seen| Handshake::Confirm { tuple, seen };
+    assert_eq!(bench.hear(confirm(false)), [Effect::Forget { below: Epoch(1) }]);
+    assert_eq!(bench.hear(confirm(false)), [], "once");
+    assert_eq!(sent(&bench.give(Input::Retired)), [confirm(false), confirm(true)]);
+    let mut other = Bench::new(SMALLER);
+    other.reach_stage(Stage::Replaying);
+    assert_eq!(sent(&other.give(Input::Retired)), [confirm(false)]);
+    // Either end may say something of it again: one that knows and is not known to know is not done.
+    other.hear(confirm(false));
+    assert!(!other.machine.can_muster(PathId(0)));
+    other.hear(confirm(true));
+    assert!(other.machine.can_muster(PathId(0)));
+}
+
+#[test]
+fn a_commit_to_another_attempt_than_the_plan_is_no_plan() {
+    let mut bench = Bench::new(BIGGER);
+    bench.claim_by_plan();
+    bench.hear(bench.commit(1, 1));
+    assert!(!bench.machine.is_planned());
+    let mut faulty = Bench::new(BIGGER);
+    let tuple = faulty.reach_accepted();
+    faulty.hear(Handshake::Commit { tuple });
+    assert!(!faulty.machine.is_planned());
+}
+
+#[test]
+fn a_fence_may_report_as_many_incarnations_as_a_message_holds() {
+    for (count, why) in [(MAX_REPORTS, None), (MAX_REPORTS + 1, Some(Surfaced::TooManyIncarnations))] {
+        let mut bench = Bench::new(SMALLER);
+        bench.reach_stage(Stage::Fencing);
+        let effects = bench.give(Input::Fenced { reports: reports().repeat(count), complete: true });
+        assert_eq!(surfaced(&effects), why, "{count} reports");
+    }
+}
+
+#[test]
 fn a_process_that_slept_gives_the_others_the_time_it_slept() {
     let mut bench = Bench::new(SMALLER);
     bench.reach_stage(Stage::Fenced);
@@ -423,6 +524,20 @@ fn of_a_wait_that_was_slept_through_only_the_sleep_is_given_back() {
     bench.give(Input::Tick);
     assert_eq!(surfaced(&bench.wait(Micros::from_millis(2_900))), None);
     assert_eq!(surfaced(&bench.wait(Micros::from_millis(200))), Some(Surfaced::PatienceOver));
+}
+
+#[test]
+fn a_tick_that_is_a_little_late_was_no_sleep() {
+    let (watch, least) = (Micros::from_millis(100), Micros::from_millis(200));
+    for (late, given_back) in [(least, Micros(0)), (least + Micros(1), watch + least + Micros(1))] {
+        let mut bench = Bench::new(SMALLER);
+        bench.give(FATAL);
+        let over = bench.now + deadlines().patience + given_back;
+        bench.now = bench.now + watch + late;
+        bench.give(Input::Tick);
+        assert_eq!(surfaced(&bench.wait(Micros(over.since(bench.now).0 - 1))), None, "{late} late");
+        assert_eq!(surfaced(&bench.wait(Micros(1))), Some(Surfaced::PatienceOver), "{late} late");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The rules of planned moves by name: one machine, its peer played by the test.
 
 use shift_proto::id::{Micros, PathId};
-use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Stage, DEADLINES};
+use shift_proto::migrate::{Attempt, Cause, Deadlines, Effect, Handshake, Input, Scope, Stage, DEADLINES};
 
 use crate::bench::{running, sent, surfaced, Bench, BIGGER, FATAL, SMALLER, SUSPECT};
 
@@ -169,6 +169,40 @@ fn a_plan_is_refused_where_it_could_do_harm() {
     assert!(refuses(|bench| bench.reach_stage(Stage::Replaying)), "in the middle of another");
     assert!(refuses(|bench| bench.reach_stage(Stage::Running)), "not confirmed, and on that path already");
     assert!(!refuses(|_| {}));
+}
+
+#[test]
+fn a_plan_of_the_own_is_none_of_the_groups() {
+    let mut bench = Bench::new(BIGGER);
+    bench.give(Input::Move(PathId(1)));
+    bench.give(Input::Excluded);
+    let mut called = bench.clone();
+    called.wait(Micros(plan().0 - 1));
+    assert_eq!(called.give(Input::Muster(PathId(1))), []);
+    assert_eq!(called.wait(Micros(1)), [Effect::Release], "it holds no longer for that");
+    let tuple = bench.theirs(1, 1);
+    let effects = bench.hear(Handshake::Claim { tuple, cause: Cause::Muster });
+    assert_eq!(sent(&effects), [Handshake::Refuse { tuple }]);
+}
+
+/// Its group looks around for a peer in fault, not for one that would rather be elsewhere.
+#[test]
+fn a_planned_claim_that_is_refused_asks_nothing_of_the_group() {
+    for (cause, asks) in [(Cause::Planned, false), (Cause::Muster, false), (Cause::PortDown, true)] {
+        let mut bench = Bench::new(BIGGER);
+        bench.machine.confine(Scope::NOWHERE);
+        let tuple = bench.theirs(1, 1);
+        assert_eq!(sent(&bench.hear(Handshake::Claim { tuple, cause })), [Handshake::Refuse { tuple }]);
+        assert_eq!(bench.machine.asked(bench.now).is_some(), asks, "{cause}");
+    }
+}
+
+#[test]
+fn an_answer_of_the_current_path_ends_no_plan() {
+    let mut bench = Bench::new(SMALLER);
+    bench.claim_by_plan();
+    assert_eq!(bench.give(Input::PathAnswered(PathId(0))), []);
+    assert_eq!(bench.attempt(), Attempt::Claiming);
 }
 
 #[test]
