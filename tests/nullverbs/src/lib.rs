@@ -14,9 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Where programs of another system find [`directory`].
 const INSIDE: &str = "/nullverbs";
+
+/// How long a program may take: none needs a second, but on a machine that has much else to do, under a tool that runs one thread at a time.
+const BOUND: Duration = Duration::from_secs(600);
+
+/// How `timeout` ends if the program did not: by its first signal, and by its last.
+const BY_TIMEOUT: [i32; 2] = [124, 137];
 
 /// The root of another system, if the tests are to run there.
 fn root() -> Option<PathBuf> {
@@ -74,6 +81,7 @@ pub struct Run {
     words: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     log: String,
+    bound: Duration,
 }
 
 /// What came of it.
@@ -98,8 +106,8 @@ impl Run {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = format!("/tmp/nullverbs-{}-{count}.log", std::process::id());
-        let run =
-            Self { words: words.into_iter().map(OsString::from).collect(), environment: Vec::new(), log: log.clone() };
+        let words = words.into_iter().map(OsString::from).collect();
+        let run = Self { words, environment: Vec::new(), log: log.clone(), bound: BOUND };
         run.env("LD_LIBRARY_PATH", inside("")).env("NULLVERBS_LOG", log)
     }
 
@@ -115,6 +123,12 @@ impl Run {
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.to_owned(), value.as_ref().to_owned()));
         self
+    }
+
+    /// Bounds the time that it may take, in whole seconds.
+    #[must_use]
+    pub fn within(self, bound: Duration) -> Self {
+        Self { bound, ..self }
     }
 
     /// Loads the shim.
@@ -160,10 +174,22 @@ impl Run {
     /// Runs it to its end.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// It cannot be started, or was ended because it did not end by itself: with what it said until then.
     pub fn run(self) -> Result<Ran, String> {
-        let mut command = self.command();
+        let program = self.command();
+        let mut command = Command::new("timeout");
+        command.arg("--kill-after=10").arg(self.bound.as_secs().to_string()).arg(program.get_program());
+        command.args(program.get_args());
         let output = command.output().map_err(|error| format!("{command:?} does not run: {error}"))?;
+        let ran = Ran { output, verbs: self.take_log() };
+        if ran.output.status.code().is_some_and(|code| BY_TIMEOUT.contains(&code)) {
+            let said = [ran.stdout(), ran.stderr()].concat();
+            return Err(format!("{:?} did not end within {} s: {said}", self.words, self.bound.as_secs()));
+        }
+        Ok(ran)
+    }
+
+    fn take_log(&self) -> Vec<String> {
         let log = root().unwrap_or_default().join(if root().is_some() {
             self.log.trim_start_matches('/')
         } else {
@@ -171,7 +197,7 @@ impl Run {
         });
         let verbs = std::fs::read_to_string(&log).unwrap_or_default().lines().map(str::to_owned).collect();
         let _ = std::fs::remove_file(&log);
-        Ok(Ran { output, verbs })
+        verbs
     }
 }
 
@@ -191,5 +217,25 @@ impl Ran {
     /// The lines of the log that begin with this verb.
     pub fn calls<'a>(&'a self, verb: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.verbs.iter().map(String::as_str).filter(move |line| line.split(' ').next() == Some(verb))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended_and_named() {
+        let ran = Run::words(["sh", "-c", "echo so far; exec sleep 3600"]).within(Duration::from_secs(1)).run();
+        let why = ran.map(|ran| ran.stdout());
+        assert!(why.as_ref().is_err_and(|why| why.contains("sleep 3600") && why.contains("so far")), "{why:?}");
+    }
+
+    #[test]
+    fn how_a_program_ends_is_told_as_it_is() {
+        let status = |script| Run::words(["sh", "-c", script]).run().map(|ran| ran.output.status);
+        assert_eq!(status("exit 3").map(|status| status.code()), Ok(Some(3)));
+        let killed = status("kill -ABRT $$").map(|status| std::os::unix::process::ExitStatusExt::signal(&status));
+        assert_eq!(killed, Ok(Some(6)));
     }
 }
