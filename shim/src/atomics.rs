@@ -49,6 +49,32 @@ mod machine {
         std::thread::yield_now();
     }
 
+    /// Whether this thread yields to none of lower priority.
+    pub fn is_real_time() -> bool {
+        // SAFETY: of the calling thread; it has no other condition.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        matches!(policy & !libc::SCHED_RESET_ON_FORK, libc::SCHED_FIFO | libc::SCHED_RR)
+    }
+
+    /// What a thread that waits sleeps at once, in nanoseconds.
+    const DOZE_NS: i64 = 50_000;
+
+    /// Lets every other thread run. No place of cancellation: that would unwind the application's thread through frames that it must not leave so.
+    #[cfg(not(miri))]
+    pub fn doze() {
+        let errno = crate::wait::errno();
+        let time = libc::timespec { tv_sec: 0, tv_nsec: DOZE_NS };
+        // SAFETY: the time is readable, and none is asked for that is left.
+        unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, core::ptr::null_mut::<libc::timespec>()) };
+        crate::wait::set_errno(errno);
+    }
+
+    /// Miri knows no such call.
+    #[cfg(miri)]
+    pub fn doze() {
+        std::thread::sleep(core::time::Duration::from_nanos(DOZE_NS.unsigned_abs()));
+    }
+
     /// Says which thread this is; no thread is 0.
     #[inline]
     pub fn this_thread() -> usize {
@@ -95,6 +121,14 @@ mod modelled {
 
     pub fn give_way() {
         loom::thread::yield_now();
+    }
+
+    pub fn doze() {
+        loom::thread::yield_now();
+    }
+
+    pub fn is_real_time() -> bool {
+        false
     }
 
     /// All threads of a model are one of the machine's.

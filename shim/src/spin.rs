@@ -1,10 +1,13 @@
 //! The one lock of the hot path: a word that is exchanged once to enter and stored once to leave.
 //!
-//! Owns: [`SpinCell`], and [`HeldCell`] for what C enters and leaves in two calls. Sections are short and never sleep, so a waiter spins, and yields its processor after a while
+//! Owns: [`SpinCell`], [`HeldCell`] for what C enters and leaves in two calls, and what a [`Waiter`] does. Sections are short and never sleep, so a waiter spins, and yields its processor after a while
 //! in case the holder was preempted (one-CPU guests and containers). Refuses to own: a queue. But a program that polls without a pause is inside nearly all the time, and is
 //! preempted there nearly every time: on the same processor nobody else would ever find the cell free. So who has waited long says so, and who leaves lets it run.
+//! A real-time thread yields to none of lower priority, and the agent is one, with which every poster and poller shares a cell: so it sleeps in the end.
 
-use crate::atomics::{give_way, leave, pause, this_thread, AtomicU32, AtomicUsize, Ordering, Place, Visit};
+use crate::atomics::{
+    doze, give_way, is_real_time, leave, pause, this_thread, AtomicU32, AtomicUsize, Ordering, Place, Visit,
+};
 use core::ops::{Deref, DerefMut};
 
 const FREE: u32 = 0;
@@ -15,12 +18,64 @@ const ENTER: Ordering = if cfg!(weakened) { Ordering::Relaxed } else { Ordering:
 /// Spins before the processor is yielded: about a microsecond, longer than any section takes on a running thread.
 const SPINS_BEFORE_YIELD: u32 = 64;
 
+/// Turns before a real-time thread sleeps: some hundred microseconds.
+const TURNS_BEFORE_SLEEP: u32 = 64 * SPINS_BEFORE_YIELD;
+
+/// One thread of `SpinCell::yielding`: it has yielded its processor.
+const YIELDS: u32 = 1;
+/// The same: it has slept.
+const SLEEPS: u32 = 1 << 16;
+
+/// One who waits in a loop for another thread, whatever the priorities of both and however few processors there are.
+#[derive(Default)]
+pub struct Waiter {
+    turns: u32,
+    is_real_time: Option<bool>,
+}
+
+/// What it does next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Spin,
+    Yield,
+    Sleep,
+}
+
+impl Waiter {
+    /// Passes some time.
+    #[cold]
+    pub fn turn(&mut self) {
+        self.next().pass();
+    }
+
+    fn next(&mut self) -> Turn {
+        self.turns = self.turns.saturating_add(1);
+        if self.turns > TURNS_BEFORE_SLEEP && *self.is_real_time.get_or_insert_with(is_real_time) {
+            Turn::Sleep
+        } else if self.turns.is_multiple_of(SPINS_BEFORE_YIELD) {
+            Turn::Yield
+        } else {
+            Turn::Spin
+        }
+    }
+}
+
+impl Turn {
+    fn pass(self) {
+        match self {
+            Self::Spin => pause(),
+            Self::Yield => give_way(),
+            Self::Sleep => doze(),
+        }
+    }
+}
+
 /// A value that one thread at a time may touch.
 ///
 /// `word` is FREE or TAKEN. The Acquire exchange of [`SpinCell::lock`] pairs with the Release store of the guard's drop.
 pub struct SpinCell<T> {
     word: AtomicU32,
-    /// Threads that have yielded their processor and are still not inside. Relaxed: it orders nothing, and who misses it once sees it the next time.
+    /// Threads that have yielded their processor, or slept, and are still not inside. Relaxed: it orders nothing, and who misses it once sees it the next time.
     yielding: AtomicU32,
     value: Place<T>,
 }
@@ -38,7 +93,7 @@ impl<T> SpinCell<T> {
     #[inline]
     pub fn lock(&self) -> SpinGuard<'_, T> {
         if self.word.swap(TAKEN, ENTER) != FREE {
-            self.wait();
+            self.wait(Waiter::default());
         }
         self.inside()
     }
@@ -57,37 +112,38 @@ impl<T> SpinCell<T> {
     }
 
     #[cold]
-    fn wait(&self) {
-        let mut spins = 0_u32;
-        let mut has_yielded = false;
+    fn wait(&self, mut waiter: Waiter) {
+        let mut told = 0;
         loop {
             // The look spares the other processors' caches and decides nothing; loom may keep giving it what is past.
             let is_free = cfg!(loom) || self.word.load(Ordering::Relaxed) == FREE;
             if is_free && self.word.swap(TAKEN, ENTER) == FREE {
                 break;
             }
-            spins = spins.wrapping_add(1);
-            if !spins.is_multiple_of(SPINS_BEFORE_YIELD) {
-                pause();
-                continue;
+            let turn = waiter.next();
+            let tells = match turn {
+                Turn::Spin => 0,
+                Turn::Yield => YIELDS,
+                Turn::Sleep => SLEEPS,
+            };
+            if tells > told {
+                self.yielding.fetch_add(tells - told, Ordering::Relaxed);
+                told = tells;
             }
-            if !core::mem::replace(&mut has_yielded, true) {
-                self.yielding.fetch_add(1, Ordering::Relaxed);
-            }
-            give_way();
+            turn.pass();
         }
-        if has_yielded {
-            self.yielding.fetch_sub(1, Ordering::Relaxed);
+        if told != 0 {
+            self.yielding.fetch_sub(told, Ordering::Relaxed);
         }
     }
 
     /// For who holds the word, which it gives up. Afterwards the cell may be gone.
     #[inline]
     fn leave(&self) {
-        let is_awaited = self.yielding.load(Ordering::Relaxed) != 0;
+        let awaited = self.yielding.load(Ordering::Relaxed);
         leave(&self.word, FREE);
-        if is_awaited {
-            let_in();
+        if awaited != 0 {
+            let_in(awaited);
         }
     }
 }
@@ -123,10 +179,14 @@ impl<T> Drop for SpinGuard<'_, T> {
     }
 }
 
-/// Lets who has waited long run: it may have no other processor.
+/// Lets who has waited long run: it may have no other processor. Who sleeps finds the cell free when it wakes.
 #[cold]
-fn let_in() {
-    give_way();
+fn let_in(awaited: u32) {
+    if awaited < SLEEPS {
+        give_way();
+    } else {
+        doze();
+    }
 }
 
 /// A cell that C enters in one call and leaves in a later one. It knows whose it is, so that a call out of turn finds nothing.
@@ -280,6 +340,45 @@ mod tests {
         });
         missed.sort_unstable();
         assert!(missed[ENTRIES / 2] <= 4, "entries of the other one meanwhile: {missed:?}");
+    }
+
+    /// How often this thread of the process slept of its own accord; a yield is none.
+    #[cfg(not(miri))]
+    fn sleeps(thread: u32) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    }
+
+    /// Else the holder never goes on if the waiter is above it and on its processor.
+    #[test]
+    #[cfg(not(miri))]
+    fn a_real_time_thread_that_waits_for_long_sleeps_and_who_leaves_lets_it_in() {
+        let cell = SpinCell::new(());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let inside = cell.lock();
+            scope.spawn(|| {
+                // SAFETY: a call without conditions.
+                let thread = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
+                assert_eq!(tell.send((thread, sleeps(thread))), Ok(()));
+                cell.wait(Waiter { turns: 0, is_real_time: Some(true) });
+                drop(cell.inside());
+            });
+            let (thread, before) = told.recv().unwrap();
+            let began = std::time::Instant::now();
+            while sleeps(thread) == before && began.elapsed() < std::time::Duration::from_secs(20) {
+                give_way();
+            }
+            let after = sleeps(thread);
+            assert!(cell.yielding.load(Ordering::Relaxed) >= SLEEPS);
+            // SAFETY: a call without conditions.
+            let this = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
+            let slept = sleeps(this);
+            drop(inside);
+            assert!(sleeps(this) > slept, "it gives who sleeps the time to wake");
+            assert!(before.is_some() && after > before, "{before:?}, then {after:?}");
+        });
+        assert_eq!(cell.yielding.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Waiting for a descriptor on the application's own thread.
 //!
-//! Owns: the only calls of this library in which an application's thread sleeps. It may be cancelled there (rping cancels its event thread), and then
+//! Owns: the only calls of this library in which an application's thread sleeps for an event. It may be cancelled there (rping cancels its event thread), and then
 //! the C library unwinds the stack through these frames: so from the exported function down to [`poll`] nothing is to be dropped and nothing
 //! is caught. Around everything else cancellation is put off ([`without_cancellation`]).
 

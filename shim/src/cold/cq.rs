@@ -7,7 +7,7 @@ use crate::cold::{device, pd, reaper};
 use crate::hot::poll_ex::{self, CqEx, CqReads};
 use crate::real;
 use crate::shadow::{CqInner, CqShadow, ProviderOps, Raw, TwinCq, IN_CALL, MAPPED, TAGGED, UNLOCKED};
-use crate::spin::SpinCell;
+use crate::spin::{SpinCell, Waiter};
 use crate::tables::{PtrTable, Roll};
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -301,9 +301,9 @@ impl Drop for Alone<'_> {
 
 /// Keeps everybody out of a CQ for which its provider has no lock, and nobody out of another.
 pub fn alone(cq: &CqShadow) -> Alone<'_> {
-    let mut alone = Alone(Vec::new());
+    let (mut alone, mut waiter) = (Alone(Vec::new()), Waiter::default());
     while is_unlocked(cq) && !enter_call(cq, &mut alone) {
-        std::thread::yield_now();
+        waiter.turn();
     }
     alone
 }
@@ -341,13 +341,13 @@ pub fn among<R>(
     cqs.sort_by_key(|cq| core::ptr::from_ref(*cq));
     cqs.dedup_by_key(|cq| core::ptr::from_ref(*cq));
     let began = Instant::now();
-    let mut alone = Alone(Vec::new());
+    let (mut alone, mut waiter) = (Alone(Vec::new()), Waiter::default());
     for cq in cqs {
         while !enter_call(cq, &mut alone) {
             if began.elapsed() > patience {
                 return None;
             }
-            std::thread::yield_now();
+            waiter.turn();
         }
     }
     Some(change())

@@ -9,6 +9,7 @@ use crate::cold::{rail, replay, twin, withdraw};
 use crate::hot::poll;
 use crate::hot::srq::{give, SrqShadow};
 use crate::shadow::*;
+use crate::spin::Waiter;
 use core::sync::atomic::Ordering;
 use shift_abi::*;
 use shift_control::datapath::{Errno, Round};
@@ -208,9 +209,10 @@ pub fn is_at_home(srq: &SrqShadow) -> bool {
 /// taken; where a move was given up half-way because nobody is left, they are brought back. `false`: it was connected there before.
 pub fn enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Result<bool, Errno> {
     let until = Instant::now() + CONNECTS;
+    let mut waiter = Waiter::default();
     loop {
         match try_enter(srq, qp, gid) {
-            Err(Errno(libc::EAGAIN | libc::EBUSY)) if Instant::now() < until => std::thread::yield_now(),
+            Err(Errno(libc::EAGAIN | libc::EBUSY)) if Instant::now() < until => waiter.turn(),
             entered => return entered,
         }
     }
