@@ -1,8 +1,9 @@
 //! Taking apart what this library has on a standby whose device is gone, so that whoever removes the device waits for the program alone.
 //!
-//! Nothing works there any more: the agent saw to it. What must hold: everything is out of its place before anything is destroyed, and what a thread took
+//! Nothing works there any more: the agent saw to it, and goes on: all of this is a thread's of its own. What must hold: everything is out of its place before anything is destroyed, and what a thread took
 //! out of its place just before is not used any more by then ([`GRACE`]).
 
+use crate::cold::device::as_agent;
 use crate::cold::rail::Rail;
 use crate::cold::{channel, cq, mr, pd, presence, qp, reaper, srq, twin};
 use crate::hot::poll;
@@ -33,35 +34,25 @@ fn slot_on(pd: &PdShadow, device: u16) -> Option<u8> {
     pd.present().into_iter().find(|twin| twin.device == device).map(|twin| twin.slot)
 }
 
-/// Takes everything out of its place, and has it destroyed a while later. The rail is closed for whoever comes now.
-pub fn begin(rail: &Arc<Rail>) {
-    let mut remains = Remains::default();
-    for shadow in lives::all() {
-        if let Some(slot) = slot_on(&shadow.pd, rail.id) {
-            remains.qps.extend(part(&shadow, slot).map(|twin| (twin, slot, Arc::clone(&shadow))));
-            remains.regions.extend(qp::take_registration(&shadow, 1 + usize::from(slot)));
-        }
-    }
-    remains.srqs = srq::part_twins(rail.id);
-    remains.cqs = cq::part(rail.id);
-    remains.channels = channel::part(rail.id);
-    for domain in pd::all() {
-        let Some(slot) = slot_on(&domain, rail.id) else { continue };
-        // From here on nothing is registered there.
-        remains.domains.extend(domain.part(slot).map(|twin| twin.pd));
-        let of_slot = |region: &Arc<crate::shadow::MrShadow>| region.twin(slot).and_then(TwinMr::take);
-        remains.regions.extend(mr::of_pd(&domain).iter().filter_map(of_slot));
-    }
-    mr::void_caches();
-    let rail = Arc::clone(rail);
-    let waits = move || {
-        // In steps: of the time for which the whole process is stopped, in which no thread goes on either, they count one at most.
-        (0..STEPS).for_each(|_| std::thread::sleep(GRACE / STEPS));
-        remains.destroy(&rail);
-    };
-    if let Err(error) = spawn("shift-parting", waits) {
+/// Has everything taken out of its place and destroyed a while later, and the rail's context closed after that.
+pub fn begin(rail: Arc<Rail>) {
+    if let Err(error) = spawn("shift-parting", move || part_with(&rail)) {
         log::warn!("what is left on a device that is gone stays until the process ends ({error})");
     }
+}
+
+fn part_with(rail: &Rail) {
+    if !presence::shut(rail) {
+        return;
+    }
+    if !rail.presence.is_standby() {
+        presence::close(rail);
+        return;
+    }
+    let remains = as_agent(|| Remains::of(rail));
+    // In steps: of the time for which the whole process is stopped, in which no thread goes on either, they count one at most.
+    (0..STEPS).for_each(|_| std::thread::sleep(GRACE / STEPS));
+    remains.destroy(rail);
 }
 
 /// Takes out the twin of a queue pair; it touches no memory from here on.
@@ -83,6 +74,29 @@ fn part(shadow: &QpShadow, slot: u8) -> Option<Raw<ibv_qp>> {
 }
 
 impl Remains {
+    /// Takes everything out of its place. The rail is closed for whoever comes now.
+    fn of(rail: &Rail) -> Self {
+        let mut remains = Self::default();
+        for shadow in lives::all() {
+            if let Some(slot) = slot_on(&shadow.pd, rail.id) {
+                remains.qps.extend(part(&shadow, slot).map(|twin| (twin, slot, Arc::clone(&shadow))));
+                remains.regions.extend(qp::take_registration(&shadow, 1 + usize::from(slot)));
+            }
+        }
+        remains.srqs = srq::part_twins(rail.id);
+        remains.cqs = cq::part(rail.id);
+        remains.channels = channel::part(rail.id);
+        for domain in pd::all() {
+            let Some(slot) = slot_on(&domain, rail.id) else { continue };
+            // From here on nothing is registered there.
+            remains.domains.extend(domain.part(slot).map(|twin| twin.pd));
+            let of_slot = |region: &Arc<crate::shadow::MrShadow>| region.twin(slot).and_then(TwinMr::take);
+            remains.regions.extend(mr::of_pd(&domain).iter().filter_map(of_slot));
+        }
+        mr::void_caches();
+        remains
+    }
+
     fn destroy(self, rail: &Rail) {
         self.qps.into_iter().for_each(|(twin, slot, shadow)| reaper::destroy_twin(twin, slot, shadow));
         self.srqs.into_iter().for_each(reaper::destroy_srq);

@@ -72,7 +72,8 @@ impl Presence {
         self.keep_open().is_some()
     }
 
-    fn is_standby(&self) -> bool {
+    /// Whether there may be any.
+    pub fn is_standby(&self) -> bool {
         self.is_standby.load(Ordering::Relaxed)
     }
 
@@ -96,16 +97,13 @@ pub fn removed() -> Vec<u16> {
 
 /// The agent has nothing left on that rail, whose device is gone: this library's own context of it is closed, after the objects that are on it.
 pub fn let_go(id: u16) {
-    // The table is free meanwhile: who uses the context, or has what may lie there, is waited for, and may look for a rail.
-    let Some(rail) = rail::by_id(id) else { return };
-    if srq::is_on(id) || !rail.presence.close() {
-        return;
-    }
-    if rail.presence.is_standby() {
-        parting::begin(&rail);
-    } else {
-        close(&rail);
-    }
+    rail::by_id(id).into_iter().for_each(parting::begin);
+}
+
+/// Closes it for whoever comes from here on. Who uses the context is waited for, and may look for a rail: so the table is free meanwhile. `false`: it was
+/// closed before, or receives are on it.
+pub fn shut(rail: &Rail) -> bool {
+    !srq::is_on(rail.id) && rail.presence.close()
 }
 
 /// Nothing is on it any more.
@@ -143,6 +141,27 @@ mod tests {
         assert!(presence.keep_open().is_some());
         assert!(presence.close() && !presence.close());
         assert!(presence.keep_open().is_none());
+    }
+
+    /// Who registers on a standby may take seconds, and a probe of a device that dies as long as that does.
+    #[test]
+    fn who_lets_go_of_a_device_waits_for_nobody_that_uses_it() {
+        let presence = Presence::default();
+        assert!(presence.close());
+        let rail = rail::tests::entered(crate::hot::tests::OPS, presence);
+        let used = rail.presence.closed.read();
+        let (let_go_of, lets_go) = std::sync::mpsc::channel();
+        let id = rail.id;
+        std::thread::spawn(move || {
+            let_go(id);
+            let_go_of.send(())
+        });
+        assert_eq!(lets_go.recv_timeout(std::time::Duration::from_secs(10)), Ok(()));
+        // Somebody else waits for who uses it.
+        while rail.presence.closed.try_read().is_ok() {
+            std::thread::yield_now();
+        }
+        drop(used);
     }
 
     /// Who registers on a standby has its context open, and looks for the rail to name it where that fails, as it does when the device goes.
