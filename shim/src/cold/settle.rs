@@ -363,10 +363,14 @@ mod tests {
         })
     }
 
-    fn post_one(srq: &SrqShadow) {
+    fn try_post(srq: &SrqShadow) -> i32 {
         let mut wr = ibv_recv_wr { wr_id: 7, next: core::ptr::null_mut(), sg_list: core::ptr::null_mut(), num_sge: 0 };
         // SAFETY: the request lives across the call; nothing is asked of where it failed.
-        assert_eq!(unsafe { crate::hot::srq::post(srq, &mut wr, core::ptr::null_mut()) }, 0);
+        unsafe { crate::hot::srq::post(srq, &mut wr, core::ptr::null_mut()) }
+    }
+
+    fn post_one(srq: &SrqShadow) {
+        assert_eq!(try_post(srq), 0);
     }
 
     fn given() -> Vec<u64> {
@@ -376,7 +380,7 @@ mod tests {
     fn srq_of(qps: &[&Bench]) -> SrqShadow {
         let target = Raw(core::ptr::null_mut());
         let (keys, sges) = (KeyCache::new(), Vec::new());
-        let poster = SrqPoster { target, post, translate: false, generation: 0, held: false, keys, sges };
+        let poster = SrqPoster { target, post, translate: false, generation: 0, held: false, room: 4, keys, sges };
         SrqShadow {
             life: crate::lives::next(),
             srq: target,
@@ -490,6 +494,27 @@ mod tests {
         assert_eq!(given(), [1, 2, 3]);
         assert!(cold.moving.is_none());
         assert_eq!(go_on(&srq, &mut cold), Ok(0));
+    }
+
+    /// A program may post until it is refused. A twin has room for more, and so has what is held.
+    #[test]
+    fn no_more_receives_are_posted_away_from_home_than_home_takes_back() {
+        let bench = Bench::new();
+        let srq = srq_of(&[&bench]);
+        let fill = |most: usize| (0..most).take_while(|_| try_post(&srq) == 0).count();
+        srq.poster.lock().translate = true;
+        assert_eq!((fill(9), try_post(&srq)), (4, libc::ENOMEM));
+        assert_eq!(given().len(), 4);
+        srq.poster.lock().held = true;
+        assert_eq!(try_post(&srq), libc::ENOMEM);
+        // The program has asked for a larger one.
+        srq.poster.lock().room = 6;
+        srq.slots.lock().grow(9);
+        assert_eq!(fill(9), 2);
+        let mut poster = srq.poster.lock();
+        (poster.translate, poster.held) = (false, false);
+        drop(poster);
+        assert_eq!(fill(3), 3, "at home the provider says how many it takes");
     }
 
     unsafe extern "C" fn say_empty(_: *mut ibv_cq, _: i32, out: *mut ibv_wc) -> i32 {

@@ -144,6 +144,7 @@ fn record(srq: *mut ibv_srq, domain: Arc<PdShadow>, granted: &ibv_srq_attr, post
         translate: false,
         generation: 0,
         held: false,
+        room: granted.max_wr,
         keys: KeyCache::new(),
         sges: Vec::with_capacity((granted.max_sge as usize).max(1)),
     };
@@ -225,7 +226,9 @@ pub unsafe fn modify(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) ->
     let errno = unsafe { real::ibv_modify_srq(srq, attr, rest) };
     if errno == 0 && mask as u32 & IBV_SRQ_MAX_WR != 0 {
         // SAFETY: the application's structure is readable.
-        let entries = with_slack(unsafe { (*attr).max_wr });
+        let room = unsafe { (*attr).max_wr };
+        shadow.poster.lock().room = room;
+        let entries = with_slack(room);
         shadow.slots.lock().grow(entries);
         let grow = |twin: Raw<ibv_srq>| {
             let mut attr = ibv_srq_attr { max_wr: entries, max_sge: 0, srq_limit: 0 };
@@ -351,14 +354,20 @@ pub fn check_twins(srq: &SrqShadow, keys: &mut KeyCache, mut sges: SgeList<'_>) 
     }
 }
 
-/// All slots are in use although the provider's queue may not be full. Completions that nobody polled are accounted for; but receives of queue pairs that are not
-/// recorded complete in CQs that are not looked at, and one that a message had taken in part is lost with its queue pair. So the provider has the last word.
+/// Takes the completions that nobody polled: what they are of is in use no more.
 #[cold]
-pub fn make_room(srq: &SrqShadow) {
+pub fn account(srq: &SrqShadow) {
     let members = srq.members().clone();
     for qp in &members {
         poll::sweep(&qp.recv_cq);
     }
+}
+
+/// All slots are in use although the provider's queue may not be full. Completions that nobody polled are accounted for; but receives of queue pairs that are not
+/// recorded complete in CQs that are not looked at, and one that a message had taken in part is lost with its queue pair. So the provider has the last word.
+#[cold]
+pub fn make_room(srq: &SrqShadow) {
+    account(srq);
     let mut slots = srq.slots.lock();
     if slots.is_full() {
         let entries = slots.capacity();

@@ -59,6 +59,8 @@ pub struct SrqPoster {
     pub generation: u32,
     /// A move has stopped half-way: receives are recorded only, so that none overtakes an earlier one.
     pub held: bool,
+    /// How many the application's own object takes: all that there are have to go back to it.
+    pub room: u32,
     /// Translations that were needed lately.
     pub keys: KeyCache,
     /// Room for the elements of one receive.
@@ -115,6 +117,11 @@ impl Slots {
     /// There is no room for one more.
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
+    }
+
+    /// Slots that are in use.
+    fn taken(&self) -> u32 {
+        u32::try_from(self.slots.len() - self.free.len()).unwrap_or(u32::MAX)
     }
 
     /// Slots in all.
@@ -218,6 +225,9 @@ fn post_one(srq: &SrqShadow, poster: &mut SrqPoster, wr: &ibv_recv_wr) -> c_int 
     if !u32::try_from(wr.num_sge).is_ok_and(|sges| sges <= srq.max_sge) {
         return libc::EINVAL;
     }
+    if (poster.translate || poster.held) && !has_room(srq, poster.room) {
+        return libc::ENOMEM;
+    }
     let put = || {
         // SAFETY: the application's request is valid as long as its post runs.
         let sges = unsafe { SgeList::new(wr.sg_list, wr.num_sge) };
@@ -237,6 +247,16 @@ fn post_one(srq: &SrqShadow, poster: &mut SrqPoster, wr: &ibv_recv_wr) -> c_int 
         srq.slots.lock().release(at);
     }
     errno
+}
+
+/// Whether the application's own object would take one more. Asked where its provider is not: a twin has more room, and what is held no provider sees.
+#[cold]
+fn has_room(srq: &SrqShadow, room: u32) -> bool {
+    let is_below = || srq.slots.lock().taken() < room;
+    is_below() || {
+        cold::account(srq);
+        is_below()
+    }
 }
 
 /// Posts a recorded receive on the poster's target. Returns errno.
