@@ -110,7 +110,7 @@ fn move_to(
 fn begin(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_entry>) -> Result<(), Errno> {
     let posting = cold.moving.map_or(cold.home, |moving| moving.site);
     if let Some((from, _)) = object_of(srq, cold, cold.home) {
-        cold.limit = cold.limit.max(limit_of(from));
+        cold.set_aside(limit_of(from));
     }
     if posting == site {
         mark_left(cold, site);
@@ -202,7 +202,7 @@ fn empty(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_e
 /// Whether a queue pair that is not recorded may take receives where they are made for it, on the primary: what lies there otherwise has been used since.
 pub fn is_at_home(srq: &SrqShadow) -> bool {
     let cold = srq.cold();
-    cold.home == Site::PRIMARY && cold.moving.is_none() && !has_left(&cold, Site::PRIMARY)
+    cold.home == Site::PRIMARY && !cold.is_half_way()
 }
 
 /// A queue pair is about to be connected on the primary, and is known to take receives there from here on. What the receives have left there must not be
@@ -222,7 +222,7 @@ fn try_enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Res
     let mut cold = srq.cold();
     let is_other =
         |other: &QpShadow| other.life != qp.life && other.may_move() && other.takes.load(Ordering::Acquire) != 0;
-    let is_half_way = cold.home == Site::PRIMARY && (cold.moving.is_some() || has_left(&cold, Site::PRIMARY));
+    let is_half_way = cold.home == Site::PRIMARY && cold.is_half_way();
     if is_half_way && srq.members().iter().any(|other| is_other(other)) {
         // Theirs is the move: who came in between would be the reason that nobody ends it.
         return Err(Errno(libc::EBUSY));
@@ -337,7 +337,7 @@ fn set_aside(qp: &QpShadow, its: &mut QpCold) -> bool {
 mod tests {
     use super::*;
     use crate::atomics::AtomicBool;
-    use crate::cold::srq::SrqCold;
+    use crate::cold::srq::{limit_elsewhere, SrqCold};
     use crate::hot::keys::KeyCache;
     use crate::hot::srq::{Slots, SrqPoster};
     use crate::hot::tests::Bench;
@@ -515,6 +515,29 @@ mod tests {
         (poster.translate, poster.held) = (false, false);
         drop(poster);
         assert_eq!(fill(3), 3, "at home the provider says how many it takes");
+    }
+
+    #[test]
+    fn a_limit_that_is_set_while_a_move_has_stopped_half_way_goes_with_the_receives() {
+        let bench = Bench::new();
+        let srq = srq_of(&[&bench]);
+        post_one(&srq);
+        let mut cold = srq.cold();
+        assert_eq!(limit_elsewhere(&srq, &mut cold, 3), None, "it is the object's own");
+        cold.set_aside(3);
+        cold.set_aside(0);
+        assert_eq!(cold.limit, 3, "an object that was emptied has none");
+        cold.moving = Some(Moving { site: Site(1), from: 0 });
+        GIVEN.with_borrow_mut(|(_, room)| *room = 0);
+        assert!(move_to(&srq, &mut cold, (Site(1), Round(1)), None).is_err());
+        assert_eq!(limit_elsewhere(&srq, &mut cold, 5), Some(libc::EINVAL), "there is room for four");
+        assert_eq!(limit_elsewhere(&srq, &mut cold, 2), Some(0));
+        // It turns aside: the object that the receives leave has the limit of before.
+        cold.set_aside(3);
+        assert_eq!(cold.limit, 2);
+        GIVEN.with_borrow_mut(|(_, room)| *room = usize::MAX);
+        assert_eq!(move_to(&srq, &mut cold, (Site(1), Round(1)), None), Ok(1));
+        assert_eq!((cold.home, cold.limit), (Site(1), 0), "it was handed on");
     }
 
     unsafe extern "C" fn say_empty(_: *mut ibv_cq, _: i32, out: *mut ibv_wc) -> i32 {

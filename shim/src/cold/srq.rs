@@ -44,7 +44,7 @@ pub struct SrqCold {
     pub round: Round,
     /// The move under way.
     pub moving: Option<Moving>,
-    /// The limit of the object that is being emptied, for the one that the receives go to.
+    /// The limit of the object that the receives leave, for the one that they go to; half-way it is the one that the application sees and sets.
     pub limit: u32,
     /// Tells of a limit that was reached on the standby.
     pub bell: Option<Bell>,
@@ -55,6 +55,18 @@ impl SrqCold {
     /// The object on the standby of that site; the first one is the application's.
     pub fn twin(&self, site: Site) -> Option<Raw<ibv_srq>> {
         self.twins.get(usize::from(site.slot()?)).copied().flatten()
+    }
+
+    /// The receives are leaving their place, or being taken out of it: what an object there would say of a limit is not of what the application has posted.
+    pub fn is_half_way(&self) -> bool {
+        self.moving.is_some() || self.home.of(&self.left).copied().unwrap_or(false)
+    }
+
+    /// A move begins, or turns aside: what the object that the receives leave has of a limit. It has none where that fired, or was set aside before.
+    pub fn set_aside(&mut self, limit: u32) {
+        if limit != 0 && !self.is_half_way() {
+            self.limit = limit;
+        }
     }
 
     /// Receives are there, or on their way there.
@@ -209,19 +221,15 @@ pub unsafe fn modify(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) ->
         // SAFETY: passed on.
         return unsafe { real::ibv_modify_srq(srq, attr, mask) };
     };
-    let cold = shadow.cold();
-    let limit = mask as u32 & IBV_SRQ_LIMIT;
-    let is_at_home = cold.home == Site::PRIMARY;
-    if !is_at_home && limit != 0 {
-        // The limit is of the receives that there are, and they are on a standby.
-        let Some(twin) = cold.twin(cold.home) else { return libc::EINVAL };
-        // SAFETY: the twin is live under the cold lock; `attr` is the application's.
-        let errno = unsafe { real::ibv_modify_srq(twin.0, attr, limit as c_int) };
-        if errno != 0 || mask as u32 & !limit == 0 {
-            return errno;
-        }
+    let mut cold = shadow.cold();
+    let limit = IBV_SRQ_LIMIT as c_int;
+    // SAFETY: the application's structure is readable.
+    let elsewhere =
+        (mask & limit != 0).then(|| limit_elsewhere(shadow, &mut cold, unsafe { (*attr).srq_limit })).flatten();
+    if elsewhere.is_some_and(|errno| errno != 0 || mask & !limit == 0) {
+        return elsewhere.unwrap_or(0);
     }
-    let rest = if is_at_home { mask } else { mask & !(limit as c_int) };
+    let rest = if elsewhere.is_none() { mask } else { mask & !limit };
     // SAFETY: passed on.
     let errno = unsafe { real::ibv_modify_srq(srq, attr, rest) };
     if errno == 0 && mask as u32 & IBV_SRQ_MAX_WR != 0 {
@@ -244,6 +252,26 @@ pub unsafe fn modify(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) ->
     errno
 }
 
+/// Sets the limit where the receives are, if they are not in the application's object and at rest there. Returns errno.
+pub fn limit_elsewhere(srq: &SrqShadow, cold: &mut SrqCold, limit: u32) -> Option<c_int> {
+    if cold.is_half_way() {
+        if limit > srq.poster.lock().room {
+            return Some(libc::EINVAL);
+        }
+        cold.limit = limit;
+        return Some(0);
+    }
+    // What a move that was given up has kept of an earlier one is over.
+    cold.limit = 0;
+    if cold.home == Site::PRIMARY {
+        return None;
+    }
+    let Some(twin) = cold.twin(cold.home) else { return Some(libc::EINVAL) };
+    let mut attr = ibv_srq_attr { max_wr: 0, max_sge: 0, srq_limit: limit };
+    // SAFETY: the twin is live under the cold lock.
+    Some(unsafe { real::ibv_modify_srq(twin.0, &mut attr, IBV_SRQ_LIMIT as c_int) })
+}
+
 /// `ibv_query_srq`.
 ///
 /// # Safety
@@ -253,9 +281,10 @@ pub unsafe fn query(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int {
     let errno = unsafe { real::ibv_query_srq(srq, attr) };
     let Some(shadow) = SRQS.get(srq).filter(|_| errno == 0) else { return errno };
     let cold = shadow.cold();
-    if let Some(twin) = cold.twin(cold.home) {
+    let elsewhere = if cold.is_half_way() { Some(cold.limit) } else { cold.twin(cold.home).map(limit_of) };
+    if let Some(limit) = elsewhere {
         // SAFETY: the call above filled the structure.
-        unsafe { (*attr).srq_limit = limit_of(twin) };
+        unsafe { (*attr).srq_limit = limit };
     }
     0
 }
