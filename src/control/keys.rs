@@ -157,15 +157,18 @@ pub struct PeerKeys {
 impl PeerKeys {
     /// The peer told a registration.
     pub fn handle_add(&mut self, key: Key, standby_rkey: u32) {
-        // What is said of the device counts for its standbys: a key that is withdrawn is withdrawn everywhere.
-        let (device, _) = device_and_slot(key.device);
-        let is_past = match self.keys.get(&(device, key.rkey)) {
-            Some((generation, Known::Withdrawn)) => *generation >= key.generation,
-            Some((generation, _)) => *generation > key.generation,
-            None => false,
-        };
-        if !is_past && key.generation > self.forgotten_through {
+        if !self.is_past(key) && key.generation > self.forgotten_through {
             self.enter(key, Known::Registered(standby_rkey));
+        }
+    }
+
+    /// Whether that registration is gone. What is said of the device counts for its standbys: a key that is withdrawn is withdrawn everywhere.
+    fn is_past(&self, key: Key) -> bool {
+        let (device, _) = device_and_slot(key.device);
+        match self.keys.get(&(device, key.rkey)) {
+            Some((generation, Known::Withdrawn | Known::Absent)) => *generation >= key.generation,
+            Some((generation, Known::Registered(_) | Known::Unprotected)) => *generation > key.generation,
+            None => false,
         }
     }
 
@@ -196,9 +199,14 @@ impl PeerKeys {
             KeyState::Unprotected => (newest, Known::Unprotected),
             KeyState::Absent => (newest, Known::Absent),
         };
+        let key = Key { device, rkey, generation };
+        if matches!(known, Known::Registered(_)) && self.is_past(key) {
+            // The withdrawal has overtaken it. What there is now is still asked for.
+            return;
+        }
         // An answer to a question that nobody asked is a stranger's, or late.
         if self.asked.remove(&(device, rkey)).is_some() {
-            self.enter(Key { device, rkey, generation }, known);
+            self.enter(key, known);
         }
     }
 
@@ -322,6 +330,39 @@ mod tests {
         peer.handle_del(own.remove(DeviceId(0), 7, BTreeSet::new()).unwrap());
         told(&mut peer, added);
         assert_eq!(KeysOf { keys: Some(&peer), device: place_of(0, 1) }.remote(7), RemoteKey::Unknown);
+    }
+
+    #[test]
+    fn a_withdrawal_that_overtakes_an_answer_counts_on_every_standby() {
+        for slot in 0..2 {
+            let (place, limit) = (place_of(0, slot), Micros(1_000_000));
+            let mut peer = PeerKeys::default();
+            let on = |keys: &PeerKeys| KeysOf { keys: Some(keys), device: place }.remote(7);
+            assert!(peer.ask(place, 7, Micros(1), limit).is_ok());
+            peer.handle_del(key(7, 3));
+            peer.handle_answer(place, 7, KeyState::Known { generation: 3, standby_rkey: 71 });
+            assert_eq!(on(&peer), RemoteKey::Unknown);
+            // It is asked on, until the same moment.
+            assert_eq!(peer.ask(place, 7, Micros(60_000), limit), Ok(Some(Frame::KeyAsk { device: place, rkey: 7 })));
+            assert_eq!(peer.ask(place, 7, Micros(1_000_002), limit), Err(()));
+            // What was registered after that is another.
+            assert!(peer.ask(place, 7, Micros(2_000_000), limit).is_ok());
+            peer.handle_answer(place, 7, KeyState::Known { generation: 4, standby_rkey: 72 });
+            assert_eq!(on(&peer), RemoteKey::Known(72));
+        }
+    }
+
+    #[test]
+    fn a_key_that_the_peer_says_is_gone_does_not_come_back_by_a_late_frame() {
+        let mut peer = PeerKeys::default();
+        peer.handle_add(key(7, 3), 70);
+        peer.handle_del(key(7, 3));
+        assert!(peer.ask(0, 7, Micros(1), Micros(10)).is_ok());
+        peer.handle_answer(0, 7, KeyState::Absent);
+        peer.handle_add(key(7, 3), 70);
+        assert_eq!(remote(&peer, 7), RemoteKey::Absent);
+        peer.handle_add(key(7, 4), 71);
+        assert_eq!(remote(&peer, 7), RemoteKey::Known(71));
     }
 
     #[test]
