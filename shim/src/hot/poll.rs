@@ -415,12 +415,14 @@ fn strange(inner: &CqInner, raw: ibv_wc, source: Source, sink: &mut Sink<'_>) {
 }
 
 /// The oldest send that a completion may still be of: head, but for the flushes of an error that the application gets. They go out as they come (a
-/// provider may leave out those of unsignalled requests, so none is waited for), and another poller may hold earlier ones.
+/// provider may leave out those of unsignalled requests, so none is waited for), and another poller may hold earlier ones. Of an entry whose slot was written
+/// again nothing is known any more: better no completion than that of another request.
 #[inline]
 fn oldest_due(qp: &QpShadow) -> u64 {
-    let head = qp.sq.ring.head();
+    let ring = &qp.sq.ring;
+    let head = ring.head();
     if qp.sq.errored.load(Relaxed) && qp.stance() == Stance::Passing {
-        head.saturating_sub(qp.sq.ring.size())
+        head.min(ring.tail().saturating_sub(ring.size()))
     } else {
         head
     }

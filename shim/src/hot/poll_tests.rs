@@ -210,3 +210,18 @@ fn an_event_of_an_earlier_arming_does_not_end_a_later_one() {
     assert_eq!((queue.start(), channel.due()), (0, 1));
     queue.end();
 }
+
+/// Another poller took the second one from the provider, and stands still with it while the program posts on.
+#[test]
+fn a_late_flush_is_of_its_own_request_or_of_none() {
+    for (posted_behind, late) in [(0, Some(11)), (1, None)] {
+        let bench = Bench::new();
+        let ids = |seen: Vec<ibv_wc>| seen.iter().map(|wc| wc.wr_id).collect::<Vec<_>>();
+        (10..13).for_each(|wr_id| bench.post_signalled(wr_id));
+        assert_eq!(ids(bench.complete(&[(0, IBV_WC_REM_ACCESS_ERR), (2, IBV_WC_WR_FLUSH_ERR)])), [10, 12]);
+        let last = bench.qp.sq.ring.size() + posted_behind;
+        (3..=last).for_each(|seq| bench.post_signalled(10 + seq));
+        assert_eq!(ids(bench.complete(&[(1, IBV_WC_WR_FLUSH_ERR)])), late.into_iter().collect::<Vec<_>>());
+        assert_eq!(ids(bench.complete(&[(last, IBV_WC_WR_FLUSH_ERR)])), [10 + last]);
+    }
+}
