@@ -6,5 +6,9 @@ struct ibv_context *user_open(void);
 
 struct ibv_context *user_open(void)
 {
-    return ibv_open_device(ibv_get_device_list(0)[0]);
+    struct ibv_device **list = ibv_get_device_list(NULL);
+    struct ibv_context *context = ibv_open_device(list[0]);
+
+    ibv_free_device_list(list);
+    return context;
 }

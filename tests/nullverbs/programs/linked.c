@@ -19,6 +19,10 @@ static const char *patched(struct ibv_context *context)
 {
     Dl_info info;
 
+    /* Never closed, and not lost either. */
+    static struct ibv_context *opened[2];
+
+    opened[opened[0] != NULL] = context;
     if (!context)
         return "not open";
     return dladdr((void *)context->ops.post_send, &info) && strstr(info.dli_fname, "shift_verbs") ? "seen" : "not seen";
@@ -41,12 +45,15 @@ int main(int count, char **words)
     printf("own: %s\n", patched(ibv_open_device(list[0])));
     if (handle && !strcmp(words[1], "copy")) {
         struct ibv_device **(*devices)(int *) = (struct ibv_device **(*)(int *))dlsym(handle, "ibv_get_device_list");
+        struct ibv_device **others = devices(NULL);
 
         copy = (opener *)dlsym(handle, "ibv_open_device");
-        printf("copy: %s\n", patched(copy(devices(NULL)[0])));
+        printf("copy: %s\n", patched(copy(others[0])));
+        ((void (*)(struct ibv_device **))dlsym(handle, "ibv_free_device_list"))(others);
     } else if (handle) {
         open_other = (struct ibv_context * (*)(void)) dlsym(handle, "user_open");
         printf("library: %s\n", patched(open_other()));
     }
+    ibv_free_device_list(list);
     return 0;
 }
