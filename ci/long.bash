@@ -1,7 +1,7 @@
 # Sourced by `scripts/test --long`: what takes longer than a change can wait for, in parts. Each writes its result into tests/CAMPAIGN.md.
 
 # In the order in which they run.
-parts=(faults programs network models sanitizers fuzzing mutants systems)
+parts=(faults programs network models sanitizers miri fuzzing mutants systems)
 
 # The day: each campaign makes its choices anew, and whoever reads its table can repeat them.
 seed=$(date -u +%Y%m%d)
@@ -50,6 +50,16 @@ part_sanitizers() {
 
 sanitizers() {
     require_sanitizers && ci/sanitizers address threads weakened memory
+}
+
+# The unit tests of what is unsafe and needs no device, interpreted.
+part_miri() {
+    check_many "miri" "$testing" miri
+    ci/campaign miri "$log"
+}
+
+miri() {
+    require_miri && ci/miri
 }
 
 # Three hours: one for each of six targets, in pairs. The table of it is in tests/fuzz/README.md.

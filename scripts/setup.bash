@@ -95,6 +95,13 @@ require_mutants() {
     cargo install --quiet --locked "cargo-mutants@$mutants_version" >&2
 }
 
+# Miri is a component of nightly compilers alone; it interprets the standard library too.
+require_miri() {
+    cargo +nightly miri --version >/dev/null 2>&1 && return
+    echo "installing a nightly compiler with miri" >&2
+    rustup toolchain install nightly --profile minimal --component miri --component rust-src >&2
+}
+
 # Sanitizers want the standard library built with them: Debian's compiler comes with its source, and clang's runtimes of the same LLVM.
 require_sanitizers() {
     local llvm
