@@ -48,7 +48,11 @@ fn main() -> ExitCode {
     if arguments.table {
         let _ = write!(out, "{}", table(&rows));
     }
-    if !is_list && (rows.is_empty() || rows.iter().any(|(_, finding, _)| finding.failure.is_some())) {
+    let failed = rows.iter().filter(|(_, finding, _)| finding.failure.is_some()).count();
+    if !is_list {
+        eprintln!("models: {} passed; {failed} failed", rows.len() - failed);
+    }
+    if !is_list && (rows.is_empty() || failed > 0) {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
