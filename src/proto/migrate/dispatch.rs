@@ -93,8 +93,9 @@ impl Machine {
         let event = self.classify(&message, tuple);
         let cue = match message {
             Handshake::Claim { cause, .. } => Cue { tuple, cause: Some(cause), ..Cue::default() },
-            Handshake::Report { fenced, reports, .. } => Cue { tuple, holds: fenced, reports, ..Cue::default() },
-            Handshake::Confirm { seen, .. } => Cue { tuple, holds: seen, ..Cue::default() },
+            // That they are about the current attempt is all that is asked of their tuple.
+            Handshake::Report { fenced, reports, .. } => Cue { holds: fenced, reports, ..Cue::default() },
+            Handshake::Confirm { seen, .. } => Cue { holds: seen, ..Cue::default() },
             Handshake::Accept { .. }
             | Handshake::Refuse { .. }
             | Handshake::Wait { .. }

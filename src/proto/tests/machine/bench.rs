@@ -49,6 +49,7 @@ impl Bench {
         while let Some(due) = self.machine.deadline().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             effects.extend(self.give(Input::Tick));
+            assert!(self.machine.deadline().is_none_or(|next| next > self.now), "it does not get on");
         }
         self.now = until;
         effects
