@@ -163,6 +163,16 @@ fn a_member_with_unprovable_work_holds_new_posts_so_that_the_old_ones_can_end() 
 }
 
 #[test]
+fn what_is_allowed_twice_is_allowed() {
+    for path in [PathId(1), PathId(2)] {
+        assert!(Scope::only(PathId(1)).with(PathId(2)).with(path).allows(path));
+    }
+    let sites: Sites = [HOME, AWAY, HOME].into_iter().collect();
+    assert_eq!(sites, BOTH);
+    assert!(BOTH.with(AWAY).has(AWAY) && BOTH.with(HOME).has(HOME));
+}
+
+#[test]
 fn what_the_group_does_not_allow_is_neither_claimed_nor_accepted() {
     let mut bench = Bench::new(BIGGER);
     bench.machine.confine(Scope::NOWHERE);
