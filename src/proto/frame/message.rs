@@ -81,18 +81,7 @@ impl Writer {
     }
 
     fn cause(&mut self, cause: Cause) {
-        self.u8(match cause {
-            Cause::RetryExceeded => 1,
-            Cause::Flushed => 2,
-            Cause::Stalled => 3,
-            Cause::PortDown => 4,
-            Cause::DeviceLost => 5,
-            Cause::PeerNotice => 6,
-            Cause::Operator => 7,
-            Cause::Planned => 8,
-            Cause::Group => 9,
-            Cause::Muster => 10,
-        });
+        self.u8(cause as u8);
     }
 
     fn report(&mut self, report: &IncarnationReport) {
@@ -156,19 +145,8 @@ impl Reader<'_> {
     }
 
     fn cause(&mut self) -> Result<Cause, FrameError> {
-        Ok(match self.u8()? {
-            1 => Cause::RetryExceeded,
-            2 => Cause::Flushed,
-            3 => Cause::Stalled,
-            4 => Cause::PortDown,
-            5 => Cause::DeviceLost,
-            6 => Cause::PeerNotice,
-            7 => Cause::Operator,
-            8 => Cause::Planned,
-            9 => Cause::Group,
-            10 => Cause::Muster,
-            _ => return Err(FrameError::Value("cause")),
-        })
+        let number = self.u8()?;
+        Cause::ALL.iter().copied().find(|cause| *cause as u8 == number).ok_or(FrameError::Value("cause"))
     }
 
     fn reports(&mut self) -> Result<Vec<IncarnationReport>, FrameError> {

@@ -7,29 +7,51 @@ use super::muster::{Call, Word};
 use crate::id::{Epoch, PathId, Tuple};
 use crate::ledger::IncarnationReport;
 
-/// What made an end claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Cause {
+macro_rules! causes {
+    ($($(#[$about:meta])* $name:ident = $number:literal, $told:literal;)*) => {
+        /// What made an end claim. Each has its number on the wire.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Cause {
+            $($(#[$about])* $name = $number,)*
+        }
+
+        impl Cause {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+        }
+
+        impl fmt::Display for Cause {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $told,)*
+                })
+            }
+        }
+    };
+}
+
+causes! {
     /// A completion with IBV_WC_RETRY_EXC_ERR.
-    RetryExceeded,
+    RetryExceeded = 1, "retries exceeded";
     /// Flushes with no error before them that the application did not cause.
-    Flushed,
+    Flushed = 2, "flushed without an error";
     /// Outstanding work made no progress and a probe of the path got no answer.
-    Stalled,
+    Stalled = 3, "stalled";
     /// The port or the link went down, or a path attribute it needs is gone.
-    PortDown,
+    PortDown = 4, "port down";
     /// The device is gone or in an internal error.
-    DeviceLost,
+    DeviceLost = 5, "device lost";
     /// The peer said that the path is dead.
-    PeerNotice,
+    PeerNotice = 6, "peer notice";
     /// An operator asked.
-    Operator,
+    Operator = 7, "operator";
     /// A planned move of a healthy connection: WAIT means that the own sends are not complete, ACCEPT that they are.
-    Planned,
+    Planned = 8, "planned";
     /// Another queue pair of the same shared receive queue has moved there.
-    Group,
+    Group = 9, "group";
     /// A planned move of all queue pairs that share their receives: both ends hold their sends, and those that were out are complete.
-    Muster,
+    Muster = 10, "muster";
 }
 
 impl Cause {
@@ -37,23 +59,6 @@ impl Cause {
     #[must_use]
     pub const fn is_planned(self) -> bool {
         matches!(self, Self::Planned | Self::Muster)
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::RetryExceeded => "retries exceeded",
-            Self::Flushed => "flushed without an error",
-            Self::Stalled => "stalled",
-            Self::PortDown => "port down",
-            Self::DeviceLost => "device lost",
-            Self::PeerNotice => "peer notice",
-            Self::Operator => "operator",
-            Self::Planned => "planned",
-            Self::Group => "group",
-            Self::Muster => "muster",
-        })
     }
 }
 

@@ -57,18 +57,7 @@ fn report() -> impl Strategy<Value = IncarnationReport> {
 }
 
 fn cause() -> impl Strategy<Value = Cause> {
-    prop::sample::select(vec![
-        Cause::RetryExceeded,
-        Cause::Flushed,
-        Cause::Stalled,
-        Cause::PortDown,
-        Cause::DeviceLost,
-        Cause::PeerNotice,
-        Cause::Operator,
-        Cause::Planned,
-        Cause::Group,
-        Cause::Muster,
-    ])
+    prop::sample::select(Cause::ALL)
 }
 
 fn word() -> impl Strategy<Value = Word> {
@@ -378,6 +367,7 @@ fn the_bytes_of_version_1_do_not_change() {
     let expected =
         [&[1, 15, 7, 0, 0, 0, 0, 0, 0, 0][..], &end, &end, &[1, 2, 0, 0, 0], &end, &[3, 0, 0, 0, 1, 3]].concat();
     assert_eq!(bytes_of(&Frame::Migration { number: 7, to: me, from: me, msg }), expected);
+    assert!(Cause::ALL.iter().map(|cause| *cause as u8).eq(1..=10));
 }
 
 fn versions() -> impl Strategy<Value = Versions> {

@@ -20,19 +20,7 @@ fn each_state_is_told_by_its_stage_and_by_its_attempt_if_there_is_one() {
 
 #[test]
 fn each_cause_of_a_claim_is_told_apart() {
-    let causes = [
-        Cause::RetryExceeded,
-        Cause::Flushed,
-        Cause::Stalled,
-        Cause::PortDown,
-        Cause::DeviceLost,
-        Cause::PeerNotice,
-        Cause::Operator,
-        Cause::Planned,
-        Cause::Group,
-        Cause::Muster,
-    ];
-    are_told_apart(&causes.map(|cause| cause.to_string()));
+    are_told_apart(&Cause::ALL.iter().map(ToString::to_string).collect::<Vec<_>>());
 }
 
 #[test]
