@@ -69,7 +69,7 @@ part_fuzzing() {
     check_many "bytes from outside" "^fuzz:" ci/fuzz --keep
 }
 
-# Hours. Each change of one place in the protocol's core; goes on where it was interrupted.
+# Each change of one place in the protocol's core; goes on where it was interrupted.
 part_mutants() {
     check_many "mutants" "^mutants:" mutants
     ci/campaign mutants "$log"
