@@ -1,17 +1,20 @@
 # Sourced by `scripts/test --long`: what takes longer than a change can wait for, in parts. Each writes its result into tests/CAMPAIGN.md.
 
 # In the order in which they run.
-parts=(faults programs network models sanitizers miri fuzzing mutants systems)
+parts=(faults migrations programs network models sanitizers miri fuzzing mutants systems)
 
 # The day: each campaign makes its choices anew, and whoever reads its table can repeat them.
 seed=$(date -u +%Y%m%d)
+
+# It takes what time it takes.
+endurance=shim-thousand
 
 # An hour. Every fault that the default run leaves out, and what judges only the lab itself or one mode of the checking application.
 part_faults() {
     local name pattern rest=()
     build_lab
     while read -r name _; do
-        for pattern in "${scenarios[@]}" 'program-*' 'nccl-*' 'open-*' '*-short'; do
+        for pattern in "${scenarios[@]}" 'program-*' 'nccl-*' 'open-*' '*-short' "$endurance"; do
             # shellcheck disable=SC2053 # The right side is a pattern.
             [[ $name == $pattern ]] && continue 2
         done
@@ -19,6 +22,13 @@ part_faults() {
     done < <("$built/shift-lab" list)
     run_lab --seed "$seed" "${lab_options[@]}" "${rest[@]}"
     ci/campaign faults "$logs/objects"
+}
+
+# More than a thousand on real packets, of a job that goes on.
+part_migrations() {
+    build_lab
+    run_lab --seed "$seed" "${lab_options[@]}" "$endurance"
+    ci/campaign migrations "$logs/objects"
 }
 
 # Every program that was tried, for the table in README.md too.
