@@ -115,7 +115,7 @@ fn begin(srq: &SrqShadow, cold: &mut SrqCold, site: Site, gid: Option<&ibv_gid_e
     if posting == site {
         mark_left(cold, site);
     }
-    if has_left(cold, site) {
+    if cold.has_left(site) {
         empty(srq, cold, site, gid)?;
         if posting == site {
             // The application has posted there meanwhile.
@@ -165,10 +165,6 @@ fn mark_left(cold: &mut SrqCold, site: Site) {
     if let Some(left) = cold.left.get_mut(usize::from(site.0)) {
         *left = true;
     }
-}
-
-fn has_left(cold: &SrqCold, site: Site) -> bool {
-    site.of(&cold.left).copied().unwrap_or(false)
 }
 
 fn rail_of(srq: &SrqShadow, site: Site) -> Option<std::sync::Arc<rail::Rail>> {
@@ -231,7 +227,7 @@ fn try_enter(srq: &SrqShadow, qp: &QpShadow, gid: Option<&ibv_gid_entry>) -> Res
         keep_off(srq, &mut cold, None, Site::PRIMARY)?;
         let round = cold.round;
         move_to(srq, &mut cold, (Site::PRIMARY, round), gid)?;
-    } else if has_left(&cold, Site::PRIMARY) {
+    } else if cold.has_left(Site::PRIMARY) {
         empty(srq, &mut cold, Site::PRIMARY, gid)?;
     }
     Ok(qp.begins_to_take(Site::PRIMARY))
@@ -568,9 +564,9 @@ mod tests {
             *first = Some(withdraw::Withdrawal::half_way());
         }
         assert!(empty(&srq, &mut cold, sites[1], Some(&gid)).is_err(), "without a device it cannot even begin");
-        assert_eq!(sites.map(|site| has_left(&cold, site)), [true; 2]);
+        assert_eq!(sites.map(|site| cold.has_left(site)), [true; 2]);
         assert_eq!(empty(&srq, &mut cold, sites[0], Some(&gid)), Ok(()));
-        assert_eq!(sites.map(|site| has_left(&cold, site)), [false, true]);
+        assert_eq!(sites.map(|site| cold.has_left(site)), [false, true]);
     }
 
     #[test]

@@ -57,9 +57,14 @@ impl SrqCold {
         self.twins.get(usize::from(site.slot()?)).copied().flatten()
     }
 
+    /// The object there may still hold receives that are posted elsewhere by now.
+    pub fn has_left(&self, site: Site) -> bool {
+        site.of(&self.left).copied().unwrap_or(false)
+    }
+
     /// The receives are leaving their place, or being taken out of it: what an object there would say of a limit is not of what the application has posted.
     pub fn is_half_way(&self) -> bool {
-        self.moving.is_some() || self.home.of(&self.left).copied().unwrap_or(false)
+        self.moving.is_some() || self.has_left(self.home)
     }
 
     /// A move begins, or turns aside: what the object that the receives leave has of a limit. It has none where that fired, or was set aside before.
